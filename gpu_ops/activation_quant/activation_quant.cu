@@ -1,0 +1,75 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#include "activation_quant/kernel.cuh"
+#include "activation_quant/launch.h"
+#include "common/device.h"
+#include "common/launch_kernel.cuh"
+
+namespace w4afp8 {
+namespace {
+
+template <int kWidth>
+cudaError_t launch_quant(const QuantPerTokenParams& params, cudaStream_t stream) {
+  auto kernel = quant_per_token_kernel<kWidth, float>;
+  if (params.in_type == DataType::kBFloat16) kernel = quant_per_token_kernel<kWidth, __nv_bfloat16>;
+  if (params.in_type == DataType::kFloat16) kernel = quant_per_token_kernel<kWidth, __half>;
+  return launch_kernel(kernel, params.num_rows, row_threads(params.features, kWidth), stream,
+                       params);
+}
+
+template <int kWidth, typename T>
+cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t stream) {
+  auto kernel = activation_quant_kernel<kWidth, T, Activation::kSwiglu>;
+  if (params.activation == Activation::kSwigluOai) {
+    kernel = activation_quant_kernel<kWidth, T, Activation::kSwigluOai>;
+  }
+  if (params.activation == Activation::kGelu) {
+    kernel = activation_quant_kernel<kWidth, T, Activation::kGelu>;
+  }
+  return launch_kernel(kernel, params.tokens.num_rows, row_threads(params.features, kWidth), stream,
+                       params);
+}
+
+template <int kWidth>
+cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t stream) {
+  return params.in_type == DataType::kBFloat16
+             ? launch_activation<kWidth, __nv_bfloat16>(params, stream)
+             : launch_activation<kWidth, __half>(params, stream);
+}
+
+}  // namespace
+
+const char* check(const QuantPerTokenParams& params) {
+  if (const char* reason = check_device()) return reason;
+  return params.num_rows > kMaxGrid ? "x has more than 2^31 - 1 rows" : nullptr;
+}
+
+const char* check(const ActivationQuantParams& params) {
+  if (const char* reason = check_device()) return reason;
+  return params.tokens.num_rows > kMaxGrid ? "h has more than 2^31 - 1 rows" : nullptr;
+}
+
+cudaError_t launch_quant_per_token(const QuantPerTokenParams& params, cudaStream_t stream) {
+  const bool vectors = rows_are_vectors(params.features, params.x, params.out);
+  return vectors ? launch_quant<kVectorWidth>(params, stream) : launch_quant<1>(params, stream);
+}
+
+cudaError_t launch_activation_quant(const ActivationQuantParams& params, cudaStream_t stream) {
+  const bool vectors = rows_are_vectors(params.features, params.h, params.out);
+  return vectors ? launch_activation<kVectorWidth>(params, stream)
+                 : launch_activation<1>(params, stream);
+}
+
+}  // namespace w4afp8

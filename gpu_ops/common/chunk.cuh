@@ -1,0 +1,131 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// A few neighbouring features of one row, as one thread holds them: float32 in registers, 16-byte
+// (8-byte for FP8) accesses to memory.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <cstdint>
+
+#include "common/types.h"
+
+namespace w4afp8 {
+
+constexpr int kVectorWidth = 8;  // features of a chunk where rows_are_vectors, else 1
+
+// True where every row begins at a multiple of 16 bytes and ends with a whole chunk.
+inline bool rows_are_vectors(int64_t features, const void* a, const void* b) {
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b);
+  return features % kVectorWidth == 0 && bits % 16 == 0;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// Unsigned integer of kBytes bytes: what one access moves.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<1> {
+  using Type = uint8_t;
+};
+template <>
+struct Word<2> {
+  using Type = uint16_t;
+};
+template <>
+struct Word<4> {
+  using Type = uint32_t;
+};
+template <>
+struct Word<8> {
+  using Type = uint2;
+};
+template <>
+struct Word<16> {
+  using Type = uint4;
+};
+
+template <int kWidth>
+struct Chunk {
+  float v[kWidth];
+};
+
+// Reads kWidth features; `x` is aligned to all of them (to 16 bytes if they are more).
+template <int kWidth, typename T>
+__device__ __forceinline__ Chunk<kWidth> load_chunk(const T* x) {
+  constexpr int kBytes = kWidth * sizeof(T);
+  constexpr int kAccess = kBytes < 16 ? kBytes : 16;
+  using Access = typename Word<kAccess>::Type;
+  union {
+    Access words[kBytes / kAccess];
+    T values[kWidth];
+  } raw = {};
+#pragma unroll
+  for (int i = 0; i < kBytes / kAccess; ++i) raw.words[i] = reinterpret_cast<const Access*>(x)[i];
+  Chunk<kWidth> chunk;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) chunk.v[i] = to_float(raw.values[i]);
+  return chunk;
+}
+
+// Rounds to T (to nearest even) and writes.
+template <int kWidth, typename T>
+__device__ __forceinline__ void store_chunk(T* x, const Chunk<kWidth>& chunk) {
+  using Access = typename Word<kWidth * sizeof(T)>::Type;
+  union {
+    Access word;
+    T values[kWidth];
+  } raw = {};
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) raw.values[i] = from_float<T>(chunk.v[i]);
+  *reinterpret_cast<Access*>(x) = raw.word;
+}
+
+// Rounds to float8_e4m3fn: to nearest even, saturating at 448, NaN as 0x7F.
+template <int kWidth>
+__device__ __forceinline__ typename Word<kWidth>::Type to_fp8(const Chunk<kWidth>& chunk) {
+  if constexpr (kWidth == 1) {
+    return __nv_cvt_float_to_fp8(chunk.v[0], __NV_SATFINITE, __NV_E4M3);
+  } else {
+    union {
+      typename Word<kWidth>::Type word;
+      uint16_t pairs[kWidth / 2];
+    } raw = {};
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i) {
+      const float2 pair = make_float2(chunk.v[2 * i], chunk.v[2 * i + 1]);
+      raw.pairs[i] = __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
+    }
+    return raw.word;
+  }
+}
+
+}  // namespace w4afp8
