@@ -57,11 +57,6 @@ __device__ __forceinline__ Chunk<kWidth> load_activated(const T* row, int64_t fe
   return chunk;
 }
 
-template <int kWidth>
-__device__ __forceinline__ void store_fp8(uint8_t* out, typename Word<kWidth>::Type bytes) {
-  *reinterpret_cast<typename Word<kWidth>::Type*>(out) = bytes;
-}
-
 template <int kWidth, typename T>
 __global__ void __launch_bounds__(kMaxRowThreads, 1) quant_per_token_kernel(QuantPerTokenParams p) {
   const int64_t row = blockIdx.x;

@@ -128,4 +128,9 @@ __device__ __forceinline__ typename Word<kWidth>::Type to_fp8(const Chunk<kWidth
   }
 }
 
+template <int kWidth>
+__device__ __forceinline__ void store_fp8(uint8_t* out, typename Word<kWidth>::Type bytes) {
+  *reinterpret_cast<typename Word<kWidth>::Type*>(out) = bytes;
+}
+
 }  // namespace w4afp8

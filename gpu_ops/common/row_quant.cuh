@@ -62,13 +62,13 @@ __device__ __forceinline__ typename Word<kWidth>::Type quantise(const Chunk<kWid
   return to_fp8(scaled);
 }
 
-// Quantises a row of `features` features (a multiple of kWidth) and returns its scale.
-//   load(i)         -> Chunk<kWidth>, features [i, i + kWidth); called again for what no register
-//   holds store(i, bytes)    writes their FP8 bytes
-// To be called by all threads of a block of up to kMaxRowThreads; once per launch.
+// Quantises a row of `features` features (a multiple of kWidth) and returns its scale. load(i) gives
+// features [i, i + kWidth) as a Chunk, and is called again for those that no register holds;
+// store(i, bytes) writes their FP8 bytes. To be called once a launch, by all threads of a block of
+// up to kMaxRowThreads.
 template <int kWidth, typename Load, typename Store>
 __device__ __forceinline__ float quantise_row(int64_t features, Load load, Store store) {
-  __shared__ uint32_t warp_max[kMaxRowThreads / 32];
+  __shared__ uint32_t max_of_warp[kMaxRowThreads / 32];
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kWidth;
   const int64_t stride = static_cast<int64_t>(blockDim.x) * kWidth;
   const int64_t first_unheld = first + kHeldChunks * stride;
@@ -85,7 +85,7 @@ __device__ __forceinline__ float quantise_row(int64_t features, Load load, Store
     largest = largest_magnitude(largest, load(i));
   }
 
-  largest = block_max(largest, warp_max);
+  largest = block_max(largest, max_of_warp);
   const float scale = fmaxf(__fdiv_rn(largest, kFp8Largest), FLT_MIN);
   const float inverse = __frcp_rn(scale);
 

@@ -1,0 +1,105 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#include "common/device.h"
+#include "common/launch_kernel.cuh"
+#include "moe_route/combine.cuh"
+#include "moe_route/dispatch.cuh"
+#include "moe_route/launch.h"
+#include "moe_route/route.cuh"
+
+namespace w4afp8 {
+namespace {
+
+constexpr int64_t kMaxExperts = 1024;
+constexpr int64_t kMaxSlots = int64_t{1} << 30;
+constexpr const char* kTooManyExperts = "more than 1024 experts";
+constexpr const char* kTooManySlots = "topk is larger than 32";
+
+template <typename T>
+cudaError_t launch_route(const MoeRouteParams& params, cudaStream_t stream) {
+  auto kernel = moe_route_kernel<1, T>;
+  if (params.experts > 32) kernel = moe_route_kernel<2, T>;
+  if (params.experts > 64) kernel = moe_route_kernel<4, T>;
+  if (params.experts > 128) kernel = moe_route_kernel<8, T>;
+  if (params.experts > 256) kernel = moe_route_kernel<16, T>;
+  if (params.experts > 512) kernel = moe_route_kernel<32, T>;
+  return launch_kernel(kernel, ceil_div(params.num_tokens, kRouteWarps), kRouteWarps * 32, stream,
+                       params);
+}
+
+template <int kWidth>
+cudaError_t launch_copy_rows(const MoeDispatchParams& params, cudaStream_t stream) {
+  auto kernel = params.in_type == DataType::kBFloat16 ? copy_rows_kernel<kWidth, __nv_bfloat16>
+                                                      : copy_rows_kernel<kWidth, __half>;
+  return launch_kernel(kernel, params.num_tokens, row_threads(params.hidden, kWidth), stream,
+                       params);
+}
+
+template <int kWidth>
+cudaError_t launch_combine(const MoeCombineParams& params, cudaStream_t stream) {
+  auto kernel = params.type == DataType::kBFloat16 ? moe_combine_kernel<kWidth, __nv_bfloat16>
+                                                   : moe_combine_kernel<kWidth, __half>;
+  return launch_kernel(kernel, params.num_tokens, kCombineThreads, stream, params);
+}
+
+}  // namespace
+
+const char* check(const MoeRouteParams& params) {
+  if (const char* reason = check_device()) return reason;
+  if (params.experts > kMaxExperts) return kTooManyExperts;
+  if (params.topk > kMaxTopk) return kTooManySlots;
+  if (params.topk > params.experts) return "topk is larger than the number of experts";
+  return params.num_tokens > kMaxGrid ? "more than 2^31 - 1 tokens" : nullptr;
+}
+
+const char* check(const MoeDispatchParams& params) {
+  if (const char* reason = check_device()) return reason;
+  if (params.experts > kMaxExperts) return kTooManyExperts;
+  if (params.topk > kMaxTopk) return kTooManySlots;
+  return params.num_tokens * params.topk > kMaxSlots ? "more than 2^30 slots" : nullptr;
+}
+
+const char* check(const MoeCombineParams& params) {
+  if (const char* reason = check_device()) return reason;
+  return params.num_tokens > kMaxGrid ? "more than 2^31 - 1 tokens" : nullptr;
+}
+
+cudaError_t launch_moe_route(const MoeRouteParams& params, cudaStream_t stream) {
+  switch (params.logits_type) {
+    case DataType::kFloat32:
+      return launch_route<float>(params, stream);
+    case DataType::kBFloat16:
+      return launch_route<__nv_bfloat16>(params, stream);
+    case DataType::kFloat16:
+      return launch_route<__half>(params, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t launch_moe_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
+  const cudaError_t error =
+      launch_kernel(find_rows_kernel, params.experts, kFindThreads, stream, params);
+  if (error != cudaSuccess) return error;
+  const bool vectors = rows_are_vectors(params.hidden, params.x, params.permuted);
+  return vectors ? launch_copy_rows<kVectorWidth>(params, stream)
+                 : launch_copy_rows<1>(params, stream);
+}
+
+cudaError_t launch_moe_combine(const MoeCombineParams& params, cudaStream_t stream) {
+  const bool vectors = rows_are_vectors(params.hidden, params.y, params.out);
+  return vectors ? launch_combine<kVectorWidth>(params, stream) : launch_combine<1>(params, stream);
+}
+
+}  // namespace w4afp8
