@@ -62,8 +62,8 @@ __device__ __forceinline__ typename Word<kWidth>::Type quantise(const Chunk<kWid
   return to_fp8(scaled);
 }
 
-// Quantises a row of `features` features (a multiple of kWidth) and returns its scale. load(i) gives
-// features [i, i + kWidth) as a Chunk, and is called again for those that no register holds;
+// Quantises a row of `features` features (a multiple of kWidth) and returns its scale. load(i)
+// gives features [i, i + kWidth) as a Chunk, and is called again for those that no register holds;
 // store(i, bytes) writes their FP8 bytes. To be called once a launch, by all threads of a block of
 // up to kMaxRowThreads.
 template <int kWidth, typename Load, typename Store>

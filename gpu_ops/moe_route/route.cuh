@@ -35,12 +35,10 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Unsigned integer that orders as the float does. NaN comes after every number (kNanKey), and
-// after NaN what is no candidate (0).
+// Unsigned integer that orders as the float does and is never 0, which stands for no candidate. NaN
+// counts as minus infinity, so that the ids are always different experts.
 __device__ __forceinline__ uint32_t order_key(float x) {
-  constexpr uint32_t kNanKey = 1;
-  if (x != x) return kNanKey;
-  const uint32_t bits = __float_as_uint(x);
+  const uint32_t bits = __float_as_uint(x == x ? x : -INFINITY);
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
