@@ -46,7 +46,7 @@ struct GroupGemmParams {
   ActivationScaleMode x_scale_mode;
   DataType out_type;  // kBFloat16 or kFloat16
 
-  WeightLayout weight_layout() const { return {out_features, in_features}; }
+  W4AFP8_HOST_DEVICE WeightLayout weight_layout() const { return {out_features, in_features}; }
 };
 
 }  // namespace w4afp8

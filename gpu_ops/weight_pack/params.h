@@ -28,7 +28,7 @@ struct WeightPackParams {
   int64_t in_features;  // multiple of 32
   WeightFormat format;
 
-  WeightLayout weight_layout() const { return {out_features, in_features}; }
+  W4AFP8_HOST_DEVICE WeightLayout weight_layout() const { return {out_features, in_features}; }
 };
 
 }  // namespace w4afp8

@@ -1,0 +1,55 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Entry of the grouped GEMM: checks, choice of tile, choice of format.
+#include <cudaTypedefs.h>
+
+#include "common/device.h"
+#include "grouped_gemm/instances.h"
+
+namespace w4afp8 {
+
+PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
+  static const auto encoder = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult status;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion(
+        "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &status);
+    return error == cudaSuccess && status == cudaDriverEntryPointSuccess
+               ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function)
+               : nullptr;
+  }();
+  return encoder;
+}
+
+const char* check(const GroupGemmParams& params) {
+  if (const char* reason = check_device()) return reason;
+  if (params.tokens.experts > kMaxExperts) return "more than 1024 experts";
+  if (params.tokens.num_rows >= int64_t{1} << 31) return "x has 2^31 or more rows";
+  const int64_t tiles = (params.tokens.num_rows / 16 + params.tokens.experts) *
+                        ceil_div(params.out_features, kSubBlockOut);
+  if (tiles >= int64_t{1} << 31) return "tokens times out_features is too large for one launch";
+  if (tensor_map_encoder() == nullptr) return "the CUDA driver is older than 12.0";
+  return nullptr;
+}
+
+cudaError_t launch_group_gemm(const GroupGemmParams& params, cudaStream_t stream) {
+  if (params.tokens.num_rows == 0 || params.tokens.experts == 0) return cudaSuccess;
+  const TileKind tile = choose_tile(params);
+  if (params.weight_format == WeightFormat::kMxfp4) return launch_mxfp4(tile, params, stream);
+  if (params.group_scale_type == GroupScaleType::kNone) return launch_int4(tile, params, stream);
+  return launch_int4_grouped(tile, params, stream);
+}
+
+}  // namespace w4afp8

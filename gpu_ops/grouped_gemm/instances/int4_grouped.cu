@@ -1,0 +1,44 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#include "grouped_gemm/instances.h"
+#include "grouped_gemm/launch_tile.cuh"
+
+namespace w4afp8 {
+namespace {
+
+template <class Format>
+cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
+  switch (tile) {
+    case TileKind::kDecode: return launch_tile<TileDecode, Format>(params, stream);
+    case TileKind::kSmall: return launch_tile<TileSmall, Format>(params, stream);
+    case TileKind::kPromoted: return launch_tile<TilePromoted, Format>(params, stream);
+    case TileKind::kMedium:
+    case TileKind::kLarge: break;
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+// Groups of whole k blocks are promoted once a k block, shorter ones once a k step.
+cudaError_t launch_int4_grouped(TileKind tile, const GroupGemmParams& params,
+                                cudaStream_t stream) {
+  if (params.group_size % kSubBlockIn == 0) {
+    return launch_format<Int4Grouped<kStepsPerBlock>>(tile, params, stream);
+  }
+  return launch_format<Int4Grouped<1>>(tile, params, stream);
+}
+
+}  // namespace w4afp8

@@ -1,0 +1,92 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// The grouped GEMM kernel: set up, then one producer thread and kConsumers warpgroups walk the same
+// tiles. docs/kernel.md follows one tile from global memory to the output.
+#pragma once
+
+#include <cutlass/arch/reg_reconfig.h>
+
+#include "grouped_gemm/epilogue.cuh"
+#include "grouped_gemm/main_loop.cuh"
+#include "grouped_gemm/producer.cuh"
+
+namespace w4afp8 {
+
+template <class Tile, class Format>
+__device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
+                                           const CUtensorMap& token_map) {
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensor_map(&token_map);
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
+      ptx::mbarrier_init(&shared.full[stage], 1);
+      ptx::mbarrier_init(&shared.empty[stage], Tile::kConsumers * 4 * Tile::kCluster);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  if constexpr (std::is_same_v<Format, Mxfp4>) {
+    if (threadIdx.x < Mxfp4::kTableEntries) {
+      uint32_t low = 0, high = 0;
+      for (int code = 0; code < 4; ++code) {
+        low |= Mxfp4::table_byte(threadIdx.x, code) << (8 * code);
+        high |= Mxfp4::table_byte(threadIdx.x, code + 4) << (8 * code);
+      }
+      shared.e2m1_table[threadIdx.x] = make_uint2(low, high);
+    }
+  }
+}
+
+template <class Tile, class Format>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    group_gemm_kernel(const __grid_constant__ GroupGemmParams params,
+                      const __grid_constant__ CUtensorMap token_map) {
+  using Storage = SharedStorage<Tile, Format>;
+  extern __shared__ __align__(1024) uint8_t shared_bytes[];
+  Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
+  const uint32_t rank = blockIdx.x % Tile::kCluster;
+
+  initialise(shared, token_map);
+  TileScheduler<Tile> scheduler;
+  scheduler.build(params, reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)), shared.scan);
+  // The other blocks must see these barriers before anything is sent to them.
+  if constexpr (Tile::kCluster > 1) ptx::cluster_sync();
+
+  if (threadIdx.x >= Tile::kConsumerThreads) {
+    if constexpr (Tile::kMovesRegisters) {
+      cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
+    }
+    if (threadIdx.x == Tile::kConsumerThreads) {
+      Producer<Tile, Format>(params, token_map, shared, rank).run(scheduler);
+    }
+  } else {
+    if constexpr (Tile::kMovesRegisters) {
+      cutlass::arch::warpgroup_reg_alloc<Tile::kConsumerRegisters>();
+    }
+    MainLoop<Tile, Format> main_loop(params, shared);
+    Epilogue<Tile, Format> epilogue(params, shared, rank);
+    TileCoordinates tile;
+    while (scheduler.next(tile)) {
+      typename MainLoop<Tile, Format>::Accumulators sums;
+      main_loop.run(sums);
+      epilogue.store(tile, sums);
+    }
+  }
+  // A block must not leave while another may still write to its shared memory or barriers.
+  if constexpr (Tile::kCluster > 1) {
+    __syncwarp();
+    ptx::cluster_sync();
+  }
+}
+
+}  // namespace w4afp8

@@ -1,0 +1,101 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Host side of one kernel instance: tensor map, shared memory, grid, launch.
+#pragma once
+
+#include <cudaTypedefs.h>
+
+#include <atomic>
+
+#include "common/device.h"
+#include "grouped_gemm/kernel.cuh"
+
+namespace w4afp8 {
+
+// cuTensorMapEncodeTiled, found at run time: the library must load where there is no driver.
+PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder();
+
+// Boxes of `box_tokens` rows x 128 bytes of x in the 128-byte swizzle, zeros outside.
+inline cudaError_t encode_token_map(const GroupGemmParams& params, int box_tokens,
+                                    CUtensorMap* map) {
+  const auto encode = tensor_map_encoder();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  const cuuint64_t size[2] = {static_cast<cuuint64_t>(params.in_features),
+                              static_cast<cuuint64_t>(params.tokens.num_rows)};
+  const cuuint64_t stride[1] = {static_cast<cuuint64_t>(params.in_features)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kSubBlockIn),
+                             static_cast<cuuint32_t>(box_tokens)};
+  const cuuint32_t element_stride[2] = {1, 1};
+  const CUresult result =
+      encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<uint8_t*>(params.x), size, stride,
+             box, element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Raises the kernel's shared-memory limit once per device.
+template <class Tile, class Format>
+cudaError_t prepare_kernel() {
+  static std::atomic<uint64_t> prepared{0};  // one bit a device
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if (bit != 0 && (prepared.load(std::memory_order_acquire) & bit) != 0) return cudaSuccess;
+  const cudaError_t set = cudaFuncSetAttribute(group_gemm_kernel<Tile, Format>,
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               kMaxSharedBytes);
+  if (set == cudaSuccess) prepared.fetch_or(bit, std::memory_order_release);
+  return set;
+}
+
+// One block a multiprocessor, fewer where there cannot be that many tiles.
+template <class Tile>
+int grid_size(const GroupGemmParams& params) {
+  const int64_t out_blocks =
+      ceil_div(params.weight_layout().padded_out(), Tile::kOut * Tile::kCluster);
+  const int64_t token_tiles = std::min(params.tokens.num_rows,
+                                       params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
+  const int64_t clusters = std::min<int64_t>(sm_count() / Tile::kCluster, token_tiles * out_blocks);
+  return static_cast<int>(clusters * Tile::kCluster);
+}
+
+template <class Tile, class Format>
+cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
+  using Storage = SharedStorage<Tile, Format>;
+  static_assert(sizeof(Storage) + 3 * sizeof(int32_t) * kMaxExperts <= kMaxSharedBytes,
+                "the stages do not fit in shared memory");
+  cudaError_t error = prepare_kernel<Tile, Format>();
+  if (error != cudaSuccess) return error;
+  CUtensorMap token_map;
+  error = encode_token_map(params, Tile::kTokens / Tile::kCluster, &token_map);
+  if (error != cudaSuccess) return error;
+
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = Tile::kCluster;
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = dim3(grid_size<Tile>(params));
+  launch.blockDim = dim3(Tile::kThreads);
+  launch.dynamicSmemBytes = sizeof(Storage) + 3 * sizeof(int32_t) * params.tokens.experts;
+  launch.stream = stream;
+  launch.attrs = &cluster;
+  launch.numAttrs = Tile::kCluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_map);
+}
+
+}  // namespace w4afp8

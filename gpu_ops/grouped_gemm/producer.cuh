@@ -1,0 +1,168 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// The producer: one thread that walks the block's tiles and keeps the ring of stages full, one k
+// block of packed weights, scales and tokens a stage. It runs ahead across tiles.
+#pragma once
+
+#include <type_traits>
+
+#include "grouped_gemm/dequant.cuh"
+#include "grouped_gemm/scheduler.cuh"
+#include "ptx/bulk_copy.cuh"
+
+namespace w4afp8 {
+
+// Weights of one tile: each k block is contiguous for all its outputs (weight_layout.h).
+template <class Tile>
+struct WeightSource {
+  const uint8_t* address;
+  int64_t k_stride;
+  uint32_t bytes;  // of a k block; 0 where the tile lies beyond the outputs (odd cluster)
+
+  __device__ WeightSource(const GroupGemmParams& params, int expert, int sub_block) {
+    const WeightLayout layout = params.weight_layout();
+    const int sub_blocks = static_cast<int>(layout.padded_out() / kSubBlockOut);
+    const int band_begin = sub_block / (kBandOut / kSubBlockOut) * (kBandOut / kSubBlockOut);
+    const int in_band = min(static_cast<int>(kBandOut / kSubBlockOut), sub_blocks - band_begin);
+    const int count = min(Tile::kSubBlocks, sub_blocks - sub_block);
+    bytes = count > 0 ? count * kSubBlockBytes : 0;
+    k_stride = in_band * kSubBlockBytes;
+    address = params.weight + expert * layout.expert_bytes() + layout.sub_block_offset(sub_block, 0);
+  }
+};
+
+// Group scales of one tile, walked k block by k block: rows of one group each, contiguous along out.
+template <class Tile, class Format>
+struct ScaleSource {
+  const uint8_t* address;
+  int64_t row_stride;
+  uint32_t row_bytes;         // 0 where the tile lies beyond the outputs
+  int rows_left;              // groups from `address` on
+  int rows_per_block = 1;     // 128 / group_size where groups are shorter than a k block
+  int blocks_per_row = 1;     // group_size / 128 where they are longer
+  int block_in_row = 0;
+  int shared_stride;          // bytes between rows in shared memory
+
+  __device__ ScaleSource(const GroupGemmParams& params, int expert, int64_t out_begin) {
+    const int bytes_per_out = params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
+    rows_left = static_cast<int>(ceil_div(params.in_features, kSubBlockIn));
+    if constexpr (Format::kPromotes) {
+      rows_left = static_cast<int>(params.in_features / params.group_size);
+      rows_per_block = static_cast<int>(max(kSubBlockIn / params.group_size, int64_t{1}));
+      blocks_per_row = static_cast<int>(max(params.group_size / kSubBlockIn, int64_t{1}));
+    }
+    row_stride = params.out_features * bytes_per_out;
+    shared_stride = Tile::kOut * bytes_per_out;
+    const int64_t outs = min(static_cast<int64_t>(Tile::kOut), params.out_features - out_begin);
+    row_bytes = outs > 0 ? static_cast<uint32_t>(outs * bytes_per_out) : 0;
+    address = static_cast<const uint8_t*>(params.group_scale) +
+              int64_t{expert} * rows_left * row_stride + out_begin * bytes_per_out;
+  }
+
+  __device__ __forceinline__ int rows() const { return min(rows_per_block, rows_left); }
+
+  __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
+                                       uint64_t policy) const {
+    if (row_bytes == 0) return;
+    for (int i = 0; i < rows(); ++i) {
+      ptx::bulk_copy(destination + i * shared_stride, address + i * row_stride, row_bytes, full,
+                     policy);
+    }
+  }
+
+  __device__ __forceinline__ void advance() {
+    if (++block_in_row < blocks_per_row) return;
+    block_in_row = 0;
+    address += rows_per_block * row_stride;
+    rows_left -= rows_per_block;
+  }
+};
+
+// No group scales.
+struct NoScaleSource {
+  static constexpr uint32_t row_bytes = 0;
+  __device__ NoScaleSource(const GroupGemmParams&, int, int64_t) {}
+  __device__ __forceinline__ int rows() const { return 0; }
+  __device__ __forceinline__ void copy(uint8_t*, uint64_t*, uint64_t) const {}
+  __device__ __forceinline__ void advance() {}
+};
+
+template <class Tile, class Format>
+class Producer {
+ public:
+  using Storage = SharedStorage<Tile, Format>;
+  using Scales =
+      std::conditional_t<(Format::kScaleBytes > 0), ScaleSource<Tile, Format>, NoScaleSource>;
+
+  __device__ Producer(const GroupGemmParams& params, const CUtensorMap& token_map, Storage& shared,
+                      uint32_t rank)
+      : params_(params), token_map_(token_map), shared_(shared), rank_(rank) {
+    // Weights are read once unless several token tiles share them; tokens by every output block.
+    read_once_policy_ = ptx::policy_evict_first();
+    shared_policy_ = ptx::policy_evict_normal();
+    token_policy_ = ptx::policy_evict_last();
+  }
+
+  __device__ void run(TileScheduler<Tile> scheduler) {
+    TileCoordinates tile;
+    while (scheduler.next(tile)) load_tile(tile);
+  }
+
+ private:
+  __device__ void load_tile(const TileCoordinates& tile) {
+    const int block = tile.out_block * Tile::kCluster + rank_;
+    const WeightSource<Tile> weight(params_, tile.expert, block * Tile::kSubBlocks);
+    Scales scales(params_, tile.expert, int64_t{block} * Tile::kOut);
+    const uint64_t policy = tile.alone ? read_once_policy_ : shared_policy_;
+    const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
+    for (int k = 0; k < k_blocks; ++k) {
+      uint64_t* full = &shared_.full[ring_.stage];
+      ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+      ptx::mbarrier_arrive_expect(
+          full, Storage::kTokenBytes + weight.bytes + scales.row_bytes * scales.rows());
+      if (weight.bytes > 0) {
+        ptx::bulk_copy(shared_.weight[ring_.stage], weight.address + k * weight.k_stride,
+                       weight.bytes, full, policy);
+      }
+      scales.copy(shared_.scale[ring_.stage], full, policy);
+      scales.advance();
+      load_tokens(tile, k, full);
+      ring_.advance();
+    }
+  }
+
+  // Tokens past the tile's end may be loaded: they belong to accumulator columns nobody stores.
+  __device__ __forceinline__ void load_tokens(const TileCoordinates& tile, int k, uint64_t* full) {
+    uint8_t* tokens = shared_.tokens[ring_.stage];
+    const int column = k * static_cast<int>(kSubBlockIn);
+    if constexpr (Tile::kCluster == 1) {
+      ptx::tensor_copy(tokens, &token_map_, column, tile.row_begin, full, token_policy_);
+    } else {
+      constexpr int kShare = Tile::kTokens / Tile::kCluster;
+      ptx::tensor_copy_multicast(tokens + rank_ * kShare * kSubBlockIn, &token_map_, column,
+                                 tile.row_begin + rank_ * kShare, full, (1 << Tile::kCluster) - 1,
+                                 token_policy_);
+    }
+  }
+
+  const GroupGemmParams& params_;
+  const CUtensorMap& token_map_;
+  Storage& shared_;
+  uint32_t rank_;
+  uint64_t read_once_policy_, shared_policy_, token_policy_;
+  RingPosition<Tile::kStages> ring_;
+};
+
+}  // namespace w4afp8

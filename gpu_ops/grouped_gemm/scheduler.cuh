@@ -1,0 +1,102 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Persistent tile scheduler: reads the token counts on the device, so any skew works and nothing is
+// copied to the host. Tiles are numbered expert by expert, then output block by output block, then
+// token tile by token tile, so that blocks which run together share a weight tile in L2.
+#pragma once
+
+#include "grouped_gemm/storage.cuh"
+
+namespace w4afp8 {
+
+struct TileCoordinates {
+  int expert;
+  int out_block;   // in units of Tile::kOut * Tile::kCluster
+  int row_begin;   // first row of x
+  int num_tokens;  // 1 .. Tile::kTokens
+  bool alone;      // the expert has no other token tile: its weights are read once
+};
+
+template <class Tile>
+class TileScheduler {
+ public:
+  // `tables` holds 3 * experts int32 in shared memory. All threads of the block take part; ends with
+  // a barrier.
+  template <class ScanStorage>
+  __device__ void build(const GroupGemmParams& params, int32_t* tables, ScanStorage& scan) {
+    experts_ = static_cast<int>(params.tokens.experts);
+    tile_end_ = tables;
+    row_begin_ = tables + experts_;
+    row_count_ = tables + 2 * experts_;
+    const int64_t padded_out = params.weight_layout().padded_out();
+    out_blocks_ = static_cast<int>(ceil_div(padded_out, Tile::kOut * Tile::kCluster));
+    tile_ = blockIdx.x / Tile::kCluster;
+
+    int32_t before = 0;
+    for (int first = 0; first < experts_; first += Tile::kThreads) {
+      const int expert = first + threadIdx.x;
+      RowRange rows{0, 0};
+      if (expert < experts_) rows = params.tokens.rows_of(expert);
+      const int32_t count = static_cast<int32_t>(rows.end - rows.begin);
+      int32_t end, total;
+      cub::BlockScan<int32_t, Tile::kThreads>(scan).InclusiveSum(
+          (count + Tile::kTokens - 1) / Tile::kTokens * out_blocks_, end, total);
+      if (expert < experts_) {
+        tile_end_[expert] = before + end;
+        row_begin_[expert] = static_cast<int32_t>(rows.begin);
+        row_count_[expert] = count;
+      }
+      before += total;
+      __syncthreads();  // the scan's storage is used again, and the tables are read next
+    }
+    num_tiles_ = before;
+  }
+
+  // The next tile of this block (of this cluster); false when there is none.
+  __device__ __forceinline__ bool next(TileCoordinates& tile) {
+    if (tile_ >= num_tiles_) return false;
+    tile.expert = expert_of(tile_);
+    const int count = row_count_[tile.expert];
+    const int token_tiles = (count + Tile::kTokens - 1) / Tile::kTokens;
+    const int local = tile_ - (tile_end_[tile.expert] - token_tiles * out_blocks_);
+    tile.out_block = local / token_tiles;
+    const int token_begin = (local - tile.out_block * token_tiles) * Tile::kTokens;
+    tile.row_begin = row_begin_[tile.expert] + token_begin;
+    tile.num_tokens = min(count - token_begin, Tile::kTokens);
+    tile.alone = token_tiles == 1;
+    tile_ += gridDim.x / Tile::kCluster;
+    return true;
+  }
+
+ private:
+  // First expert whose tiles end after `tile`: the tables hold running sums.
+  __device__ __forceinline__ int expert_of(int tile) const {
+    int low = 0, high = experts_ - 1;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (tile_end_[middle] > tile) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
+
+  int experts_, out_blocks_, tile_, num_tiles_;
+  int32_t *tile_end_, *row_begin_, *row_count_;
+};
+
+}  // namespace w4afp8

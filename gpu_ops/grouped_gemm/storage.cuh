@@ -1,0 +1,59 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Shared memory of one block, and the ring of stages that the producer fills and the consumers empty.
+#pragma once
+
+#include <cub/block/block_scan.cuh>
+
+#include "grouped_gemm/config.h"
+#include "ptx/barrier.cuh"
+
+namespace w4afp8 {
+
+template <class Tile, class Format>
+struct SharedStorage {
+  static constexpr int kTokenBytes = Tile::kTokens * kSubBlockIn;
+  static constexpr int kWeightBytes = Tile::kSubBlocks * kSubBlockBytes;
+  static constexpr int kScaleBytes = Tile::kOut * Format::kScaleBytes;
+  // 64 outputs of a token, and 16 bytes more so that a column of tokens meets all banks.
+  static constexpr int kStagedRowBytes = 64 * 2 + 16;
+  static constexpr int kStagedBytes = Tile::kStagedTokens * kStagedRowBytes;
+
+  alignas(1024) uint8_t tokens[Tile::kStages][kTokenBytes];  // 128-byte swizzle
+  alignas(128) uint8_t weight[Tile::kStages][kWeightBytes];
+  alignas(128) uint8_t scale[Tile::kStages][kScaleBytes > 0 ? kScaleBytes : 16];
+  alignas(16) uint8_t staged[Tile::kConsumers][kStagedBytes];
+  uint2 e2m1_table[32];
+  uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
+  uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
+  typename cub::BlockScan<int32_t, Tile::kThreads>::TempStorage scan;
+  // The scheduler's tables, 3 * experts int32, follow.
+};
+
+// Position in the ring. The parity is that of the phase to wait for on `full`.
+template <int kStages>
+struct RingPosition {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+}  // namespace w4afp8
