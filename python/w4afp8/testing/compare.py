@@ -1,0 +1,177 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How far a right result may be from the float64 reference, and why.
+
+A grouped GEMM's result differs from the float64 product of the same dequantised operands by
+
+1. **The accumulation**, `accumulation_error`. Worst-case bounds grow with in_features and would
+   hide real faults; these are probabilistic (N. Higham, T. Mary, "A new approach to probabilistic
+   rounding error analysis", 2019): rounding errors are taken as independent with mean zero, and an
+   element exceeds LAMBDA standard deviations with a chance of 2 exp(-LAMBDA^2 / 2), 3e-14 for 8.
+
+   *float32*: n additions, each rounding by at most u = 2^-24 of a partial sum, and a partial sum is
+   at most S = sum |x w|: |error| <= LAMBDA sqrt(n + 2) u S, the 2 for dequantising the weight and
+   for promoting a group.
+
+   *Hopper's FP8 tensor cores*: each wgmma step aligns its 32 products and the accumulator to the
+   largest of them and keeps 13 fraction bits, the rest is cut off. With M the largest magnitude of
+   a step (a product, or the accumulator before or after), the cut unit is L = 2^-13 * 2^floor(log2
+   M) <= 2^-13 M. A cut loses a part of L, L / 2 on average, towards zero, so a step's error has a
+   mean of -L / 2 * sum(sign of the addends) and each addend spreads around it by at most L / 2:
+   |error| <= |sum over steps of L / 2 * sum(signs)| + LAMBDA * sqrt(sum over steps of 33 (L/2)^2).
+   The first part is the drift that all-positive data shows; an addend that is a multiple of L loses
+   nothing, which the second part covers. Where the kernel promotes to float32 after every group,
+   the accumulator starts anew there, and the float32 bound is added.
+
+   *Folded MXFP4*: the kernel rounds a weight that is far below the channel's largest group to the
+   E4M3 grid. That costs at most `Accumulator.weight_error` times the largest scale per weight.
+
+2. **The epilogue**: scales, bias and rounding in float32, at most four roundings: 4 u |value|.
+
+3. **The output**: half a unit in the last place of bfloat16 (2^-8 of the value, or 2^-134) or
+   float16 (2^-11, or 2^-25 among subnormals).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from w4afp8.quant.quantize import dequantize
+from w4afp8.testing import float8
+from w4afp8.testing.gemm_inputs import GemmInputs, row_scales
+
+LAMBDA = 8.0
+FLOAT32_UNIT = 2.0**-24
+TENSOR_CORE_BITS = 13
+TENSOR_CORE_STEP = 32  # in_features of one wgmma
+# Half a unit in the last place: of the value, and at least.
+OUTPUT_UNIT = {"bfloat16": (2.0**-8, 2.0**-134), "float16": (2.0**-11, 2.0**-25)}
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """How a kernel sums. `promotes_groups`: int4 group sums go to float32 one by one."""
+
+    is_tensor_core: bool
+    promotes_groups: bool = True
+    weight_error: float = 0.0  # mxfp4, in units of the channel's largest scale
+
+
+CPU_ACCUMULATOR = Accumulator(is_tensor_core=False)
+# Folded to E4M3 with the largest group at 2^6, the grid is 2^-9: 2^-10 / 2^6.
+HOPPER_ACCUMULATOR = Accumulator(is_tensor_core=True, weight_error=2.0**-16)
+
+
+def gemm_bound(
+    inputs: GemmInputs, reference: Float64, out_dtype: str, accumulator: Accumulator
+) -> Float64:
+    """Largest right distance of each element from `reference`, ``[num_rows, out_features]``."""
+    p = inputs.problem
+    weight = dequantize(inputs.weight).astype(np.float64)
+    error = np.zeros_like(reference)
+    for expert in range(p.experts):
+        rows = p.rows_of(expert)
+        x = float8.decode(inputs.x[rows])
+        error[rows] = accumulation_error(x, weight[expert], _group(inputs), accumulator)
+        if p.weight_format == "mxfp4" and accumulator.weight_error:
+            error[rows] += _folding_error(inputs, expert, x, accumulator)
+    error *= row_scales(inputs)[:, None]
+    bias = 0.0 if inputs.bias is None else np.abs(inputs.bias).max()
+    error += 4 * FLOAT32_UNIT * (np.abs(reference) + bias)
+    relative, least = OUTPUT_UNIT[out_dtype]
+    return error + np.maximum(relative * (np.abs(reference) + error), least)
+
+
+def accumulation_error(
+    x: Float64, weight: Float64, group: int | None, accumulator: Accumulator
+) -> Float64:
+    """Part 1 of the module's bound for ``x [rows, n] @ weight [out, n].T``.
+
+    `group`: in_features after which the tensor core's sum is promoted to float32; None: never.
+    """
+    n = x.shape[1]
+    magnitudes = np.abs(x) @ np.abs(weight).T
+    float32 = LAMBDA * np.sqrt(n + 2) * FLOAT32_UNIT * magnitudes
+    if not accumulator.is_tensor_core:
+        return float32
+    if group is None or not accumulator.promotes_groups:
+        return _tensor_core_error(x, weight)
+    # The kernel promotes at least at the end of every k block of 128.
+    group = min(group, 128)
+    parts = range(0, n, group)
+    return float32 + sum(
+        _tensor_core_error(x[:, k : k + group], weight[:, k : k + group]) for k in parts
+    )
+
+
+def _tensor_core_error(x: Float64, weight: Float64) -> Float64:
+    steps = x.shape[1] // TENSOR_CORE_STEP
+    x_steps = x.reshape(-1, steps, TENSOR_CORE_STEP).transpose(1, 0, 2)
+    w_steps = weight.reshape(-1, steps, TENSOR_CORE_STEP).transpose(1, 2, 0)
+    drift = np.zeros((x.shape[0], weight.shape[0]))
+    variance = np.zeros_like(drift)
+    before = np.zeros_like(drift)
+    for x_step, w_step in zip(x_steps, w_steps, strict=True):
+        after = before + x_step @ w_step
+        product = np.abs(x_step).max(axis=1)[:, None] * np.abs(w_step).max(axis=0)
+        largest = np.maximum(np.maximum(np.abs(before), np.abs(after)), product)
+        half_unit = largest * 2.0 ** -(TENSOR_CORE_BITS + 1)
+        drift += half_unit * (np.sign(x_step) @ np.sign(w_step) + np.sign(before))
+        variance += (TENSOR_CORE_STEP + 1) * half_unit**2
+        before = after
+    return np.abs(drift) + LAMBDA * np.sqrt(variance)
+
+
+def _group(inputs: GemmInputs) -> int | None:
+    p = inputs.problem
+    return p.group_size if p.weight_format == "int4" and p.group_size != -1 else None
+
+
+def _folding_error(
+    inputs: GemmInputs, expert: int, x: Float64, accumulator: Accumulator
+) -> Float64:
+    largest = np.exp2(inputs.weight.scale[expert].max(axis=1).astype(np.float64) - 127)
+    return accumulator.weight_error * np.abs(x).sum(axis=1)[:, None] * largest
+
+
+def assert_within(actual: NDArray[Any], expected: Float64, bound: Float64, what: str = "") -> None:
+    """Raises AssertionError where an element is further than its bound, or NaN differs."""
+    actual = actual.astype(np.float64)
+    wrong = np.isnan(actual) != np.isnan(expected)
+    wrong |= np.abs(actual - expected) > bound
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise AssertionError(
+            f"{what}: {int(wrong.sum())} of {wrong.size} elements are outside the bound, first at "
+            f"{place}: {actual[place]} for {expected[place]} +- {bound[place]:.3g}"
+        )
+
+
+def assert_bits_equal(actual: NDArray[Any], expected: NDArray[Any], what: str = "") -> None:
+    """Raises AssertionError where two arrays of bits differ."""
+    if actual.shape != expected.shape:
+        raise AssertionError(f"{what}: shape {actual.shape}, expected {expected.shape}")
+    wrong = actual != expected
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise AssertionError(
+            f"{what}: {int(wrong.sum())} of {wrong.size} bit patterns differ, first at {place}: "
+            f"{int(actual[place]):#x} for {int(expected[place]):#x}"
+        )
