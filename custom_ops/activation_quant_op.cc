@@ -1,0 +1,137 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#include "activations.h"
+#include "dispatch.h"
+#include "ops.h"
+#include "registered.h"
+#include "activation_quant/params.h"
+#ifdef W4AFP8_WITH_CUDA
+#include "activation_quant/launch.h"
+#endif
+#include "cpu/kernels.h"
+
+namespace w4afp8 {
+namespace {
+
+constexpr PaddleType kFp8 = PaddleType::FLOAT8_E4M3FN;
+
+uint8_t* bytes_of(Tensor& t) { return static_cast<uint8_t*>(t.data()); }
+
+int64_t inputs_per_output(Activation activation) { return activation == Activation::kGelu ? 1 : 2; }
+
+}  // namespace
+
+std::array<Tensor, 2> quant_per_token(const Tensor& x) {
+  check_tensor(x, "x");
+  check_dtype(x, "x", {PaddleType::BFLOAT16, PaddleType::FLOAT16, PaddleType::FLOAT32});
+  check_rank(x, "x", 2, "[tokens, features]");
+  const int64_t rows = x.dims()[0], features = x.dims()[1];
+  check_range(features, "features of x", 1, INT32_MAX);
+
+  Tensor out = paddle::empty({rows, features}, kFp8, x.place());
+  Tensor scale = paddle::empty({rows}, PaddleType::FLOAT32, x.place());
+  if (rows > 0) {
+    const QuantPerTokenParams params{x.data(),          bytes_of(out), scale.data<float>(), rows,
+                                     features, data_type_of(x)};
+    W4AFP8_RUN(quant_per_token, params, x);
+  }
+  return {out, scale};
+}
+
+std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
+                                       std::string_view activation, int64_t token_padding) {
+  check_tensor(h, "h");
+  check_dtype(h, "h", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
+  const Activation kind = activation_of(activation, "activation");
+  check_range(token_padding, "token_padding", 0, INT32_MAX);
+  check_activation_rank(h, "h", token_padding);
+  check_tokens(tokens, h, token_padding);
+  if (token_padding > 0) check_shape(tokens, "tokens", {h.dims()[0]});
+  const int64_t in_features = h.dims()[h.dims().size() - 1];
+  check_multiple(in_features, "features of h", inputs_per_output(kind));
+  check_range(in_features, "features of h", 1, INT32_MAX);
+  const int64_t features = in_features / inputs_per_output(kind), rows = rows_of(h);
+
+  Tensor out = paddle::empty(with_features(h, features), kFp8, h.place());
+  Tensor scale = paddle::empty(without_features(h), PaddleType::FLOAT32, h.place());
+  if (rows > 0) {
+    // Where prefix sums have a leading 0, it reads as one more expert without tokens: the rows that
+    // hold tokens are the same.
+    const TokenLayout layout{tokens.data(), tokens.dtype() == PaddleType::INT64,
+                             false,         token_padding,
+                             rows,          tokens.numel()};
+    const ActivationQuantParams params{h.data(), bytes_of(out),   scale.data<float>(), layout,
+                                       features, data_type_of(h), kind};
+    W4AFP8_RUN(activation_quant, params, h);
+  }
+  return {out, scale};
+}
+
+namespace {
+
+std::vector<Tensor> quant_per_token_kernel(const Tensor& x) {
+  return registered([&] { return to_vector(quant_per_token(x)); });
+}
+
+std::vector<Shape> quant_per_token_shape(const Shape& x) {
+  return registered([&] {
+    check_traced_rank(x, "x", 2, "[tokens, features]");
+    return std::vector<Shape>{x, {x[0]}};
+  });
+}
+
+std::vector<PaddleType> quant_per_token_type(PaddleType) { return {kFp8, PaddleType::FLOAT32}; }
+
+std::vector<Tensor> activation_quant_kernel(const Tensor& h, const Tensor& tokens,
+                                            const std::string& activation, int64_t token_padding) {
+  return registered(
+      [&] { return to_vector(activation_quant(h, tokens, activation, token_padding)); });
+}
+
+std::vector<Shape> activation_quant_shape(const Shape& h, const Shape& tokens,
+                                          const std::string& activation, int64_t token_padding) {
+  return registered([&] {
+    check_traced_rank(h, "h", token_padding > 0 ? 3 : 2,
+                      token_padding > 0 ? "[experts, token_padding, features]"
+                                        : "[num_tokens, features]");
+    const Activation kind = activation_of(activation, "activation");
+    const Shape scale(h.begin(), h.end() - 1);
+    Shape out = h;
+    if (out.back() > 0) out.back() /= inputs_per_output(kind);
+    return std::vector<Shape>{out, scale};
+  });
+}
+
+std::vector<PaddleType> activation_quant_type(PaddleType, PaddleType) {
+  return {kFp8, PaddleType::FLOAT32};
+}
+
+}  // namespace
+}  // namespace w4afp8
+
+PD_BUILD_OP(w4afp8_quant_per_token)
+    .Inputs({"x"})
+    .Outputs({"out", "scale"})
+    .SetKernelFn(PD_KERNEL(w4afp8::quant_per_token_kernel))
+    .SetInferShapeFn(PD_INFER_SHAPE(w4afp8::quant_per_token_shape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(w4afp8::quant_per_token_type));
+
+PD_BUILD_OP(w4afp8_activation_quant)
+    .Inputs({"h", "tokens"})
+    .Outputs({"out", "scale"})
+    .Attrs({"activation: std::string", "token_padding: int64_t"})
+    .SetKernelFn(PD_KERNEL(w4afp8::activation_quant_kernel))
+    .SetInferShapeFn(PD_INFER_SHAPE(w4afp8::activation_quant_shape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(w4afp8::activation_quant_type));

@@ -1,0 +1,51 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// The operators on Paddle tensors, shared by the registered operators and the pybind module. They
+// check every argument (ArgumentError), allocate the outputs and run the kernel. An absent tensor is
+// nullptr. docs/design.md says what each one takes.
+#pragma once
+
+#include <array>
+#include <string_view>
+
+#include "paddle_api.h"
+
+namespace w4afp8 {
+
+using paddle::Tensor;
+
+Tensor group_gemm(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
+                  const Tensor& tokens, const Tensor* group_scale, const Tensor* x_scale,
+                  const Tensor* bias, std::string_view weight_format, int64_t group_size,
+                  int64_t token_padding, int64_t max_tokens, std::string_view out_dtype);
+
+Tensor pack_weight(const Tensor& codes, std::string_view weight_format);
+Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64_t out_features,
+                     int64_t in_features);
+
+// FP8 values, scale.
+std::array<Tensor, 2> quant_per_token(const Tensor& x);
+std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
+                                       std::string_view activation, int64_t token_padding);
+
+// topk_weights, topk_ids.
+std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_bias, int64_t topk,
+                                std::string_view score, bool norm_topk_prob,
+                                double routed_scaling_factor);
+// permuted, scale, tokens, row_index.
+std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts);
+Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index);
+
+}  // namespace w4afp8
