@@ -43,7 +43,8 @@ std::string join(const Dims& dims, int64_t rank) {
 }
 
 void check_memory(const Tensor& t, const char* name) {
-  if (!t.defined() || !t.is_dense_tensor()) fail(name, "a dense tensor", "another kind of tensor");
+  if (!t.defined()) fail(name, "a tensor", "None");
+  if (!t.is_dense_tensor()) fail(name, "a dense tensor", "another kind of tensor");
   if (t.numel() > 0 && !t.has_allocation()) fail(name, "a tensor with data", "one without");
   if (!t.is_contiguous()) {
     fail(name, "a contiguous tensor", "strides " + to_string(t.strides()) + " for the shape " +

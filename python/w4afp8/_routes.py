@@ -1,0 +1,152 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Two ways into one operator.
+
+Eager tensors go straight through the pybind module, which is faster; a program that is being traced
+(``paddle.jit.to_static``, static graphs) needs the operator that is registered with Paddle. Both end
+in the same C++ function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import paddle
+
+from w4afp8._extension import extension
+
+Route = Literal["pybind", "registered"]
+
+# Parameters of the operators in order: t tensor, o tensor or None, i int, f float, b bool, s str.
+_PARAMETERS = {
+    "group_gemm": {
+        **{"x": "t", "weight": "t", "weight_scale": "t", "tokens": "t"},
+        **{"group_scale": "o", "x_scale": "o", "bias": "o", "weight_format": "s"},
+        **{"group_size": "i", "token_padding": "i", "max_tokens": "i", "out_dtype": "s"},
+    },
+    "pack_weight": {"codes": "t", "weight_format": "s"},
+    "unpack_weight": {
+        **{"packed": "t", "weight_format": "s", "out_features": "i", "in_features": "i"},
+    },
+    "quant_per_token": {"x": "t"},
+    "activation_quant": {"h": "t", "tokens": "t", "activation": "s", "token_padding": "i"},
+    "moe_route": {
+        **{"logits": "t", "correction_bias": "o", "topk": "i", "score": "s"},
+        **{"norm_topk_prob": "b", "routed_scaling_factor": "f"},
+    },
+    "moe_dispatch": {"x": "t", "topk_ids": "t", "experts": "i"},
+    "moe_combine": {"y": "t", "topk_weights": "t", "row_index": "t"},
+}
+
+_forced: Route | None = None
+
+
+@contextlib.contextmanager
+def force_route(route: Route) -> Iterator[None]:
+    """Sends every call inside the ``with`` block down one route.
+
+    Args:
+        route: ``"pybind"`` (eager tensors only) or ``"registered"``.
+
+    Raises:
+        ValueError: There is no such route.
+    """
+    global _forced
+    if route not in ("pybind", "registered"):
+        raise ValueError(f"route: expected 'pybind' or 'registered', got {route!r}")
+    before, _forced = _forced, route
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Runs the operator ``name`` on its arguments, all of them, in order."""
+    if _forced == "pybind" or (_forced is None and paddle.in_dynamic_mode()):
+        return getattr(extension(), name)(*arguments)
+    checked = [
+        _CHECKS[kind](parameter, value)
+        for (parameter, kind), value in zip(_PARAMETERS[name].items(), arguments, strict=True)
+    ]
+    result = getattr(extension(), f"w4afp8_{name}")(*checked)
+    return tuple(result) if isinstance(result, list) else result
+
+
+def _fail(name: str, expected: str, value: object) -> ValueError:
+    return ValueError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def _check_tensor(name: str, value: Any) -> Any:
+    if isinstance(value, paddle.Tensor):
+        # Paddle's dispatch copies quietly; eager calls refuse.
+        if value.is_dense() and not value.is_contiguous():
+            raise ValueError(
+                f"{name}: expected a contiguous tensor, got strides {value.strides}; "
+                "call contiguous()"
+            )
+        return value
+    if isinstance(value, (paddle.pir.Value, paddle.static.Variable)):
+        return value
+    raise _fail(name, "a paddle.Tensor", value)
+
+
+def _check_optional_tensor(name: str, value: Any) -> Any:
+    return None if value is None else _check_tensor(name, value)
+
+
+def _check_int(name: str, value: Any) -> int:
+    if isinstance(value, bool):
+        raise _fail(name, "an int", value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise _fail(name, "an int", value) from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name}: expected an int of 64 bits, got {number}")
+    return number
+
+
+def _check_float(name: str, value: Any) -> float:
+    if isinstance(value, str):
+        raise _fail(name, "a float", value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise _fail(name, "a float", value) from None
+
+
+def _check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _fail(name, "a bool", value)
+    return value
+
+
+def _check_str(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _fail(name, "a str", value)
+    return value
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "t": _check_tensor,
+    "o": _check_optional_tensor,
+    "i": _check_int,
+    "f": _check_float,
+    "b": _check_bool,
+    "s": _check_str,
+}

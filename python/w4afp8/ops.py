@@ -1,0 +1,294 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The operators, on CPU tensors and on tensors of a Hopper GPU.
+
+Words: ``tokens`` rows of activations, ``experts`` weight matrices ``[out_features, in_features]``.
+Which rows belong to which expert is read where the counts live, without a copy to the host:
+
+* ``token_padding == 0``: activations ``[num_tokens, ...]`` sorted by expert, ``tokens`` prefix sums,
+  int32 or int64, ``[experts + 1]`` with a leading 0 or ``[experts]`` without.
+* ``token_padding == P``: activations ``[experts, P, ...]``, ``tokens`` the counts ``[experts]``.
+  Rows that hold no token are never written.
+
+Every wrong argument raises a ValueError with its name, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import paddle
+from paddle import Tensor
+
+from w4afp8._routes import call, force_route
+
+__all__ = [
+    "activation_quant",
+    "force_route",
+    "group_gemm",
+    "moe_combine",
+    "moe_dispatch",
+    "moe_route",
+    "pack_weight",
+    "quant_per_token",
+    "unpack_weight",
+]
+
+WeightFormat = Literal["int4", "mxfp4"]
+Activation = Literal["swiglu", "swiglu_oai", "gelu"]
+RouteScore = Literal["softmax", "sigmoid"]
+
+_HALF_NAMES = {paddle.bfloat16: "bfloat16", paddle.float16: "float16"}
+
+
+def group_gemm(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    tokens: Tensor,
+    *,
+    group_scale: Tensor | None = None,
+    x_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    weight_format: WeightFormat = "int4",
+    group_size: int = -1,
+    token_padding: int = 0,
+    max_tokens: int = -1,
+    out_dtype: str | paddle.dtype = "bfloat16",
+) -> Tensor:
+    """Multiplies the tokens of every expert by that expert's weights, in one launch.
+
+    ``out[t, o] = x_scale[t] * weight_scale[e, o] * sum_i x[t, i] * code[e, o, i] *
+    group_scale[e, o, i // group_size] + bias[e, o]``, summed in float32.
+
+    Args:
+        x: Activations, float8_e4m3fn ``[num_tokens, in_features]`` or
+            ``[experts, token_padding, in_features]``; in_features is a multiple of 32.
+        weight: Packed codes (``pack_weight``), uint8 ``[experts, padded_out, padded_in / 2]``.
+        weight_scale: Float32 ``[experts, out_features]``; out_features is a multiple of 8.
+        tokens: Prefix sums or counts, see the module.
+        group_scale: None with ``group_size=-1``; int4 groups: float32 or bfloat16
+            ``[experts, in_features / group_size, out_features]``; mxfp4: uint8
+            ``[experts, padded_in / 128, out_features, 4]``, value ``2 ** (byte - 254)``.
+        x_scale: Float32 ``[1]``, or one per token: the shape of x without in_features.
+        bias: ``[experts, out_features]`` of ``out_dtype``.
+        weight_format: ``"int4"`` (two's complement) or ``"mxfp4"`` (E2M1).
+        group_size: Weights along in_features that share a scale: -1 (none), 32, 64 or a multiple
+            of 128; mxfp4: 32 or -1.
+        token_padding: Rows of x for each expert, or 0.
+        max_tokens: Largest number of tokens of one expert, -1 unknown. A hint for speed only.
+        out_dtype: ``"bfloat16"`` or ``"float16"``.
+
+    Returns:
+        ``out_dtype``, the shape of x with out_features last.
+
+    Raises:
+        ValueError: An argument is wrong, or the GPU is not of the Hopper generation.
+
+    Examples:
+        >>> x, x_scale = quant_per_token(paddle.rand([6, 128]))
+        >>> weight = pack_weight(paddle.zeros([2, 64, 64], dtype="uint8"))
+        >>> tokens = paddle.to_tensor([0, 4, 6], dtype="int32")  # 4 tokens, then 2
+        >>> group_gemm(x, weight, paddle.ones([2, 64]), tokens, x_scale=x_scale).shape
+        paddle.Size([6, 64])
+    """
+    if out_dtype.__class__ is not str:
+        out_dtype = _HALF_NAMES.get(out_dtype, str(out_dtype))
+    return call(
+        "group_gemm",
+        *(x, weight, weight_scale, tokens, group_scale, x_scale, bias),
+        *(weight_format, group_size, token_padding, max_tokens, out_dtype),
+    )
+
+
+def pack_weight(codes: Tensor, *, weight_format: WeightFormat = "int4") -> Tensor:
+    """Brings 4-bit codes into the order that ``group_gemm`` reads. Loses nothing.
+
+    Args:
+        codes: Uint8 ``[experts, out_features, in_features / 2]``, the even element in the low
+            nibble; int4 two's complement or E2M1 bits. in_features is a multiple of 32.
+        weight_format: ``"int4"`` or ``"mxfp4"``.
+
+    Returns:
+        Uint8 ``[experts, padded_out, padded_in / 2]``, padded to 64 and 128 with zero codes.
+
+    Raises:
+        ValueError: An argument is wrong.
+
+    Examples:
+        >>> pack_weight(paddle.zeros([8, 96, 96], dtype="uint8")).shape
+        paddle.Size([8, 128, 128])
+    """
+    return call("pack_weight", codes, weight_format)
+
+
+def unpack_weight(
+    packed: Tensor, *, out_features: int, in_features: int, weight_format: WeightFormat = "int4"
+) -> Tensor:
+    """Undoes ``pack_weight``.
+
+    Args:
+        packed: Uint8 ``[experts, padded_out, padded_in / 2]``.
+        out_features: Outputs without padding.
+        in_features: Inputs without padding, a multiple of 32.
+        weight_format: ``"int4"`` or ``"mxfp4"``, as it was packed.
+
+    Returns:
+        Uint8 ``[experts, out_features, in_features / 2]``.
+
+    Raises:
+        ValueError: An argument is wrong.
+
+    Examples:
+        >>> packed = pack_weight(paddle.zeros([8, 96, 96], dtype="uint8"))
+        >>> unpack_weight(packed, out_features=96, in_features=192).shape
+        paddle.Size([8, 96, 96])
+    """
+    return call("unpack_weight", packed, weight_format, out_features, in_features)
+
+
+def quant_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantises each row to FP8: ``scale = absmax / 448``, rounded to nearest even.
+
+    Args:
+        x: Bfloat16, float16 or float32 ``[tokens, features]``. NaN stays NaN, infinity becomes it.
+
+    Returns:
+        Float8_e4m3fn ``[tokens, features]`` and its scale, float32 ``[tokens]``.
+
+    Raises:
+        ValueError: ``x`` is wrong.
+
+    Examples:
+        >>> values, scale = quant_per_token(paddle.rand([4, 256]))
+        >>> values.shape, scale.shape
+        (paddle.Size([4, 256]), paddle.Size([4]))
+    """
+    return call("quant_per_token", x)
+
+
+def activation_quant(
+    h: Tensor, tokens: Tensor, *, activation: Activation = "swiglu", token_padding: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Applies an activation, then quantises each row that holds a token to FP8.
+
+    Args:
+        h: Bfloat16 or float16 ``[num_tokens, features]`` or ``[experts, token_padding, features]``.
+        tokens: Prefix sums or counts, see the module.
+        activation: ``"swiglu"``: silu(gate) * up, with gate the first half of the features;
+            ``"swiglu_oai"``: clamped at 7, gate * sigmoid(1.702 * gate) * (up + 1);
+            ``"gelu"``: by erf, without a gate.
+        token_padding: Rows of h for each expert, or 0.
+
+    Returns:
+        Float8_e4m3fn of the shape of h with half the features (gelu: all), and its scale, float32
+        of that shape without features. Rows that hold no token are not written.
+
+    Raises:
+        ValueError: An argument is wrong.
+
+    Examples:
+        >>> h = paddle.rand([6, 256]).astype("bfloat16")
+        >>> values, scale = activation_quant(h, paddle.to_tensor([4, 6], dtype="int32"))
+        >>> values.shape, scale.shape
+        (paddle.Size([6, 128]), paddle.Size([6]))
+    """
+    return call("activation_quant", h, tokens, activation, token_padding)
+
+
+def moe_route(
+    logits: Tensor,
+    *,
+    topk: int,
+    correction_bias: Tensor | None = None,
+    score: RouteScore = "softmax",
+    norm_topk_prob: bool = True,
+    routed_scaling_factor: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Chooses the experts of each token.
+
+    Args:
+        logits: Float32, bfloat16 or float16 ``[tokens, experts]``, up to 1024 experts.
+        topk: Experts per token, up to 32.
+        correction_bias: Float32 ``[experts]``, added to the scores for the choice only.
+        score: ``"softmax"`` or ``"sigmoid"`` of the logits.
+        norm_topk_prob: Whether the chosen scores are divided by their sum.
+        routed_scaling_factor: Multiplies the weights at last.
+
+    Returns:
+        Weights, float32 ``[tokens, topk]``, and experts, int32 ``[tokens, topk]``, the best first
+        (ties: the lower expert).
+
+    Raises:
+        ValueError: An argument is wrong.
+
+    Examples:
+        >>> topk_weights, topk_ids = moe_route(paddle.rand([6, 8]), topk=2)
+        >>> topk_ids.shape
+        paddle.Size([6, 2])
+    """
+    return call(
+        "moe_route", logits, correction_bias, topk, score, norm_topk_prob, routed_scaling_factor
+    )
+
+
+def moe_dispatch(
+    x: Tensor, topk_ids: Tensor, *, experts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Copies each token once for every expert it goes to, sorted by expert, quantised to FP8.
+
+    Args:
+        x: Bfloat16 or float16 ``[tokens, hidden]``.
+        topk_ids: Int32 ``[tokens, topk]``; an id outside ``[0, experts)`` drops the copy.
+        experts: Number of experts, up to 1024.
+
+    Returns:
+        Copies, float8_e4m3fn ``[tokens * topk, hidden]``; their scales, float32
+        ``[tokens * topk]``; prefix sums, int32 ``[experts + 1]``; the row that each copy went to,
+        int32 ``[tokens, topk]``, -1 where it was dropped.
+
+    Raises:
+        ValueError: An argument is wrong.
+
+    Examples:
+        >>> ids = paddle.to_tensor([[1, 0], [1, 2]], dtype="int32")
+        >>> _, _, sums, _ = moe_dispatch(paddle.rand([2, 64]).astype("bfloat16"), ids, experts=3)
+        >>> sums.tolist()
+        [0, 1, 3, 4]
+    """
+    return call("moe_dispatch", x, topk_ids, experts)
+
+
+def moe_combine(y: Tensor, topk_weights: Tensor, row_index: Tensor) -> Tensor:
+    """Adds up what the experts made of each token, in float32, slots in order.
+
+    Args:
+        y: Bfloat16 or float16 ``[rows, hidden]``.
+        topk_weights: Float32 ``[tokens, topk]``.
+        row_index: Int32 ``[tokens, topk]`` (``moe_dispatch``); an index outside ``[0, rows)`` adds
+            nothing.
+
+    Returns:
+        ``[tokens, hidden]`` of y's dtype.
+
+    Raises:
+        ValueError: An argument is wrong.
+
+    Examples:
+        >>> y = paddle.ones([4, 64], dtype="bfloat16")
+        >>> rows = paddle.to_tensor([[1, 0], [2, 3]], dtype="int32")
+        >>> moe_combine(y, paddle.full([2, 2], 0.5), rows).shape
+        paddle.Size([2, 64])
+    """
+    return call("moe_combine", y, topk_weights, row_index)
