@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const uint32_t rank = blockIdx.x % Tile::kCluster;
 
   initialise(shared, token_map);
-  TileScheduler<Tile> scheduler;
-  scheduler.build(params, reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)), shared.scan);
+  TileScheduler<Tile> scheduler(params, reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)));
+  scheduler.build(params, shared.scan);
   // The other blocks must see these barriers before anything is sent to them.
   if constexpr (Tile::kCluster > 1) ptx::cluster_sync();
 

@@ -75,8 +75,10 @@ int grid_size(const GroupGemmParams& params) {
 template <class Tile, class Format>
 cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   using Storage = SharedStorage<Tile, Format>;
-  static_assert(sizeof(Storage) + 3 * sizeof(int32_t) * kMaxExperts <= kMaxSharedBytes,
-                "the stages do not fit in shared memory");
+  const auto shared_bytes = [](int64_t experts) constexpr {
+    return sizeof(Storage) + sizeof(int32_t) * (3 * experts + 1);
+  };
+  static_assert(shared_bytes(kMaxExperts) <= kMaxSharedBytes, "the stages do not fit");
   cudaError_t error = prepare_kernel<Tile, Format>();
   if (error != cudaSuccess) return error;
   CUtensorMap token_map;
@@ -91,7 +93,7 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   cudaLaunchConfig_t launch = {};
   launch.gridDim = dim3(grid_size<Tile>(params));
   launch.blockDim = dim3(Tile::kThreads);
-  launch.dynamicSmemBytes = sizeof(Storage) + 3 * sizeof(int32_t) * params.tokens.experts;
+  launch.dynamicSmemBytes = shared_bytes(params.tokens.experts);
   launch.stream = stream;
   launch.attrs = &cluster;
   launch.numAttrs = Tile::kCluster > 1 ? 1 : 0;

@@ -76,6 +76,7 @@ struct ScaleSource {
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
                                        uint64_t policy) const {
     if (row_bytes == 0) return;
+#pragma unroll 1  // as in load_tile
     for (int i = 0; i < rows(); ++i) {
       ptx::bulk_copy(destination + i * shared_stride, address + i * row_stride, row_bytes, full,
                      policy);
@@ -127,6 +128,7 @@ class Producer {
     Scales scales(params_, tile.expert, int64_t{block} * Tile::kOut);
     const uint64_t policy = tile.alone ? read_once_policy_ : shared_policy_;
     const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
+#pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
     for (int k = 0; k < k_blocks; ++k) {
       uint64_t* full = &shared_.full[ring_.stage];
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);

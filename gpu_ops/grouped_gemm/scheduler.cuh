@@ -29,20 +29,23 @@ struct TileCoordinates {
   bool alone;      // the expert has no other token tile: its weights are read once
 };
 
+// Little is kept in registers: the consumers need theirs for accumulators.
 template <class Tile>
 class TileScheduler {
  public:
-  // `tables` holds 3 * experts int32 in shared memory. All threads of the block take part; ends with
-  // a barrier.
+  // `tables` holds 3 * experts + 1 int32 in shared memory: the running sum of the tiles, first row
+  // and number of rows of each expert, and the output blocks of an expert.
+  __device__ TileScheduler(const GroupGemmParams& params, int32_t* tables)
+      : experts_(static_cast<int>(params.tokens.experts)),
+        tile_(blockIdx.x / Tile::kCluster),
+        tables_(tables) {}
+
+  // Fills the tables. All threads of the block take part; ends with a barrier.
   template <class ScanStorage>
-  __device__ void build(const GroupGemmParams& params, int32_t* tables, ScanStorage& scan) {
-    experts_ = static_cast<int>(params.tokens.experts);
-    tile_end_ = tables;
-    row_begin_ = tables + experts_;
-    row_count_ = tables + 2 * experts_;
+  __device__ void build(const GroupGemmParams& params, ScanStorage& scan) {
     const int64_t padded_out = params.weight_layout().padded_out();
-    out_blocks_ = static_cast<int>(ceil_div(padded_out, Tile::kOut * Tile::kCluster));
-    tile_ = blockIdx.x / Tile::kCluster;
+    const int out_blocks = static_cast<int>(ceil_div(padded_out, Tile::kOut * Tile::kCluster));
+    if (threadIdx.x == 0) tables_[3 * experts_] = out_blocks;
 
     int32_t before = 0;
     for (int first = 0; first < experts_; first += Tile::kThreads) {
@@ -52,28 +55,28 @@ class TileScheduler {
       const int32_t count = static_cast<int32_t>(rows.end - rows.begin);
       int32_t end, total;
       cub::BlockScan<int32_t, Tile::kThreads>(scan).InclusiveSum(
-          (count + Tile::kTokens - 1) / Tile::kTokens * out_blocks_, end, total);
+          (count + Tile::kTokens - 1) / Tile::kTokens * out_blocks, end, total);
       if (expert < experts_) {
-        tile_end_[expert] = before + end;
-        row_begin_[expert] = static_cast<int32_t>(rows.begin);
-        row_count_[expert] = count;
+        tables_[expert] = before + end;
+        tables_[experts_ + expert] = static_cast<int32_t>(rows.begin);
+        tables_[2 * experts_ + expert] = count;
       }
       before += total;
       __syncthreads();  // the scan's storage is used again, and the tables are read next
     }
-    num_tiles_ = before;
   }
 
   // The next tile of this block (of this cluster); false when there is none.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
-    if (tile_ >= num_tiles_) return false;
+    if (tile_ >= tile_end(experts_ - 1)) return false;
     tile.expert = expert_of(tile_);
-    const int count = row_count_[tile.expert];
+    const int count = tables_[2 * experts_ + tile.expert];
     const int token_tiles = (count + Tile::kTokens - 1) / Tile::kTokens;
-    const int local = tile_ - (tile_end_[tile.expert] - token_tiles * out_blocks_);
+    const int out_blocks = tables_[3 * experts_];
+    const int local = tile_ - (tile_end(tile.expert) - token_tiles * out_blocks);
     tile.out_block = local / token_tiles;
     const int token_begin = (local - tile.out_block * token_tiles) * Tile::kTokens;
-    tile.row_begin = row_begin_[tile.expert] + token_begin;
+    tile.row_begin = tables_[experts_ + tile.expert] + token_begin;
     tile.num_tokens = min(count - token_begin, Tile::kTokens);
     tile.alone = token_tiles == 1;
     tile_ += gridDim.x / Tile::kCluster;
@@ -81,12 +84,15 @@ class TileScheduler {
   }
 
  private:
+  // Tiles of the experts up to and including `expert`.
+  __device__ __forceinline__ int tile_end(int expert) const { return tables_[expert]; }
+
   // First expert whose tiles end after `tile`: the tables hold running sums.
   __device__ __forceinline__ int expert_of(int tile) const {
     int low = 0, high = experts_ - 1;
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (tile_end_[middle] > tile) {
+      if (tile_end(middle) > tile) {
         high = middle;
       } else {
         low = middle + 1;
@@ -95,8 +101,9 @@ class TileScheduler {
     return low;
   }
 
-  int experts_, out_blocks_, tile_, num_tiles_;
-  int32_t *tile_end_, *row_begin_, *row_count_;
+  const int experts_;
+  int tile_;  // next tile of this block
+  int32_t* const tables_;
 };
 
 }  // namespace w4afp8
