@@ -1,0 +1,34 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checks of layers' arguments: ValueError with name, what was expected, what came."""
+
+from __future__ import annotations
+
+
+def check_multiple(name: str, value: int, unit: int) -> None:
+    """Raises ValueError unless `value` is a positive multiple of `unit`."""
+    if value <= 0 or value % unit:
+        raise ValueError(f"{name}: expected a positive multiple of {unit}, got {value}")
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raises ValueError unless ``low <= value <= high``."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+
+
+def check_same(name: str, got: object, expected: object) -> None:
+    """Raises ValueError unless both are equal."""
+    if got != expected:
+        raise ValueError(f"{name}: expected {expected}, got {got}")

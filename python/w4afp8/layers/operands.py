@@ -1,0 +1,42 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What users hand to the layers' constructors, as the tensors that the layers hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from w4afp8.quant import PackedWeight, QuantizedWeight, ScaleDtype, pack
+
+Array = np.ndarray | Tensor
+
+
+def as_packed(weight: QuantizedWeight | PackedWeight) -> PackedWeight:
+    """Packs a weight that is not packed yet."""
+    return pack(weight) if isinstance(weight, QuantizedWeight) else weight
+
+
+def scale_dtype_of(weight: PackedWeight) -> ScaleDtype:
+    """The type of int4 group scales; "float32" where there are none."""
+    groups = weight.group_scale
+    return "bfloat16" if groups is not None and groups.dtype == paddle.bfloat16 else "float32"
+
+
+def as_float32(value: Array) -> Tensor:
+    """A float32 tensor of floats that numpy or Paddle holds."""
+    if isinstance(value, Tensor):
+        return value.astype("float32")
+    return paddle.to_tensor(np.ascontiguousarray(value, dtype=np.float32))

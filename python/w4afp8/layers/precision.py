@@ -1,0 +1,95 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What becomes of quantised layers when Paddle converts or moves a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import paddle
+from paddle import nn
+
+_ACTIVATION_DTYPES = ("bfloat16", "float16")
+
+
+def dtype_name(dtype: Any) -> str:
+    """Name of a Paddle dtype given as a string, a `paddle.dtype` or a numpy dtype."""
+    if isinstance(dtype, str):
+        return dtype.removeprefix("paddle.")
+    return str(dtype).removeprefix("paddle.")
+
+
+def check_activation_dtype(dtype: Any, *, name: str = "dtype") -> str:
+    """Checks that `dtype` is one that activations may have.
+
+    Returns:
+        "bfloat16" or "float16".
+
+    Raises:
+        ValueError: it is another.
+    """
+    found = dtype_name(dtype)
+    if found not in _ACTIVATION_DTYPES:
+        raise ValueError(
+            f"{name}: expected bfloat16 or float16 (the activations' type; 4-bit weights and their "
+            f"scales keep theirs), got {found}"
+        )
+    return found
+
+
+class QuantizedLayer(nn.Layer):
+    """A layer whose buffers keep their types when a model is converted.
+
+    `to(dtype=...)`, `bfloat16()`, `float16()` and `astype()`, on this layer or on one that holds
+    it, change `activation_dtype` and nothing else, or raise ValueError for a type that activations
+    cannot have. (Paddle's own conversion would cast packed weights and scales, and ruin them.)
+    `astype()` of a layer that holds this one leaves this one as it is, as Paddle never asks it.
+    Moving to a device moves all buffers.
+
+    Args:
+        dtype: "bfloat16" or "float16".
+    """
+
+    def __init__(self, *, dtype: Any) -> None:
+        super().__init__()
+        self.activation_dtype = check_activation_dtype(dtype)
+
+    def astype(self, dtype: Any = None) -> QuantizedLayer:
+        """As `to(dtype=dtype)`."""
+        return self.to(dtype=check_activation_dtype(dtype))
+
+    def set_activation_dtype(self, dtype: str) -> None:
+        """Called with "bfloat16" or "float16" when the layer is converted."""
+        self.activation_dtype = dtype
+
+    def _apply(
+        self,
+        func: Callable[..., Any],
+        device: Any,
+        dtype: Any,
+        blocking: bool | None,
+        include_sublayers: bool = True,
+    ) -> None:
+        """Paddle's hook under every conversion and move of a layer."""
+        converted = None if dtype is None else check_activation_dtype(dtype)
+        if include_sublayers:
+            for layer in self.children():
+                layer._apply(func, device, dtype, blocking, include_sublayers)
+        own_dtype = self._dtype
+        super()._apply(func, device, None, blocking, False)
+        self._dtype = own_dtype
+        if converted is not None:
+            with paddle.no_grad():
+                self.set_activation_dtype(converted)
