@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 
 from w4afp8.quant.bfloat16 import bfloat16_values
 
-BITS = {"float8_e4m3fn": np.uint8, "bfloat16": np.uint16}
-
 
 def to_place(tensor: paddle.Tensor, place: Any) -> paddle.Tensor:
     """`tensor` on `place`."""
@@ -74,7 +72,6 @@ def tensor_bits(tensor: paddle.Tensor) -> NDArray[Any]:
     return array.view(f"uint{8 * array.itemsize}")
 
 
-def tensor_values(tensor: paddle.Tensor) -> NDArray[Any]:
-    """What the tensor holds: bfloat16 as float32, everything else as its own type."""
-    array = np.ascontiguousarray(tensor.cpu().numpy())
-    return bfloat16_values(array) if tensor.dtype == paddle.bfloat16 else array
+def values_of(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The reverse of `bits_of`; bfloat16 comes as float32."""
+    return bfloat16_values(bits) if dtype == "bfloat16" else bits.view(dtype)

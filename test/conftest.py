@@ -1,0 +1,33 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Markers and the routes that every test of an operator runs through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from w4afp8._routes import Route, force_route
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu_only: not to be run with tensors on a GPU")
+
+
+@pytest.fixture(params=["pybind", "registered"])
+def route(request: pytest.FixtureRequest) -> Iterator[Route]:
+    """Sends w4afp8.ops through the pybind module, then through Paddle's dispatch."""
+    with force_route(request.param):
+        yield request.param

@@ -1,0 +1,45 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Fixtures of the tests on the CPU. test/gpu runs the same tests with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import paddle
+import pytest
+
+from w4afp8.testing.compare import CPU_ACCUMULATOR, Accumulator
+
+
+@pytest.fixture(autouse=True)
+def _cpu_is_current() -> Iterator[None]:
+    """Paddle's own operators run on the CPU too, whatever this machine has."""
+    before = paddle.device.get_device()
+    paddle.device.set_device("cpu")
+    yield
+    paddle.device.set_device(before)
+
+
+@pytest.fixture
+def place() -> Any:
+    """Where the tensors of a test live."""
+    return paddle.CPUPlace()
+
+
+@pytest.fixture
+def accumulator() -> Accumulator:
+    """How the kernels under test sum."""
+    return CPU_ACCUMULATOR

@@ -1,0 +1,311 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The grouped GEMM: exact cases bit by bit, the others within the bound of testing/compare.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from numpy.typing import NDArray
+
+from w4afp8 import ops
+from w4afp8.quant import pack
+from w4afp8.testing.compare import (
+    Accumulator,
+    assert_bits_equal,
+    assert_within,
+    gemm_bound,
+)
+from w4afp8.testing.gemm_inputs import (
+    GemmInputs,
+    GemmProblem,
+    exact_inputs,
+    random_inputs,
+    reference,
+)
+from w4afp8.testing.shapes import GEMM_SHAPES, RAGGED, TOKEN_COUNTS, LinearShape
+from w4afp8.testing.tensors import (
+    bits_of,
+    float8_tensor,
+    float_tensor,
+    int_tensor,
+    tensor_bits,
+    values_of,
+)
+
+pytestmark = pytest.mark.usefixtures("route")
+
+# Format, group_size, type of the group scales.
+FORMATS = {
+    "int4": ("int4", -1, "float32"),
+    "int4 groups of 32": ("int4", 32, "float32"),
+    "int4 groups of 64": ("int4", 64, "float32"),
+    "int4 groups of 128": ("int4", 128, "float32"),
+    "int4 groups of 128, bfloat16": ("int4", 128, "bfloat16"),
+    "int4 groups of 384": ("int4", 384, "float32"),
+    "mxfp4": ("mxfp4", 32, "float32"),
+}
+
+
+def problem(counts: Any, shape: LinearShape, form: str = "int4", **options: Any) -> GemmProblem:
+    weight_format, group_size, scale_dtype = FORMATS[form]
+    return GemmProblem(
+        counts=counts,
+        out_features=shape.out_features,
+        in_features=shape.in_features,
+        weight_format=weight_format,
+        group_size=group_size,
+        scale_dtype=scale_dtype,
+        **options,
+    )
+
+
+def optional(values: Any, dtype: str, place: Any) -> paddle.Tensor | None:
+    return None if values is None else float_tensor(values, dtype, place)
+
+
+def run(
+    place: Any,
+    inputs: GemmInputs,
+    *,
+    out_dtype: str = "bfloat16",
+    tokens_dtype: str = "int64",
+    leading_zero: bool = True,
+    tokens: Any = None,
+    max_tokens: int = -1,
+) -> NDArray[np.uint16]:
+    """The operator on these inputs; bits of the result ``[num_rows, out_features]``."""
+    p = inputs.problem
+    packed = pack(inputs.weight, place=place)
+    x = inputs.x.reshape(p.experts, p.token_padding, -1) if p.token_padding else inputs.x
+    x_scale = inputs.x_scale
+    if x_scale is not None and x_scale.size > 1:
+        x_scale = x_scale.reshape(x.shape[:-1])
+    if tokens is None:
+        tokens = p.tokens(leading_zero=leading_zero)
+    out = ops.group_gemm(
+        float8_tensor(x, place),
+        packed.weight,
+        packed.weight_scale,
+        int_tensor(tokens, tokens_dtype, place),
+        group_scale=packed.group_scale,
+        x_scale=optional(x_scale, "float32", place),
+        bias=optional(inputs.bias, out_dtype, place),
+        weight_format=p.weight_format,
+        group_size=p.group_size,
+        token_padding=p.token_padding,
+        max_tokens=max_tokens,
+        out_dtype=out_dtype,
+    )
+    assert out.shape == [*x.shape[:-1], p.out_features]
+    assert str(out.dtype) == f"paddle.{out_dtype}"
+    return tensor_bits(out).reshape(p.num_rows, p.out_features)
+
+
+def check_exact(place: Any, p: GemmProblem, *, out_dtype: str = "bfloat16", **options: Any) -> None:
+    inputs = exact_inputs(p)
+    expected = reference(inputs)
+    out = run(place, inputs, out_dtype=out_dtype, **options)
+    holds_token = ~np.isnan(expected[:, 0])
+    assert_bits_equal(out[holds_token], bits_of(expected, out_dtype)[holds_token], str(p))
+
+
+def check_close(
+    place: Any,
+    accumulator: Accumulator,
+    inputs: GemmInputs,
+    *,
+    out_dtype: str = "bfloat16",
+    **options: Any,
+) -> None:
+    expected = reference(inputs)
+    bound = gemm_bound(inputs, expected, out_dtype, accumulator)
+    out = values_of(run(place, inputs, out_dtype=out_dtype, **options), out_dtype)
+    holds_token = ~np.isnan(expected[:, 0])
+    assert_within(out[holds_token], expected[holds_token], bound[holds_token], str(inputs.problem))
+
+
+@pytest.mark.parametrize("shape", GEMM_SHAPES, ids=str)
+def test_exact_for_every_shape(place: Any, shape: LinearShape) -> None:
+    check_exact(place, problem((3, 0, 17), shape))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_exact_for_every_format(place: Any, form: str) -> None:
+    p = problem((9, 0, 70), LinearShape(200, 384), form, x_scale="token", has_bias=True)
+    check_exact(place, p, out_dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        ("int4 groups of 32", LinearShape(72, 96)),
+        ("int4 groups of 32", LinearShape(136, 160)),
+        ("int4 groups of 64", LinearShape(72, 192)),
+        ("int4 groups of 64", LinearShape(136, 2880)),
+        ("mxfp4", LinearShape(72, 96)),
+        ("mxfp4", LinearShape(8, 32)),
+        ("mxfp4", LinearShape(136, 2880)),
+    ],
+)
+def test_exact_for_groups_beside_k_blocks(place: Any, form: str, shape: LinearShape) -> None:
+    check_exact(place, problem((5, 20), shape, form))
+
+
+@pytest.mark.parametrize("count", TOKEN_COUNTS)
+def test_exact_for_every_number_of_tokens(place: Any, count: int) -> None:
+    check_exact(place, problem((count, 3), LinearShape(72, 160)))
+
+
+@pytest.mark.parametrize("counts", RAGGED.values(), ids=RAGGED.keys())
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+def test_exact_for_ragged_experts(place: Any, form: str, counts: tuple[int, ...]) -> None:
+    check_exact(place, problem(counts, LinearShape(136, 256), form, x_scale="token"))
+
+
+@pytest.mark.parametrize("counts", RAGGED.values(), ids=RAGGED.keys())
+def test_exact_with_padding(place: Any, counts: tuple[int, ...]) -> None:
+    # The rows past each count are NaN, and so is their scale.
+    p = problem(counts, LinearShape(72, 192), token_padding=80, x_scale="token", has_bias=True)
+    check_exact(place, p)
+
+
+@pytest.mark.parametrize("tokens_dtype", ["int32", "int64"])
+@pytest.mark.parametrize("leading_zero", [True, False])
+@pytest.mark.parametrize("padding", [0, 48])
+def test_exact_for_every_form_of_tokens(
+    place: Any, tokens_dtype: str, leading_zero: bool, padding: int
+) -> None:
+    p = problem((4, 0, 48), LinearShape(64, 128), token_padding=padding)
+    check_exact(place, p, tokens_dtype=tokens_dtype, leading_zero=leading_zero)
+
+
+@pytest.mark.parametrize("x_scale", ["none", "tensor", "token"])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
+def test_exact_for_every_epilogue(place: Any, x_scale: Any, has_bias: bool, out_dtype: str) -> None:
+    p = problem((33, 2), LinearShape(104, 96), x_scale=x_scale, has_bias=has_bias)
+    check_exact(place, p, out_dtype=out_dtype)
+
+
+def test_exact_with_spare_rows(place: Any) -> None:
+    check_exact(place, problem((5, 6), LinearShape(72, 96), spare_rows=9))
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 40, 100000])
+def test_hint_changes_nothing(place: Any, max_tokens: int) -> None:
+    check_exact(place, problem((40, 3), LinearShape(72, 96)), max_tokens=max_tokens)
+
+
+def test_exact_for_many_experts(place: Any) -> None:
+    counts = tuple(np.random.default_rng(1).integers(0, 4, 130))
+    check_exact(place, problem(counts, LinearShape(72, 96)))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_accuracy(place: Any, accumulator: Accumulator, form: str) -> None:
+    p = problem((130, 1, 0, 30), LinearShape(328, 1152), form, x_scale="token", has_bias=True)
+    check_close(place, accumulator, random_inputs(p))
+
+
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+def test_accuracy_for_long_in_features(
+    place: Any, accumulator: Accumulator, form: str, out_dtype: str
+) -> None:
+    inputs = random_inputs(problem((20, 3), LinearShape(136, 8192), form, x_scale="token"))
+    check_close(place, accumulator, inputs, out_dtype=out_dtype)
+
+
+def test_accuracy_for_positive_numbers(place: Any, accumulator: Accumulator) -> None:
+    # Nothing cancels: an accumulator that truncates drifts the furthest.
+    inputs = random_inputs(problem((20, 3), LinearShape(72, 2048), x_scale="token"))
+    positive = dataclasses.replace(inputs.weight, codes=inputs.weight.codes & 0x77)
+    inputs = dataclasses.replace(inputs, x=inputs.x & 0x7F, weight=positive)
+    check_close(place, accumulator, inputs)
+
+
+@pytest.mark.parametrize("spread", [12, 20, 60])
+def test_accuracy_for_distant_mxfp4_groups(
+    place: Any, accumulator: Accumulator, spread: int
+) -> None:
+    inputs = random_inputs(problem((20, 3), LinearShape(72, 512), "mxfp4", x_scale="token"))
+    scale = np.random.default_rng(2).integers(120 - spread, 121, inputs.weight.scale.shape)
+    weight = dataclasses.replace(inputs.weight, scale=scale.astype(np.uint8))
+    check_close(place, accumulator, dataclasses.replace(inputs, weight=weight))
+
+
+def test_nan_stays_in_its_row(place: Any) -> None:
+    inputs = exact_inputs(problem((9, 20), LinearShape(72, 96)))
+    x = inputs.x.copy()
+    x[4, 50] = 0xFF
+    clean = run(place, inputs)
+    dirty = run(place, dataclasses.replace(inputs, x=x))
+    assert np.isnan(values_of(dirty, "bfloat16")[4]).all()
+    others = np.arange(29) != 4
+    assert_bits_equal(dirty[others], clean[others])
+
+
+@pytest.mark.parametrize("leading_zero", [True, False])
+@pytest.mark.parametrize(
+    "sums",
+    [
+        (0, 7, 3, 12),  # decreasing
+        (0, 5, 2**40, 12),  # past the buffer
+        (0, -9, 5, 12),
+        (0, 4, 12, -(2**62)),
+        (-(2**62), 2**62, -1, 2**62),
+    ],
+)
+def test_corrupt_sums_are_clamped(place: Any, sums: tuple[int, ...], leading_zero: bool) -> None:
+    inputs = exact_inputs(problem((12, 0, 0), LinearShape(72, 96)))
+    tokens = np.array(sums if leading_zero else sums[1:], np.int64)
+    out = run(place, inputs, tokens=tokens)
+    begins = np.clip(
+        np.concatenate([[0], tokens])[-4:-1] if not leading_zero else tokens[:-1], 0, 12
+    )
+    ends = np.maximum(begins, np.clip(tokens[-3:], 0, 12))
+    # Rows that exactly one expert claims hold that expert's result.
+    claims = np.zeros(12, np.int64)
+    for begin, end in zip(begins, ends, strict=True):
+        claims[begin:end] += 1
+    for expert, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        alone = np.flatnonzero(claims == 1)
+        alone = alone[(alone >= begin) & (alone < end)]
+        all_rows = dataclasses.replace(
+            inputs.problem, counts=tuple(12 if e == expert else 0 for e in range(3))
+        )
+        expected = reference(dataclasses.replace(inputs, problem=all_rows))
+        assert_bits_equal(out[alone], bits_of(expected, "bfloat16")[alone], f"expert {expert}")
+
+
+@pytest.mark.parametrize("counts", [(-3, 100, 5), (2**62, -(2**62), 0)])
+def test_corrupt_counts_are_clamped(place: Any, counts: tuple[int, ...]) -> None:
+    real = tuple(int(np.clip(count, 0, 8)) for count in counts)
+    inputs = exact_inputs(problem(real, LinearShape(72, 96), token_padding=8))
+    expected = reference(inputs)
+    out = run(place, inputs, tokens=np.array(counts, np.int64))
+    holds_token = ~np.isnan(expected[:, 0])
+    assert_bits_equal(out[holds_token], bits_of(expected, "bfloat16")[holds_token])
+
+
+def test_same_bits_every_time(place: Any) -> None:
+    inputs = random_inputs(problem((70, 3, 0, 9), LinearShape(136, 640), x_scale="token"))
+    first = run(place, inputs)
+    for _ in range(3):
+        assert_bits_equal(run(place, inputs), first)
