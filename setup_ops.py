@@ -89,12 +89,8 @@ def nvcc_version(nvcc: pathlib.Path) -> str:
     return found.group(1)
 
 
-def find_toolkit() -> Toolkit:
-    """The first toolkit that is new enough and complete. Raises NoToolkit."""
-    homes = [home for home in toolkit_homes() if (home / "bin" / "nvcc").is_file()]
-    if not homes:
-        raise NoToolkit("no nvcc was found; set CUDA_HOME")
-    home = homes[0]
+def toolkit_at(home: pathlib.Path) -> Toolkit:
+    """The toolkit in ``home``. Raises NoToolkit where it is too old or not complete."""
     version = nvcc_version(home / "bin" / "nvcc")
     if tuple(map(int, version.split("."))) < OLDEST_CUDA:
         raise NoToolkit(f"nvcc {version} in {home} is older than {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]}")
@@ -110,6 +106,19 @@ def find_toolkit() -> Toolkit:
     if not runtimes:
         raise NoToolkit(f"{home} has no libcudart_static.a")
     return Toolkit(home, version, [str(include) for include in includes], runtimes[0])
+
+
+def find_toolkit() -> Toolkit:
+    """The first toolkit that is new enough and complete. Raises NoToolkit."""
+    reasons = []
+    for home in toolkit_homes():
+        if not (home / "bin" / "nvcc").is_file():
+            continue
+        try:
+            return toolkit_at(home)
+        except NoToolkit as reason:
+            reasons.append(str(reason))
+    raise NoToolkit("; ".join(reasons) or "no nvcc was found; set CUDA_HOME")
 
 
 def find_cutlass() -> tuple[pathlib.Path, str]:

@@ -23,7 +23,7 @@
 #include "cpu/kernels.h"
 #include "cpu/numbers.h"
 #include "cpu/parallel.h"
-#include "paddle/extension.h"
+#include "paddle_api.h"
 
 namespace w4afp8::cpu {
 namespace {
