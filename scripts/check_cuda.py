@@ -155,7 +155,8 @@ def main() -> int:
     except setup_ops.NoToolkit as reason:
         print(f"check_cuda: {reason}")
         return 1
-    everything = [*ROOT.glob("gpu_ops/**/*.cu"), *ROOT.glob("test/gpu/*.cu")]
+    patterns = ("gpu_ops/**/*.cu", "test/gpu/*.cu", "benchmark/*.cu")
+    everything = [path for pattern in patterns for path in ROOT.glob(pattern)]
     files = [path.resolve() for path in arguments.files] or sorted(everything)
 
     complaints: list[str] = []

@@ -66,12 +66,21 @@ def paddle_stream(place: Any) -> int:
 
 @contextlib.contextmanager
 def torch_on_paddle_stream(place: Any) -> Iterator[Any]:
-    """PyTorch work inside the block is ordered with Paddle's operators on ``place``."""
+    """Makes ``place`` Paddle's current device and its stream PyTorch's current stream.
+
+    Yields:
+        torch.cuda.Stream on which both libraries work inside the block, in order.
+    """
     import torch
 
+    before = paddle.device.get_device()
+    paddle.device.set_device(device_name(place))
     stream = torch.cuda.ExternalStream(paddle_stream(place))
-    with torch.cuda.stream(stream):
-        yield stream
+    try:
+        with torch.cuda.stream(stream):
+            yield stream
+    finally:
+        paddle.device.set_device(before)
 
 
 class _Bytes:

@@ -1,0 +1,107 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The two ceilings of a GPU, measured: reading device memory, and FP8 matrix products.
+
+python3 benchmark/ceilings.py
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+for folder in (ROOT, ROOT / "python"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+from w4afp8.testing.timing import time_launches
+
+import setup_ops
+
+READ_BYTES = 4 << 30
+MATRIX = 8192  # m = n = k of the matrix product
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """GB/s read from device memory by bulk copies, and dense FP8 TFLOP/s of cuBLASLt, in bursts."""
+
+    hbm_gbs: float
+    tensor_tflops: float
+
+
+def build_bulk_read(folder: str) -> Callable[..., int]:
+    """Compiles bulk_read.cu into ``folder``: f(data, bytes, stream) -> cudaError_t."""
+    library = str(pathlib.Path(folder) / "libbulk_read.so")
+    source = str(ROOT / "benchmark" / "bulk_read.cu")
+    nvcc = str(setup_ops.find_toolkit().home / "bin" / "nvcc")
+    flags = [*setup_ops.NVCC_FLAGS, "-shared", "-Xcompiler", "-fPIC"]
+    subprocess.run([nvcc, *flags, "-I", str(ROOT / "gpu_ops"), source, "-o", library], check=True)
+    function = ctypes.CDLL(library).bulk_read
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    return function  # type: ignore[no-any-return]
+
+
+def measure_read(stream: Any) -> float:
+    """GB/s of one pass over 4 GiB."""
+    import torch
+
+    data = torch.randint(0, 256, (READ_BYTES,), dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        bulk_read = build_bulk_read(folder)
+
+        def launch() -> None:
+            error = bulk_read(data.data_ptr(), READ_BYTES, stream.cuda_stream)
+            if error != 0:
+                raise RuntimeError(f"bulk_read: CUDA error {error}")
+
+        return READ_BYTES / time_launches([launch], stream=stream).us / 1e3
+
+
+def measure_matrix_products(stream: Any) -> float:
+    """TFLOP/s of E4M3 x E4M3 with fast accumulation, random data, BF16 results."""
+    import torch
+
+    a, b = (torch.randn(MATRIX, MATRIX, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones((), device="cuda")
+    torch.cuda.synchronize()
+
+    def launch() -> None:
+        torch._scaled_mm(
+            a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+
+    return 2 * MATRIX**3 / time_launches([launch], stream=stream).us / 1e6
+
+
+def measure() -> Ceilings:
+    """Both ceilings of the current GPU."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        return Ceilings(measure_read(stream), measure_matrix_products(stream))
+
+
+if __name__ == "__main__":
+    ceilings = measure()
+    print(f"hbm_gbs {ceilings.hbm_gbs:.0f}  tensor_tflops {ceilings.tensor_tflops:.0f}")
