@@ -50,6 +50,12 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         default="bfloat16",
         help="of the quantised blocks' inputs and outputs (%(default)s)",
     )
+    demo.add_argument(
+        "--rounding",
+        choices=("absmax/7", "absmax/7.5", "mse"),
+        default="absmax/7",
+        help="rule for the scales of int4; mse searches the best (%(default)s)",
+    )
     demo.add_argument("--copy", type=Path, help="read model and sentences from such a file")
     demo.add_argument(
         "--save-copy",
@@ -82,6 +88,7 @@ def _run_demo(options: argparse.Namespace) -> int:
                 out=options.out,
                 device=options.device,
                 dtype=options.dtype,
+                rounding=options.rounding,
                 copy=options.copy,
                 save_copy=options.save_copy,
             )

@@ -28,6 +28,7 @@ from paddle import Tensor, nn
 
 from w4afp8.demo.encoder import DenseFeedForward
 from w4afp8.layers import W4AFP8MoEFFN
+from w4afp8.quant import QuantizedWeight, Rounding, WeightFormat, dequantize, quantize
 
 EXPERTS = 4
 
@@ -37,7 +38,7 @@ class Format:
     """One way to store the weights."""
 
     title: str
-    weight_format: str
+    weight_format: WeightFormat
     group_size: int
 
 
@@ -78,28 +79,64 @@ def cut_into_experts(block: DenseFeedForward, experts: int = EXPERTS) -> ExpertW
     )
 
 
+@dataclass(frozen=True)
+class QuantizedFeedForward:
+    """A block cut into experts whose matrices are in 4 bits."""
+
+    up: QuantizedWeight
+    down: QuantizedWeight
+    parts: ExpertWeights
+
+    def dequantized(self) -> DenseFeedForward:
+        """The dense float32 block that these 4-bit weights stand for."""
+        up, down = dequantize(self.up), dequantize(self.down)
+        return DenseFeedForward(
+            up=up.reshape(-1, up.shape[2]),
+            up_bias=self.parts.up_bias.reshape(-1),
+            down=down.transpose(1, 0, 2).reshape(down.shape[1], -1),
+            down_bias=self.parts.down_bias.sum(axis=0),
+        )
+
+
+def quantize_block(
+    block: DenseFeedForward, form: Format, *, rounding: Rounding = "absmax/7"
+) -> QuantizedFeedForward:
+    """Cuts a block into experts and quantises their matrices.
+
+    `rounding` is int4's rule for the scale; MXFP4 has one rule of its own.
+    """
+    parts = cut_into_experts(block)
+    up, down = (
+        quantize(
+            matrix,
+            weight_format=form.weight_format,
+            group_size=form.group_size,
+            rounding=rounding if form.weight_format == "int4" else "absmax/7",
+        )
+        for matrix in (parts.up, parts.down)
+    )
+    return QuantizedFeedForward(up, down, parts)
+
+
 class QuantizedBlock(nn.Layer):
     """Float32 in and out; inside, a `W4AFP8MoEFFN` of four experts on `place`."""
 
     def __init__(
-        self, block: DenseFeedForward, form: Format, *, dtype: str, place: paddle.base.core.Place
+        self, block: QuantizedFeedForward, *, dtype: str, place: paddle.base.core.Place
     ) -> None:
         super().__init__()
-        parts = cut_into_experts(block)
         self.dtype = dtype
         self.place = place
         # Equal logits give every expert 1/4 of the weight, exactly; times 4 is 1.
-        self.moe = W4AFP8MoEFFN.from_float(
-            parts.up,
-            parts.down,
+        self.moe = W4AFP8MoEFFN.from_quantized(
+            block.up,
+            block.down,
             topk=EXPERTS,
-            weight_format=form.weight_format,
-            group_size=form.group_size,
             activation="gelu",
             dtype=dtype,
             routed_scaling_factor=float(EXPERTS),
-            up_gate_bias=parts.up_bias,
-            down_bias=parts.down_bias,
+            up_gate_bias=block.parts.up_bias,
+            down_bias=block.parts.down_bias,
         )
         self.moe.to(device=place)
 

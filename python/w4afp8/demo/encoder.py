@@ -18,7 +18,7 @@ Every feed-forward block is a layer of its own, so that another may stand in for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,15 +141,15 @@ class SentenceEncoder(nn.Layer):
 
     Args:
         weights: the checkpoint's arrays by name.
-        make_feed_forward: gives the layer that stands for a feed-forward block; the default is
-            the float block itself.
+        feed_forwards: the layers that stand for the feed-forward blocks, first to last; None: the
+            float blocks themselves.
         config: sizes.
     """
 
     def __init__(
         self,
         weights: Weights,
-        make_feed_forward: Callable[[DenseFeedForward], nn.Layer] = DenseBlock,
+        feed_forwards: Sequence[nn.Layer] | None = None,
         *,
         config: EncoderConfig = EncoderConfig(),
     ) -> None:
@@ -163,7 +163,14 @@ class SentenceEncoder(nn.Layer):
         )
         self.embedding_norm = _layer_norm(weights, "embeddings.LayerNorm", config.eps)
         self.layers = nn.LayerList(
-            EncoderLayer(weights, i, config, make_feed_forward(feed_forward_of(weights, i)))
+            EncoderLayer(
+                weights,
+                i,
+                config,
+                DenseBlock(feed_forward_of(weights, i))
+                if feed_forwards is None
+                else feed_forwards[i],
+            )
             for i in range(config.layers)
         )
 

@@ -16,15 +16,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import paddle
 
-from w4afp8.demo.blocks import FORMATS, Format, QuantizedBlock
-from w4afp8.demo.encoder import EncoderConfig, SentenceEncoder, feed_forward_of
+from w4afp8.demo.blocks import FORMATS, QuantizedBlock, QuantizedFeedForward, quantize_block
+from w4afp8.demo.encoder import (
+    DenseBlock,
+    EncoderConfig,
+    SentenceEncoder,
+    feed_forward_of,
+)
 from w4afp8.demo.inputs import DemoInputs
+from w4afp8.quant import Rounding
 
 # Steps that `measure` reports: the float encoder, then each format.
 NUM_STEPS = 1 + len(FORMATS)
@@ -38,6 +44,8 @@ class Result:
     Attributes:
         title: the format.
         cosine: float64 ``[sentences]``, similarity of each embedding to the float model's.
+        weights_only_cosine: the same for float32 activations and the dequantised weights: what the
+            weights alone cost.
         neighbours_kept: sentences whose nearest neighbour is the float model's.
         weight_bytes: bytes of all feed-forward weights and their scales, without biases.
         seconds: median time to embed all sentences.
@@ -45,6 +53,7 @@ class Result:
 
     title: str
     cosine: np.ndarray
+    weights_only_cosine: np.ndarray
     neighbours_kept: int
     weight_bytes: int
     seconds: float
@@ -69,8 +78,10 @@ def compare(truth: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, int]:
     return (truth * other).sum(axis=1) / norms, kept
 
 
-def embed(encoder: SentenceEncoder, inputs: DemoInputs) -> tuple[np.ndarray, float]:
-    """Embeds all sentences a few times after one warm-up.
+def embed(
+    encoder: SentenceEncoder, inputs: DemoInputs, *, runs: int = _TIMED_RUNS
+) -> tuple[np.ndarray, float]:
+    """Embeds all sentences, `runs` times after one warm-up.
 
     Returns:
         float32 ``[sentences, hidden]`` and the median time in seconds.
@@ -80,7 +91,7 @@ def embed(encoder: SentenceEncoder, inputs: DemoInputs) -> tuple[np.ndarray, flo
     seconds = []
     with paddle.no_grad():
         embeddings = encoder(ids, mask).numpy()
-        for _ in range(_TIMED_RUNS):
+        for _ in range(runs):
             start = time.perf_counter()
             embeddings = encoder(ids, mask).numpy()
             seconds.append(time.perf_counter() - start)
@@ -92,6 +103,7 @@ def measure(
     *,
     place: paddle.base.core.Place,
     dtype: str = "bfloat16",
+    rounding: Rounding = "absmax/7",
     on_step: Callable[[str], None] = lambda title: None,
 ) -> list[Result]:
     """Embeds the sentences with the float encoder and with every format.
@@ -100,6 +112,7 @@ def measure(
         inputs: model and sentences.
         place: where the quantised blocks run; the rest of the encoder runs on Paddle's device.
         dtype: type of the quantised blocks' inputs and outputs, "bfloat16" or "float16".
+        rounding: int4's rule for the scale (`w4afp8.quant.quantize`).
         on_step: called with the title of each step as it starts.
 
     Returns:
@@ -108,32 +121,41 @@ def measure(
     on_step("float32")
     truth, seconds = embed(SentenceEncoder(inputs.weights), inputs)
     count = len(inputs.sentences)
-    results = [
-        Result("float32", np.ones(count), count, float_bytes(inputs, bytes_per_weight=4), seconds)
-    ]
+    same = np.ones(count)
+    size = float_bytes(inputs, bytes_per_weight=4)
+    results = [Result("float32", same, same, count, size, seconds)]
     for form in FORMATS:
         on_step(form.title)
-        results.append(_measure_format(inputs, form, truth, place=place, dtype=dtype))
+        blocks = [
+            quantize_block(feed_forward_of(inputs.weights, i), form, rounding=rounding)
+            for i in range(EncoderConfig().layers)
+        ]
+        results.append(_measure_format(inputs, form.title, blocks, truth, place=place, dtype=dtype))
     return results
 
 
 def _measure_format(
     inputs: DemoInputs,
-    form: Format,
+    title: str,
+    blocks: Sequence[QuantizedFeedForward],
     truth: np.ndarray,
     *,
     place: paddle.base.core.Place,
     dtype: str,
 ) -> Result:
-    blocks: list[QuantizedBlock] = []
-
-    def make_block(block) -> QuantizedBlock:
-        blocks.append(QuantizedBlock(block, form, dtype=dtype, place=place))
-        return blocks[-1]
-
-    embeddings, seconds = embed(SentenceEncoder(inputs.weights, make_block), inputs)
+    layers = [QuantizedBlock(block, dtype=dtype, place=place) for block in blocks]
+    embeddings, seconds = embed(SentenceEncoder(inputs.weights, layers), inputs)
+    dequantized = [DenseBlock(block.dequantized()) for block in blocks]
+    weights_only, _ = embed(SentenceEncoder(inputs.weights, dequantized), inputs, runs=1)
     cosine, kept = compare(truth, embeddings)
-    return Result(form.title, cosine, kept, sum(b.moe.weight_bytes for b in blocks), seconds)
+    return Result(
+        title=title,
+        cosine=cosine,
+        weights_only_cosine=compare(truth, weights_only)[0],
+        neighbours_kept=kept,
+        weight_bytes=sum(layer.moe.weight_bytes for layer in layers),
+        seconds=seconds,
+    )
 
 
 def float_bytes(inputs: DemoInputs, *, bytes_per_weight: int) -> int:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from w4afp8.demo.measure import Result
 
 _HEADER = (
     "feed-forward weights",
-    "cosine to float, mean",
+    "cosine to float32: mean",
     "worst",
+    "weights alone",
     "nearest neighbour kept",
     "MB",
     "of float32",
@@ -56,6 +58,7 @@ def _cells(result: Result, float32_bytes: int) -> tuple[str, ...]:
         result.title,
         f"{result.cosine.mean():.4f}",
         f"{result.cosine.min():.4f}",
+        f"{result.weights_only_cosine.mean():.4f}",
         f"{result.neighbours_kept}/{result.num_sentences}",
         f"{result.weight_bytes / 1e6:.2f}",
         f"{100 * share:.1f}%",
@@ -70,6 +73,8 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
+    # Building the font list is worth no line of output.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -79,13 +84,15 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
     quantized = results[1:]
     for position, result in enumerate(quantized):
         errors = 1 - result.cosine
-        left.scatter([position] * len(errors), errors, alpha=0.5, label=None)
-        left.scatter([position], [errors.mean()], marker="_", s=900, color="black")
+        left.scatter([position] * len(errors), errors, alpha=0.5)
+        left.hlines(errors.mean(), position - 0.2, position + 0.2, color="black")
+        alone = 1 - result.weights_only_cosine.mean()
+        left.hlines(alone, position - 0.2, position + 0.2, color="black", linestyle="dotted")
     left.set_xticks(range(len(quantized)), [r.title for r in quantized])
     left.set_xlim(-0.5, len(quantized) - 0.5)
     left.set_ylim(bottom=0)
     left.set_ylabel("1 - cosine similarity to the float model")
-    left.set_title("Sentence embeddings (dot: a sentence, bar: mean)")
+    left.set_title("Dot: a sentence. Line: mean. Dotted: mean, weights alone")
     bars = right.bar([r.title for r in results], [r.weight_bytes / 1e6 for r in results])
     right.bar_label(bars, fmt="%.1f")
     right.set_ylabel("MB")

@@ -28,6 +28,7 @@ from w4afp8.demo.inputs import DemoInputs, load_copy, load_inputs, save_copy
 from w4afp8.demo.measure import NUM_STEPS, Result, measure
 from w4afp8.demo.report import format_table, write_plot
 from w4afp8.demo.sentences import DEFAULT_SENTENCES, read_sentences
+from w4afp8.quant import Rounding
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class DemoOptions:
         out: folder for the table and the plot.
         device: "cpu" or "gpu".
         dtype: "bfloat16" or "float16", of the quantised blocks' inputs and outputs.
+        rounding: int4's rule for the scale (`w4afp8.quant.quantize`).
         copy: read model and sentences from this file (see `save_copy`).
         save_copy: write that file and stop.
     """
@@ -47,6 +49,7 @@ class DemoOptions:
     out: Path = Path("demo_out")
     device: str = "cpu"
     dtype: str = "bfloat16"
+    rounding: Rounding = "absmax/7"
     copy: Path | None = None
     save_copy: Path | None = None
 
@@ -67,7 +70,9 @@ def run_demo(options: DemoOptions) -> list[Result]:
         print(f"wrote {options.save_copy}")
         return []
     with _device_for_encoder(place), progress(NUM_STEPS) as on_step:
-        results = measure(inputs, place=place, dtype=options.dtype, on_step=on_step)
+        results = measure(
+            inputs, place=place, dtype=options.dtype, rounding=options.rounding, on_step=on_step
+        )
     _write(results, inputs, options)
     return results
 
@@ -85,7 +90,7 @@ def _write(results: list[Result], inputs: DemoInputs, options: DemoOptions) -> N
     table = format_table(results)
     print(
         f"all-MiniLM-L6-v2, {len(inputs.sentences)} sentences, {options.device}, "
-        f"{options.dtype} blocks"
+        f"{options.dtype} blocks, int4 by {options.rounding}"
     )
     print(table)
     try:
