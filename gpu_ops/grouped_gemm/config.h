@@ -45,9 +45,9 @@ struct TileShape {
   static constexpr int kConsumerThreads = 128 * kConsumers;
   static constexpr int kThreads = kConsumerThreads + (kMovesRegisters ? 128 : 32);
   // Per-thread registers after the move. A block starts with 65536 / threads, rounded down to 8:
-  // 168 * 384 >= 232 * 256 + 40 * 128, 96 * 640 >= 104 * 512 + 40 * 128.
-  static constexpr int kConsumerRegisters = kConsumers == 4 ? 104 : 232;
-  static constexpr int kProducerRegisters = 40;
+  // 168 * 384 >= 224 * 256 + 56 * 128, 96 * 640 >= 104 * 512 + 40 * 128.
+  static constexpr int kConsumerRegisters = kConsumers == 4 ? 104 : 224;
+  static constexpr int kProducerRegisters = kConsumers == 4 ? 40 : 56;
   // Tokens that pass through the staging buffer of the epilogue at a time.
   static constexpr int kStagedTokens = kTokens < 64 ? kTokens : 64;
 

@@ -30,55 +30,69 @@ class Epilogue {
   using Storage = SharedStorage<Tile, Format>;
   using Accumulators = float[Tile::kOutGroups][Tile::kTokens / 2];
 
+  // What the epilogue multiplies by and adds, fetched before the main loop so that nobody waits for
+  // memory after it: of output rows g and g + 8 of each fragment, and of this thread's share of the
+  // tile's tokens.
+  struct Scales {
+    float out[Tile::kOutGroups][2];
+    float bias[Tile::kOutGroups][2];
+    float token[(Tile::kTokens + 127) / 128];
+  };
+
   __device__ Epilogue(const GroupGemmParams& params, Storage& shared, uint32_t rank)
       : params_(params),
+        shared_(shared),
         rank_(rank),
         thread_(threadIdx.x % 128),
-        lane_(threadIdx.x % 32),
-        warp_(threadIdx.x % 128 / 32),
-        warpgroup_(threadIdx.x / 128),
-        staged_(shared.staged[threadIdx.x / 128]) {}
+        warpgroup_(threadIdx.x / 128) {}
 
-  __device__ __forceinline__ void store(const TileCoordinates& tile, Accumulators& sums) {
-    const int block = tile.out_block * Tile::kCluster + rank_;
+  __device__ __forceinline__ void load(const TileCoordinates& tile, Scales& scales) const {
 #pragma unroll
     for (int m = 0; m < Tile::kOutGroups; ++m) {
-      const int out = block * Tile::kOut + (warpgroup_ * Tile::kOutGroups + m) * 64;
-      const OutScales scales = load_scales(tile.expert, out + warp_ * 16 + lane_ / 4);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int out = first_out(tile, m) + warp() * 16 + lane() / 4 + 8 * half;
+        const int64_t index = tile.expert * params_.out_features + out;
+        const bool valid = out < params_.out_features;
+        scales.out[m][half] = valid ? params_.weight_scale[index] * Format::kFactor : 0.0f;
+        scales.bias[m][half] = valid && params_.bias != nullptr ? bias_at(index) : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < (Tile::kTokens + 127) / 128; ++i) {
+      const int token = thread_ + 128 * i;
+      scales.token[i] = token < tile.num_tokens ? token_scale(tile.row_begin + token) : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void store(const TileCoordinates& tile, const Scales& scales,
+                                        const Accumulators& sums) {
+    share_token_scales(scales);
+#pragma unroll
+    for (int m = 0; m < Tile::kOutGroups; ++m) {
 #pragma unroll
       for (int chunk = 0; chunk < Tile::kTokens; chunk += Tile::kStagedTokens) {
         if (chunk >= tile.num_tokens) break;
-        sync();  // the rows of the chunk before have left the staging buffer
 #pragma unroll
         for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-          stage_16_tokens(tile, sums[m], scales, chunk, token);
+          stage_16_tokens(scales, sums[m], m, chunk, token);
         }
         sync();
-        write_rows(tile, out, chunk);
+        write_rows(tile, first_out(tile, m), chunk);
+        // The next buffer is free: whoever passed the barrier had written its rows.
+        buffer_ = (buffer_ + 1) % Storage::kStagedBuffers;
       }
     }
   }
 
  private:
-  // Multiplier and bias of output rows g and g + 8.
-  struct OutScales {
-    float scale[2];
-    float bias[2];
-  };
+  __device__ __forceinline__ int lane() const { return thread_ % 32; }
+  __device__ __forceinline__ int warp() const { return thread_ / 32; }
 
-  __device__ __forceinline__ OutScales load_scales(int expert, int out) const {
-    OutScales result;
-    const float tensor_scale = params_.x_scale_mode == ActivationScaleMode::kPerTensor
-                                   ? params_.x_scale[0] * Format::kFactor
-                                   : Format::kFactor;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool valid = out + 8 * half < params_.out_features;
-      const int64_t index = expert * params_.out_features + out + 8 * half;
-      result.scale[half] = valid ? params_.weight_scale[index] * tensor_scale : 0.0f;
-      result.bias[half] = valid && params_.bias != nullptr ? bias_at(index) : 0.0f;
-    }
-    return result;
+  // First of the 64 outputs of this warpgroup's fragment m.
+  __device__ __forceinline__ int first_out(const TileCoordinates& tile, int m) const {
+    return (tile.out_block * Tile::kCluster + rank_) * Tile::kOut +
+           (warpgroup_ * Tile::kOutGroups + m) * 64;
   }
 
   __device__ __forceinline__ float bias_at(int64_t index) const {
@@ -88,9 +102,18 @@ class Epilogue {
     return __half2float(static_cast<const __half*>(params_.bias)[index]);
   }
 
-  __device__ __forceinline__ float token_scale(const TileCoordinates& tile, int token) const {
-    if (params_.x_scale_mode != ActivationScaleMode::kPerToken) return 1.0f;
-    return token < tile.num_tokens ? params_.x_scale[tile.row_begin + token] : 0.0f;
+  __device__ __forceinline__ float token_scale(int64_t row) const {
+    if (params_.x_scale_mode == ActivationScaleMode::kNone) return 1.0f;
+    return params_.x_scale[params_.x_scale_mode == ActivationScaleMode::kPerToken ? row : 0];
+  }
+
+  __device__ __forceinline__ void share_token_scales(const Scales& scales) {
+#pragma unroll
+    for (int i = 0; i < (Tile::kTokens + 127) / 128; ++i) {
+      const int token = thread_ + 128 * i;
+      if (token < Tile::kTokens) shared_.token_scale[warpgroup_][token] = scales.token[i];
+    }
+    sync();
   }
 
   __device__ __forceinline__ uint32_t round_pair(float first, float second) const {
@@ -103,47 +126,54 @@ class Epilogue {
   }
 
   // 16 tokens x 16 outputs of each warp: matrix i holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
-  __device__ __forceinline__ void stage_16_tokens(const TileCoordinates& tile,
-                                                  const float (&sums)[Tile::kTokens / 2],
-                                                  const OutScales& scales, int chunk, int token) {
+  __device__ __forceinline__ void stage_16_tokens(const Scales& scales,
+                                                  const float (&sums)[Tile::kTokens / 2], int m,
+                                                  int chunk, int token) {
     uint32_t matrix[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int first = chunk + token + i / 2 * 8;  // tokens of this matrix
-      const int pair = first + lane_ % 4 * 2;       // this thread's two tokens
+      const int first = chunk + token + i / 2 * 8;  // tokens of this matrix; this thread has two
+      const float2 x = *reinterpret_cast<const float2*>(
+          &shared_.token_scale[warpgroup_][first + lane() % 4 * 2]);
       const int half = i % 2;
-      const float x0 = token_scale(tile, pair), x1 = token_scale(tile, pair + 1);
       const float y0 = sums[first / 2 + half * 2], y1 = sums[first / 2 + half * 2 + 1];
-      matrix[i] = round_pair(fmaf(y0, scales.scale[half] * x0, scales.bias[half]),
-                             fmaf(y1, scales.scale[half] * x1, scales.bias[half]));
+      matrix[i] = round_pair(fmaf(y0, scales.out[m][half] * x.x, scales.bias[m][half]),
+                             fmaf(y1, scales.out[m][half] * x.y, scales.bias[m][half]));
     }
-    const int row = token + lane_ / 16 * 8 + lane_ % 8;
+    const int row = token + lane() / 16 * 8 + lane() % 8;
     ptx::stmatrix_x4_transposed(
-        staged_ + row * Storage::kStagedRowBytes + warp_ * 32 + lane_ / 8 % 2 * 16, matrix);
+        staged() + row * Storage::kStagedRowBytes + warp() * 32 + lane() / 8 % 2 * 16, matrix);
   }
 
   // 64 outputs of a token are 8 threads' 16 bytes each; what lies beyond the tile's tokens or the
   // outputs is not stored.
   __device__ __forceinline__ void write_rows(const TileCoordinates& tile, int out, int chunk) {
-    const int first_out = out + thread_ % 8 * 8;
-    if (first_out >= params_.out_features) return;
-    for (int token = thread_ / 8; token < Tile::kStagedTokens; token += 16) {
+    const int first = out + thread_ % 8 * 8;
+    if (first >= params_.out_features) return;
+#pragma unroll
+    for (int i = 0; i < Tile::kStagedTokens / 16; ++i) {
+      const int token = i * 16 + thread_ / 8;
       if (chunk + token >= tile.num_tokens) break;
       const int64_t row = tile.row_begin + chunk + token;
       uint16_t* destination =
-          static_cast<uint16_t*>(params_.out) + row * params_.out_features + first_out;
+          static_cast<uint16_t*>(params_.out) + row * params_.out_features + first;
       *reinterpret_cast<uint4*>(destination) = *reinterpret_cast<const uint4*>(
-          staged_ + token * Storage::kStagedRowBytes + thread_ % 8 * 16);
+          staged() + token * Storage::kStagedRowBytes + thread_ % 8 * 16);
     }
+  }
+
+  __device__ __forceinline__ uint8_t* staged() const {
+    return shared_.staged[warpgroup_][buffer_];
   }
 
   // Barrier of this warpgroup; id 0 is the block's.
   __device__ __forceinline__ void sync() const { ptx::named_barrier_sync(1 + warpgroup_, 128); }
 
   const GroupGemmParams& params_;
+  Storage& shared_;
   const uint32_t rank_;
-  const int thread_, lane_, warp_, warpgroup_;
-  uint8_t* const staged_;
+  const int thread_, warpgroup_;
+  int buffer_ = 0;  // of the staging buffers
 };
 
 }  // namespace w4afp8

@@ -77,9 +77,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     Epilogue<Tile, Format> epilogue(params, shared, rank);
     TileCoordinates tile;
     while (scheduler.next(tile)) {
+      typename Epilogue<Tile, Format>::Scales scales;
       typename MainLoop<Tile, Format>::Accumulators sums;
+      epilogue.load(tile, scales);
       main_loop.run(sums);
-      epilogue.store(tile, sums);
+      epilogue.store(tile, scales, sums);
     }
   }
   // A block must not leave while another may still write to its shared memory or barriers.

@@ -30,11 +30,15 @@ struct SharedStorage {
   // 64 outputs of a token, and 16 bytes more so that a column of tokens meets all banks.
   static constexpr int kStagedRowBytes = 64 * 2 + 16;
   static constexpr int kStagedBytes = Tile::kStagedTokens * kStagedRowBytes;
+  // Two where a tile passes in several chunks, so that one barrier a chunk is enough.
+  static constexpr int kStagedBuffers =
+      Tile::kOutGroups * Tile::kTokens > Tile::kStagedTokens ? 2 : 1;
 
   alignas(1024) uint8_t tokens[Tile::kStages][kTokenBytes];  // 128-byte swizzle
   alignas(128) uint8_t weight[Tile::kStages][kWeightBytes];
   alignas(128) uint8_t scale[Tile::kStages][kScaleBytes > 0 ? kScaleBytes : 16];
-  alignas(16) uint8_t staged[Tile::kConsumers][kStagedBytes];
+  alignas(16) uint8_t staged[Tile::kConsumers][kStagedBuffers][kStagedBytes];
+  alignas(8) float token_scale[Tile::kConsumers][Tile::kTokens];
   uint2 e2m1_table[32];
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
   uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
