@@ -1,0 +1,99 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Dispatch is exact: a stable sort by expert, and the bytes of quant_per_token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from w4afp8 import ops
+from w4afp8.testing.compare import assert_bits_equal
+from w4afp8.testing.shapes import TOKEN_COUNTS
+from w4afp8.testing.tensors import float_tensor, int_tensor, tensor_bits
+
+pytestmark = pytest.mark.usefixtures("route")
+
+
+def check(
+    place: Any, ids: NDArray[Any], experts: int, hidden: int = 64, dtype: str = "bfloat16"
+) -> None:
+    num_tokens, topk = ids.shape
+    x = np.random.default_rng(0).standard_normal((num_tokens, hidden)) * 5
+    tensor = float_tensor(x, dtype, place)
+    permuted, scale, tokens, row_index = ops.moe_dispatch(
+        tensor, int_tensor(ids, "int32", place), experts=experts
+    )
+    assert permuted.shape == [num_tokens * topk, hidden] and scale.shape == [num_tokens * topk]
+    assert tokens.shape == [experts + 1] and row_index.shape == [num_tokens, topk]
+
+    flat = ids.reshape(-1)
+    kept = (flat >= 0) & (flat < experts)
+    order = np.argsort(np.where(kept, flat, experts), kind="stable")[: kept.sum()]
+    expected_rows = np.full(flat.shape, -1, np.int32)
+    expected_rows[order] = np.arange(len(order))
+    counts = np.bincount(flat[kept], minlength=experts)
+    expected_tokens = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    assert tensor_bits(tokens).view(np.int32).tolist() == expected_tokens.tolist()
+    assert tensor_bits(row_index).view(np.int32).reshape(-1).tolist() == expected_rows.tolist()
+
+    bytes_of_token, scale_of_token = (tensor_bits(t) for t in ops.quant_per_token(tensor))
+    source = order // topk
+    assert_bits_equal(tensor_bits(permuted)[: len(order)], bytes_of_token[source], "permuted")
+    assert_bits_equal(tensor_bits(scale)[: len(order)], scale_of_token[source], "scale")
+
+
+def random_ids(num_tokens: int, topk: int, experts: int) -> NDArray[Any]:
+    rng = np.random.default_rng(1)
+    ids = [rng.permutation(experts)[:topk] for _ in range(num_tokens)]
+    return np.array(ids, np.int64).reshape(num_tokens, topk)
+
+
+@pytest.mark.parametrize("num_tokens", TOKEN_COUNTS)
+def test_every_number_of_tokens(place: Any, num_tokens: int) -> None:
+    check(place, random_ids(num_tokens, 2, 8), 8, hidden=32)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "topk", "experts"),
+    [(9, 1, 1), (20, 8, 128), (20, 32, 33), (33, 6, 160), (300, 8, 1024), (3, 1, 1024)],
+)
+def test_sizes(place: Any, num_tokens: int, topk: int, experts: int) -> None:
+    check(place, random_ids(num_tokens, topk, experts), experts)
+
+
+@pytest.mark.parametrize("hidden", [1, 8, 90, 128, 2880, 7168])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_hidden(place: Any, hidden: int, dtype: str) -> None:
+    check(place, random_ids(11, 3, 6), 6, hidden, dtype)
+
+
+def test_all_to_one_expert(place: Any) -> None:
+    check(place, np.full((70, 1), 5), 8)
+
+
+def test_expert_twice_in_one_token(place: Any) -> None:
+    check(place, np.array([[3, 3, 1], [0, 3, 0]]), 4)
+
+
+def test_slots_outside_are_dropped(place: Any) -> None:
+    ids = random_ids(40, 4, 8)
+    ids[::3, 1] = -1
+    ids[1::5, 0] = 8
+    ids[2, 2], ids[3, 3] = 2**31 - 1, -(2**31)
+    check(place, ids, 8)
+    check(place, np.full((5, 2), -1), 8)
