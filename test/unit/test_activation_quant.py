@@ -52,14 +52,15 @@ def activated(h: NDArray[Any], activation: str) -> tuple[NDArray[Any], NDArray[A
 
 
 def check(
-    place: Any, values: NDArray[Any], tokens: Any, activation: str, dtype: str, padding: int = 0
+    place: Any, values: NDArray[Any], tokens: Any, activation: str, dtype: str, *, padding: int = 0
 ) -> None:
     h = values_of(bits_of(values, dtype), dtype)
     tensor = float_tensor(h, dtype, place)
     counts = int_tensor(tokens, "int32", place)
     out, scale = ops.activation_quant(tensor, counts, activation=activation, token_padding=padding)
     features = h.shape[-1] // (1 if activation == "gelu" else 2)
-    assert out.shape == [*h.shape[:-1], features] and scale.shape == list(h.shape[:-1])
+    assert out.shape == [*h.shape[:-1], features]
+    assert scale.shape == list(h.shape[:-1])
 
     if padding:
         live = np.arange(padding) < np.asarray(tokens)[:, None]

@@ -38,7 +38,8 @@ def check(
         float_tensor(weights, "float32", place),
         int_tensor(rows, "int32", place),
     )
-    assert out.shape == [len(rows), y.shape[1]] and str(out.dtype) == f"paddle.{dtype}"
+    assert out.shape == [len(rows), y.shape[1]]
+    assert str(out.dtype) == f"paddle.{dtype}"
     expected = np.zeros((len(rows), y.shape[1]), np.float32)
     for slot in range(rows.shape[1]):
         kept = (rows[:, slot] >= 0) & (rows[:, slot] < len(y))
@@ -84,7 +85,8 @@ def test_nan_stays_in_its_token(place: Any) -> None:
         int_tensor([[0, 1], [2, 3]], "int32", place),
     )
     is_nan = np.isnan(values_of(tensor_bits(out), "bfloat16"))
-    assert is_nan[1].nonzero()[0].tolist() == [3] and not is_nan[0].any()
+    assert is_nan[1].nonzero()[0].tolist() == [3]
+    assert not is_nan[0].any()
 
 
 def test_no_tokens(place: Any) -> None:

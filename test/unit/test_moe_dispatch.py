@@ -38,8 +38,10 @@ def check(
     permuted, scale, tokens, row_index = ops.moe_dispatch(
         tensor, int_tensor(ids, "int32", place), experts=experts
     )
-    assert permuted.shape == [num_tokens * topk, hidden] and scale.shape == [num_tokens * topk]
-    assert tokens.shape == [experts + 1] and row_index.shape == [num_tokens, topk]
+    assert permuted.shape == [num_tokens * topk, hidden]
+    assert scale.shape == [num_tokens * topk]
+    assert tokens.shape == [experts + 1]
+    assert row_index.shape == [num_tokens, topk]
 
     flat = ids.reshape(-1)
     kept = (flat >= 0) & (flat < experts)

@@ -49,7 +49,8 @@ def run(place: Any, logits: NDArray[Any], topk: int, dtype: str = "float32", **o
         **options,
     )
     assert weights.shape == ids.shape == [len(logits), topk]
-    assert str(ids.dtype) == "paddle.int32" and str(weights.dtype) == "paddle.float32"
+    assert str(ids.dtype) == "paddle.int32"
+    assert str(weights.dtype) == "paddle.float32"
     return tensor_bits(weights).view(np.float32), tensor_bits(ids).view(np.int32)
 
 
@@ -138,7 +139,8 @@ def test_ids_stay_experts_whatever_the_logits(place: Any) -> None:
         weights, ids = run(place, logits, 5, score=score)
         assert ((ids >= 0) & (ids < 40)).all()
         assert all(len(set(row)) == 5 for row in ids.tolist())
-        assert np.isnan(weights[0]).all() and np.isfinite(weights[[4, 5]]).all()
+        assert np.isnan(weights[0]).all()
+        assert np.isfinite(weights[[4, 5]]).all()
 
 
 def test_huge_logits(place: Any) -> None:

@@ -79,7 +79,8 @@ def test_int4_error_is_half_a_step(group_size: int, rounding: Any) -> None:
     q = quantize(w, group_size=group_size, rounding=rounding)
     assert q.codes.shape == (3, 8, 192)
     groups = () if group_size == -1 else (384 // group_size,)
-    assert q.scale.shape == (3, 8, *groups) and q.scale.dtype == np.float32
+    assert q.scale.shape == (3, 8, *groups)
+    assert q.scale.dtype == np.float32
     step = np.broadcast_to(q.scale[..., None], (*q.scale.shape, w.size // q.scale.size))
     # Half a step, also where 7.5 is cut to 7; 2^-20 for float32's roundings of codes up to 8.
     assert (np.abs(dequantize(q) - w) <= step.reshape(w.shape) * (0.5 + 2.0**-20)).all()
@@ -97,7 +98,8 @@ def test_bfloat16_scales_are_used_for_the_codes() -> None:
 def test_group_of_zeros() -> None:
     for options in ({}, {"group_size": 32}, {"rounding": "mse"}, {"weight_format": "mxfp4"}):
         q = quantize(np.zeros((1, 8, 64), np.float32), **options)
-        assert (q.codes == 0).all() and (dequantize(q) == 0).all()
+        assert (q.codes == 0).all()
+        assert (dequantize(q) == 0).all()
     assert (quantize(np.zeros((1, 8, 64), np.float32)).scale == 1).all()
 
 
@@ -118,7 +120,8 @@ def test_e2m1_rounds_to_nearest_even() -> None:
     codes = round_to_e2m1(values.astype(np.float32))
     assert nearest[np.arange(len(values)), codes].all()
     tied = nearest.sum(axis=1) == 2
-    assert tied.sum() >= 7 and (codes[tied] % 2 == 0).all()
+    assert tied.sum() >= 7
+    assert (codes[tied] % 2 == 0).all()
     assert (round_to_e2m1(-values.astype(np.float32)) == codes + 8).all()  # -0 too
 
 
@@ -136,8 +139,10 @@ def test_mxfp4_gives_exact_numbers_back() -> None:
     scale = np.random.default_rng(1).integers(1, 250, (2, 8, 2)).astype(np.uint8)
     q = QuantizedWeight(join_nibbles(codes), scale, "mxfp4", 32)
     again = quantize(dequantize(q), weight_format="mxfp4")
-    assert (again.codes == q.codes).all() and (again.scale == q.scale).all()
-    assert np.signbit(dequantize(q)[0, 0, 8]) and dequantize(q)[0, 0, 8] == 0
+    assert (again.codes == q.codes).all()
+    assert (again.scale == q.scale).all()
+    assert np.signbit(dequantize(q)[0, 0, 8])
+    assert dequantize(q)[0, 0, 8] == 0
 
 
 def test_paddle_tensors_and_other_floats() -> None:
@@ -149,7 +154,8 @@ def test_paddle_tensors_and_other_floats() -> None:
         w.astype(np.float64),
     ):
         got = quantize(other)
-        assert (got.codes == expected.codes).all() and (got.scale == expected.scale).all()
+        assert (got.codes == expected.codes).all()
+        assert (got.scale == expected.scale).all()
 
 
 @pytest.mark.parametrize(
@@ -171,14 +177,16 @@ def test_pack_and_unpack_bit_for_bit(weight_format: Any, group_size: int, scale_
         rounding="absmax/7.5" if weight_format == "int4" else "absmax/7",
     )
     packed = pack(q)
-    assert packed.weight.shape == [3, 128, 192] and packed.weight_scale.shape == [3, 72]
+    assert packed.weight.shape == [3, 128, 192]
+    assert packed.weight_scale.shape == [3, 72]
     if group_size == -1:
         assert packed.group_scale is None
     elif weight_format == "int4":
         assert packed.group_scale.shape == [3, 384 // group_size, 72]
         assert str(packed.group_scale.dtype) == f"paddle.{scale_dtype}"
     back = unpack(packed)
-    assert (back.codes == q.codes).all() and (back.scale == q.scale).all()
+    assert (back.codes == q.codes).all()
+    assert (back.scale == q.scale).all()
     assert (back.scale.dtype, back.scale_dtype) == (q.scale.dtype, q.scale_dtype)
     assert (back.weight_format, back.group_size) == (q.weight_format, q.group_size)
 

@@ -116,10 +116,11 @@ def _quantize_expert(
     scale_dtype: ScaleDtype,
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     groups = weight if group_size == -1 else weight.reshape(weight.shape[0], -1, group_size)
-    if weight_format == "mxfp4":
-        codes, scale = mxfp4.quantize_groups(groups)
-        return codes.reshape(weight.shape), scale
-    codes, scale = int4.quantize_groups(groups, rounding, scale_dtype)
+    codes, scale = (
+        mxfp4.quantize_groups(groups)
+        if weight_format == "mxfp4"
+        else int4.quantize_groups(groups, rounding, scale_dtype)
+    )
     return codes.reshape(weight.shape), scale
 
 

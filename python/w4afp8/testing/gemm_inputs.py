@@ -156,7 +156,9 @@ def _assemble(
         bits[rows] = float8.encode(x[rows])
         scale[rows] = row_scale[rows]
     bias = rng.integers(-32, 33, (p.experts, p.out_features)).astype(np.float32) / 4
-    x_scale = {"none": None, "tensor": np.array([0.25], np.float32), "token": scale}[p.x_scale]
+    if p.x_scale == "tensor":
+        scale = np.array([0.25], np.float32)
+    x_scale = None if p.x_scale == "none" else scale
     return GemmInputs(p, bits, weight, x_scale, bias if p.has_bias else None)
 
 
