@@ -32,9 +32,10 @@ for folder in (ROOT, ROOT / "python"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from w4afp8.testing.timing import time_launches
+import torch  # noqa: E402
 
-import setup_ops
+import setup_ops  # noqa: E402
+from w4afp8.testing.timing import time_launches  # noqa: E402
 
 READ_BYTES = 4 << 30
 MATRIX = 8192  # m = n = k of the matrix product
@@ -62,8 +63,6 @@ def build_bulk_read(folder: str) -> Callable[..., int]:
 
 def measure_read(stream: Any) -> float:
     """GB/s of one pass over 4 GiB."""
-    import torch
-
     data = torch.randint(0, 256, (READ_BYTES,), dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,8 +78,6 @@ def measure_read(stream: Any) -> float:
 
 def measure_matrix_products(stream: Any) -> float:
     """TFLOP/s of E4M3 x E4M3 with fast accumulation, random data, BF16 results."""
-    import torch
-
     a, b = (torch.randn(MATRIX, MATRIX, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
     one = torch.ones((), device="cuda")
     torch.cuda.synchronize()
@@ -95,8 +92,6 @@ def measure_matrix_products(stream: Any) -> float:
 
 def measure() -> Ceilings:
     """Both ceilings of the current GPU."""
-    import torch
-
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         return Ceilings(measure_read(stream), measure_matrix_products(stream))

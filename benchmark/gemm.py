@@ -23,6 +23,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
+
 from w4afp8 import ops
 from w4afp8.testing.gpu import as_torch, from_torch
 from w4afp8.testing.timing import num_rotations, time_launches
@@ -62,7 +64,7 @@ class GemmCase:
         return self.group_size > 0
 
     def floor_us(self) -> float:
-        """No call can be faster: bytes over bandwidth, or operations over the tensor cores' rate."""
+        """Bytes over bandwidth or operations over the tensor cores' rate, whichever is more."""
         moved = self.weight_bytes() + self.tokens * (self.in_features + 2 * self.out_features)
         operations = 2 * self.tokens * self.out_features * self.in_features
         return max(moved / READ_GBS / 1e3, operations / TENSOR_TFLOPS / 1e6)
@@ -91,8 +93,6 @@ class WeightSet:
 
 def make_weights(case: GemmCase, *, keep_codes: bool) -> WeightSet:
     """Random codes over the whole range, random scales."""
-    import torch
-
     experts, out, inside = case.experts, case.out_features, case.in_features
     codes = torch.randint(0, 256, (experts, out, inside // 2), dtype=torch.uint8, device="cuda")
     weight_scale = (0.5 + torch.rand(experts, out, device="cuda")) * 1e-3
@@ -113,8 +113,6 @@ def make_weights(case: GemmCase, *, keep_codes: bool) -> WeightSet:
 
 def make_x(case: GemmCase) -> tuple[Any, Any]:
     """Random activations [tokens, in_features] and the prefix sums."""
-    import torch
-
     x = (16 * torch.randn(case.tokens, case.in_features, device="cuda")).to(torch.float8_e4m3fn)
     sums = torch.arange(case.experts + 1, dtype=torch.int32, device="cuda")
     return from_torch(x), from_torch(sums * case.tokens_per_expert)
@@ -136,8 +134,6 @@ def group_gemm(case: GemmCase, weights: WeightSet, x: Any, tokens: Any) -> Any:
 
 def dequantised(case: GemmCase, weights: WeightSet, expert: int) -> Any:
     """Weights [out_features, in_features] of one expert in float64, from the checkpoint's codes."""
-    import torch
-
     codes = weights.codes[expert]
     nibbles = torch.stack([codes & 15, codes >> 4], -1).reshape(case.out_features, -1).int()
     if case.weight_format == "int4":
@@ -159,8 +155,6 @@ def dequantised(case: GemmCase, weights: WeightSet, expert: int) -> Any:
 
 def relative_error(case: GemmCase, weights: WeightSet, x: Any, out: Any) -> float:
     """||out - reference|| / ||reference|| over all tokens; NaN where ``out`` holds one."""
-    import torch
-
     numbers, results = as_torch(x).double(), as_torch(out).double()
     difference = torch.zeros((), dtype=torch.float64, device="cuda")
     norm = torch.zeros_like(difference)

@@ -11,13 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The operators around the GEMM: each checked against PyTorch, then timed, at one size of tokens."""
+"""The operators around the GEMM: each is checked against PyTorch, then timed."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import torch
 
 from w4afp8 import ops
 from w4afp8.testing.gpu import as_torch, from_torch
@@ -55,8 +57,6 @@ def mismatch(actual: Any, expected: Any) -> float:
 
 def quantise(x: Any) -> tuple[Any, Any]:
     """FP8 bytes and scales of rows, by PyTorch."""
-    import torch
-
     rows = x.float()
     largest = torch.full((), 448.0, device="cuda")  # PyTorch multiplies by 1 / a Python number
     scale = torch.clamp(rows.abs().amax(1) / largest, min=torch.finfo(torch.float32).tiny)
@@ -65,21 +65,15 @@ def quantise(x: Any) -> tuple[Any, Any]:
 
 
 def random_rows(rows: int, features: int) -> Any:
-    import torch
-
     return torch.randn(rows, features, device="cuda").to(torch.bfloat16)
 
 
 def random_ids(tokens: int) -> Any:
     """Distinct experts for every token."""
-    import torch
-
     return torch.rand(tokens, EXPERTS, device="cuda").topk(TOPK).indices.to(torch.int32)
 
 
 def quant_per_token(tokens: int) -> SmallOp:
-    import torch
-
     def error(x: Any, out: Any) -> float:
         bytes_, scale = quantise(as_torch(x))
         return mismatch(as_torch(out[0]).view(torch.uint8), bytes_) + mismatch(
@@ -98,8 +92,6 @@ def quant_per_token(tokens: int) -> SmallOp:
 
 
 def moe_route(tokens: int) -> SmallOp:
-    import torch
-
     def error(logits: Any, out: Any) -> float:
         scores = torch.softmax(as_torch(logits).double(), 1)
         weights = scores.gather(1, as_torch(out[1]).long())
@@ -122,8 +114,6 @@ def moe_route(tokens: int) -> SmallOp:
 
 
 def moe_dispatch(tokens: int) -> SmallOp:
-    import torch
-
     def error(inputs: Any, out: Any) -> float:
         x, ids = (as_torch(t) for t in inputs)
         permuted, scale, _, row_index = (as_torch(t) for t in out)
@@ -150,8 +140,6 @@ def moe_dispatch(tokens: int) -> SmallOp:
 
 
 def activation_quant(tokens: int) -> SmallOp:
-    import torch
-
     rows = tokens * TOPK
 
     def make() -> Any:
@@ -175,8 +163,6 @@ def activation_quant(tokens: int) -> SmallOp:
 
 
 def moe_combine(tokens: int) -> SmallOp:
-    import torch
-
     rows = tokens * TOPK
 
     def make() -> Any:
@@ -205,8 +191,6 @@ def moe_combine(tokens: int) -> SmallOp:
 
 
 def pack_weight(experts: int) -> SmallOp:
-    import torch
-
     out, inside = 7168, 8192
 
     def error(codes: Any, packed: Any) -> float:

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import setup_ops
+import setup_ops  # noqa: E402
 
 WARNING_FLAGS = ["-Xptxas", "-v", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra"]
 # "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..." and
@@ -135,7 +135,7 @@ def report(compilation: Compilation) -> list[str]:
     functions = compilation.functions()
     print(f"\n{path}\n  registers shared spills stack  kernel")
     complaints = [f"{path}: {line}" for line in compilation.advisories()]
-    for function, name in zip(functions, demangle([f.name for f in functions])):
+    for function, name in zip(functions, demangle([f.name for f in functions]), strict=False):
         print(
             f"  {function.registers:9} {function.shared:6} {function.spills:6} "
             f"{function.stack:5}  {name}"

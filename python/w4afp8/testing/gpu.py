@@ -13,7 +13,7 @@
 # limitations under the License.
 """Paddle tensors on a GPU beside PyTorch, which times them and checks their numbers.
 
-Both share one process, one stream and the same bytes. Nothing here is imported unless a GPU is used.
+Both share one process, one stream and the same bytes. PyTorch is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 
 import paddle
 
-# Type strings that PyTorch reads of ``__cuda_array_interface__``: unsigned bytes and signed integers
-# of the same width stand in for the types that the interface does not know.
+# Type strings that PyTorch reads of ``__cuda_array_interface__``; integers of the same width stand
+# in for the types that the interface does not know.
 _TYPE_STRINGS = {
     "uint8": "|u1",
     "int8": "|i1",

@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 REPLAY_US = 10_000.0  # length of one timed replay
 REST_SECONDS = 0.06  # before each timing: sustained load reaches the card's power limit
 COLD_BYTES = 300 << 20  # six times the 50 MB L2 of an H100
@@ -50,8 +52,6 @@ def capture(launches: Sequence[Callable[[], object]], repeats: int, stream: Any)
     Returns:
         torch.cuda.CUDAGraph.
     """
-    import torch
-
     for launch in launches:  # loads the code and fills the allocator's cache
         launch()
     stream.synchronize()
@@ -64,8 +64,6 @@ def capture(launches: Sequence[Callable[[], object]], repeats: int, stream: Any)
 
 
 def _replay_us(graph: Any, stream: Any) -> float:
-    import torch
-
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with torch.cuda.stream(stream):
         begin.record()

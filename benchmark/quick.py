@@ -1,0 +1,76 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The quick benchmark: both ceilings, one weight at six numbers of tokens, the small operators."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ceilings
+from gemm import GemmCase, run_case
+from rows import format_table
+from small_ops import run_small_op, small_ops
+
+from w4afp8.testing.gpu import torch_on_paddle_stream
+
+QUICK_TOKENS = (1, 16, 64, 128, 256, 1024)
+SMALL_TOKENS = (64, 4096)
+
+Row = dict[str, Any]
+
+
+def say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+def run_benchmark(place: Any) -> tuple[dict[str, float], list[Row], list[Row]]:
+    """Ceilings, rows of the GEMM and rows of the small operators."""
+    say("measuring the ceilings")
+    measured = {key: round(value, 1) for key, value in vars(ceilings.measure()).items()}
+    say(f"{measured}")
+    gemm_rows, small_rows = [], []
+    with torch_on_paddle_stream(place) as stream:
+        for tokens in QUICK_TOKENS:
+            gemm_rows.append(run_case(GemmCase(8, 7168, 8192, tokens), stream))
+            say(f"group_gemm, {tokens} tokens per expert: {gemm_rows[-1]['us']} us")
+        for op in small_ops(SMALL_TOKENS):
+            small_rows.append(run_small_op(op, stream))
+            say(f"{op.name}, {op.tokens} tokens: {small_rows[-1]['us']} us")
+    return measured, gemm_rows, small_rows
+
+
+def wrong_results(rows: Sequence[Row]) -> list[str]:
+    """Rows whose error is not within its bound (NaN never is)."""
+    return [
+        f"{row.get('op', 'group_gemm')}: error {row['error']:.3g}, bound {row['error_bound']:.3g}"
+        for row in rows
+        if not row["error"] <= row["error_bound"]
+    ]
+
+
+def print_tables(gemm_rows: Sequence[Row], small_rows: Sequence[Row]) -> None:
+    columns = ("us", "floor_us", "error")
+
+    def line(first: Sequence[Any], row: Row) -> list[Any]:
+        ratio = f"{row['us'] / row['floor_us']:.2f}"
+        return [*first, f"{row['us']:.1f}", f"{row['floor_us']:.1f}", f"{row['error']:.1e}", ratio]
+
+    print("\ngroup_gemm, 8 experts, out 7168, in 8192, int4 per channel")
+    lines = [line([row["tokens_per_expert"]], row) for row in gemm_rows]
+    print(format_table(["tokens/expert", *columns, "of floor"], lines))
+    print()
+    lines = [line([row["op"], row["tokens"]], row) for row in small_rows]
+    print(format_table(["op", "tokens", *columns, "of floor"], lines))

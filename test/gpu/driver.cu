@@ -1,0 +1,330 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Calls every launch_xxx without Paddle, on outputs between guard bytes, to see that nothing is
+// written outside them nor to rows that hold no token. Run under compute-sanitizer too.
+//
+//   driver [--exact] [name ...]   exact: no guards, so that the sanitizer knows each tensor's end
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "activation_quant/launch.h"
+#include "grouped_gemm/launch.h"
+#include "moe_route/launch.h"
+#include "weight_pack/launch.h"
+
+namespace w4afp8 {
+namespace {
+
+constexpr uint8_t kGuard = 0xA5;   // around every tensor
+constexpr uint8_t kPoison = 0xCD;  // in an output before the launch
+size_t guard_bytes = 4096;
+bool failed = false;
+
+void require(bool condition, const std::string& what) {
+  if (condition) return;
+  std::printf("FAILED %s\n", what.c_str());
+  failed = true;
+}
+
+void require_success(cudaError_t error, const std::string& what) {
+  require(error == cudaSuccess, what + ": " + cudaGetErrorString(error));
+  if (error != cudaSuccess) std::exit(1);  // the context is lost
+}
+
+// Device memory between two guards.
+class Tensor {
+ public:
+  explicit Tensor(const std::vector<uint8_t>& bytes) : size_(bytes.size()) {
+    std::vector<uint8_t> host(size_ + 2 * guard_bytes, kGuard);
+    std::copy(bytes.begin(), bytes.end(), host.begin() + guard_bytes);
+    require_success(cudaMalloc(&memory_, host.size()), "cudaMalloc");
+    require_success(cudaMemcpy(memory_, host.data(), host.size(), cudaMemcpyHostToDevice), "copy");
+  }
+  ~Tensor() { cudaFree(memory_); }
+  Tensor(const Tensor&) = delete;
+  Tensor& operator=(const Tensor&) = delete;
+
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(memory_ + guard_bytes);
+  }
+
+  // Checks the guards and returns what is between them.
+  std::vector<uint8_t> read(const std::string& name) const {
+    std::vector<uint8_t> host(size_ + 2 * guard_bytes);
+    require_success(cudaMemcpy(host.data(), memory_, host.size(), cudaMemcpyDeviceToHost), name);
+    for (size_t i = 0; i < guard_bytes; ++i) {
+      const bool intact = host[i] == kGuard && host[guard_bytes + size_ + i] == kGuard;
+      require(intact, name + ": a guard byte was written");
+      if (!intact) break;
+    }
+    return {host.begin() + guard_bytes, host.end() - guard_bytes};
+  }
+
+ private:
+  size_t size_;
+  uint8_t* memory_ = nullptr;
+};
+
+std::mt19937 generator(1);
+
+std::vector<uint8_t> random_bytes(size_t count) {
+  std::vector<uint8_t> bytes(count);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
+  return bytes;
+}
+
+std::vector<uint8_t> poison(size_t count) { return std::vector<uint8_t>(count, kPoison); }
+
+template <typename T>
+std::vector<uint8_t> bytes_of(const std::vector<T>& values) {
+  std::vector<uint8_t> bytes(values.size() * sizeof(T));
+  std::memcpy(bytes.data(), values.data(), bytes.size());
+  return bytes;
+}
+
+template <typename Params>
+void run(const std::string& name, const Params& params,
+         cudaError_t (*launch)(const Params&, cudaStream_t)) {
+  const char* reason = check(params);
+  require(reason == nullptr, name + ": " + (reason ? reason : ""));
+  if (reason != nullptr) return;
+  require_success(launch(params, nullptr), name);
+  require_success(cudaDeviceSynchronize(), name);
+}
+
+// Tokens of the experts in either mode: prefix sums, or counts where padding > 0.
+struct Experts {
+  std::vector<int32_t> counts;
+  int64_t padding;
+
+  int64_t num_rows() const {
+    if (padding > 0) return static_cast<int64_t>(counts.size()) * padding;
+    return std::accumulate(counts.begin(), counts.end(), int64_t{3});  // 3 rows hold no token
+  }
+  std::vector<int32_t> entries() const {
+    if (padding > 0) return counts;
+    std::vector<int32_t> sums = {0};
+    for (int32_t count : counts) sums.push_back(sums.back() + count);
+    return sums;
+  }
+  TokenLayout layout(const Tensor& tokens) const {
+    return {tokens.as<int32_t>(), false,
+            padding == 0,         padding,
+            num_rows(),           static_cast<int64_t>(counts.size())};
+  }
+  bool holds_token(int64_t row) const {
+    const std::vector<int32_t> all = entries();
+    return padding > 0 ? row % padding < all[row / padding] : row < all.back();
+  }
+};
+
+const std::vector<Experts> kExperts = {
+    {{40, 0, 5}, 0}, {{0, 0, 0}, 0}, {{300, 1, 129}, 0}, {{40, 0, 64}, 64}, {{1, 7, 0}, 9}};
+
+// Rows without a token keep their poison.
+void check_rows(const std::string& name, const Experts& experts, const std::vector<uint8_t>& out) {
+  const int64_t row_bytes = static_cast<int64_t>(out.size()) / experts.num_rows();
+  for (int64_t row = 0; row < experts.num_rows(); ++row) {
+    if (experts.holds_token(row)) continue;
+    for (int64_t i = 0; i < row_bytes; ++i) {
+      if (out[row * row_bytes + i] == kPoison) continue;
+      return require(false, name + ": a row without a token was written");
+    }
+  }
+}
+
+void weight_pack() {
+  for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kMxfp4}) {
+    for (const auto& [out, in] : {std::pair<int64_t, int64_t>{72, 96}, {520, 640}}) {
+      const WeightLayout layout = {out, in};
+      const Tensor codes(random_bytes(2 * out * in / 2)), back(poison(2 * out * in / 2));
+      const Tensor packed(poison(2 * layout.expert_bytes()));
+      run("pack_weight",
+          WeightPackParams{codes.as<uint8_t>(), packed.as<uint8_t>(), 2, out, in, format},
+          launch_pack_weight);
+      run("unpack_weight",
+          WeightPackParams{back.as<uint8_t>(), packed.as<uint8_t>(), 2, out, in, format},
+          launch_unpack_weight);
+      packed.read("packed");
+      require(codes.read("codes") == back.read("unpacked"), "unpacking does not undo packing");
+    }
+  }
+}
+
+void quant_per_token() {
+  for (const int64_t features : {1, 100, 4096, 20000}) {
+    const Tensor x(random_bytes(5 * features * 2)), out(poison(5 * features));
+    const Tensor scale(poison(5 * 4));
+    run("quant_per_token",
+        QuantPerTokenParams{x.as<void>(), out.as<uint8_t>(), scale.as<float>(), 5, features,
+                            DataType::kBFloat16},
+        launch_quant_per_token);
+    out.read("quant_per_token, out");
+    scale.read("quant_per_token, scale");
+  }
+}
+
+void activation_quant() {
+  for (const Experts& experts : kExperts) {
+    for (const int64_t features : {20, 192}) {
+      const int64_t rows = experts.num_rows();
+      const Tensor h(random_bytes(rows * features * 4)), tokens(bytes_of(experts.entries()));
+      const Tensor out(poison(rows * features)), scale(poison(rows * 4));
+      run("activation_quant",
+          ActivationQuantParams{h.as<void>(), out.as<uint8_t>(), scale.as<float>(),
+                                experts.layout(tokens), features, DataType::kFloat16,
+                                Activation::kSwiglu},
+          launch_activation_quant);
+      check_rows("activation_quant, out", experts, out.read("activation_quant, out"));
+      check_rows("activation_quant, scale", experts, scale.read("activation_quant, scale"));
+    }
+  }
+}
+
+void moe_route() {
+  for (const int64_t experts : {4, 40, 300, 1000}) {
+    const int64_t tokens = 9, topk = 4;
+    const Tensor logits(random_bytes(tokens * experts * 4));
+    const Tensor weights(poison(tokens * topk * 4)), ids(poison(tokens * topk * 4));
+    run("moe_route",
+        MoeRouteParams{logits.as<void>(), nullptr, weights.as<float>(), ids.as<int32_t>(), tokens,
+                       experts, topk, DataType::kFloat32, RouteScore::kSoftmax, true, 1.0f},
+        launch_moe_route);
+    weights.read("moe_route, topk_weights");
+    const std::vector<uint8_t> bytes = ids.read("moe_route, topk_ids");
+    for (int64_t i = 0; i < tokens * topk; ++i) {
+      int32_t id;
+      std::memcpy(&id, bytes.data() + 4 * i, 4);
+      require(id >= 0 && id < experts, "moe_route: an id is out of range");
+    }
+  }
+}
+
+void moe_dispatch_and_combine() {
+  for (const int64_t hidden : {20, 1024}) {
+    const int64_t num_tokens = 70, experts = 9, topk = 3, slots = num_tokens * topk;
+    std::vector<int32_t> chosen(slots);
+    for (int32_t& id : chosen) id = static_cast<int32_t>(generator() % (experts + 2)) - 1;
+    const Tensor x(random_bytes(num_tokens * hidden * 2)), ids(bytes_of(chosen));
+    const Tensor permuted(poison(slots * hidden)), scale(poison(slots * 4));
+    const Tensor tokens(poison((experts + 1) * 4)), row_index(poison(slots * 4));
+    run("moe_dispatch",
+        MoeDispatchParams{x.as<void>(), ids.as<int32_t>(), permuted.as<uint8_t>(),
+                          scale.as<float>(), tokens.as<int32_t>(), row_index.as<int32_t>(),
+                          num_tokens, hidden, experts, topk, DataType::kBFloat16},
+        launch_moe_dispatch);
+    permuted.read("moe_dispatch, permuted");
+    scale.read("moe_dispatch, scale");
+    tokens.read("moe_dispatch, tokens");
+    row_index.read("moe_dispatch, row_index");
+
+    const Tensor y(random_bytes(slots * hidden * 2)), weights(random_bytes(slots * 4));
+    const Tensor out(poison(num_tokens * hidden * 2));
+    run("moe_combine",
+        MoeCombineParams{y.as<void>(), weights.as<float>(), row_index.as<int32_t>(), out.as<void>(),
+                         num_tokens, slots, hidden, topk, DataType::kBFloat16},
+        launch_moe_combine);
+    out.read("moe_combine, out");
+  }
+}
+
+struct GemmFormat {
+  WeightFormat weight_format;
+  GroupScaleType scale_type;
+  int64_t group_size;
+
+  int64_t scale_bytes(const WeightLayout& layout) const {  // of one expert
+    const int64_t out = layout.out_features;
+    if (scale_type == GroupScaleType::kNone) return 0;
+    if (scale_type == GroupScaleType::kE8M0) return layout.padded_in() / kSubBlockIn * out * 4;
+    const int64_t bytes = scale_type == GroupScaleType::kFloat32 ? 4 : 2;
+    return layout.in_features / group_size * out * bytes;
+  }
+};
+
+void group_gemm_case(const Experts& experts, const WeightLayout& layout, const GemmFormat& format) {
+  const int64_t rows = experts.num_rows(), out = layout.out_features, in = layout.in_features;
+  const int64_t num_experts = static_cast<int64_t>(experts.counts.size());
+  const Tensor x(random_bytes(rows * in)), tokens(bytes_of(experts.entries()));
+  const Tensor weight(random_bytes(num_experts * layout.expert_bytes()));
+  const Tensor weight_scale(random_bytes(num_experts * out * 4));
+  const Tensor group_scale(random_bytes(num_experts * format.scale_bytes(layout)));
+  const Tensor x_scale(random_bytes(rows * 4)), bias(random_bytes(num_experts * out * 2));
+  const Tensor result(poison(rows * out * 2));
+  const bool has_groups = format.scale_type != GroupScaleType::kNone;
+  run("group_gemm",
+      GroupGemmParams{x.as<uint8_t>(), weight.as<uint8_t>(), weight_scale.as<float>(),
+                      has_groups ? group_scale.as<void>() : nullptr, x_scale.as<float>(),
+                      bias.as<void>(), result.as<void>(), experts.layout(tokens), out, in,
+                      format.group_size, -1, format.weight_format, format.scale_type,
+                      ActivationScaleMode::kPerToken, DataType::kBFloat16},
+      launch_group_gemm);
+  check_rows("group_gemm", experts, result.read("group_gemm"));
+}
+
+void group_gemm() {
+  const GemmFormat formats[] = {{WeightFormat::kInt4, GroupScaleType::kNone, -1},
+                                {WeightFormat::kInt4, GroupScaleType::kFloat32, 32},
+                                {WeightFormat::kInt4, GroupScaleType::kBFloat16, 128},
+                                {WeightFormat::kMxfp4, GroupScaleType::kE8M0, 32}};
+  const WeightLayout layouts[] = {{72, 128}, {328, 640}};
+  for (const Experts& experts : kExperts) {
+    for (const WeightLayout& layout : layouts) {
+      for (const GemmFormat& format : formats) group_gemm_case(experts, layout, format);
+    }
+  }
+  group_gemm_case(kExperts[0], {8, 32}, formats[0]);
+  group_gemm_case(kExperts[0], {72, 96}, formats[1]);
+}
+
+int main_of(int argc, char** argv) {
+  const std::pair<std::string, std::function<void()>> all[] = {
+      {"weight_pack", weight_pack},
+      {"quant_per_token", quant_per_token},
+      {"activation_quant", activation_quant},
+      {"moe_route", moe_route},
+      {"moe_dispatch", moe_dispatch_and_combine},
+      {"group_gemm", group_gemm}};
+  std::vector<std::string> wanted;
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "--exact") {
+      guard_bytes = 0;
+    } else {
+      wanted.push_back(argv[i]);
+    }
+  }
+  for (const auto& [name, function] : all) {
+    bool is_wanted = wanted.empty();
+    for (const std::string& one : wanted) is_wanted |= one == name;
+    if (!is_wanted) continue;
+    function();
+    std::printf("%s done\n", name.c_str());
+  }
+  return failed ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace w4afp8
+
+int main(int argc, char** argv) { return w4afp8::main_of(argc, argv); }

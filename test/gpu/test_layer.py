@@ -1,0 +1,74 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The whole layer on the GPU beside the same layer on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from w4afp8.layers import W4AFP8MoEFFN
+from w4afp8.testing.tensors import float_tensor, tensor_bits, values_of
+
+pytestmark = pytest.mark.usefixtures("route")
+
+# From CPU to GPU the first GEMM sums in another order: an element of its bfloat16 output may move
+# by one unit, 2^-7 of it. Quantising that to FP8 rounds up or down with a chance in proportion: a
+# move of d in steps of s becomes sqrt(d * s) in the root mean square, with s = 2^-3 at most
+# sqrt(2^-7 * 2^-3) = 2^-5. Random weights keep that ratio through the second GEMM, whose bfloat16
+# output and the combined one may move by 2^-7 each.
+BOUND = 2.0**-5 + 2 * 2.0**-7
+
+
+def make_layer(form: str, activation: Any) -> W4AFP8MoEFFN:
+    rng = np.random.default_rng(0)
+    experts, hidden, inside = 8, 256, 384
+    first = inside if activation == "gelu" else 2 * inside
+    weight_format: Any = form.partition(" ")[0]
+    return W4AFP8MoEFFN.from_float(
+        rng.standard_normal((experts, first, hidden), np.float32) * 0.1,
+        rng.standard_normal((experts, hidden, inside), np.float32) * 0.1,
+        topk=3,
+        weight_format=weight_format,
+        group_size=128 if form.endswith("groups") else -1,
+        activation=activation,
+        up_gate_bias=rng.standard_normal((experts, first), np.float32) * 0.1,
+        down_bias=rng.standard_normal((experts, hidden), np.float32) * 0.1,
+        routed_scaling_factor=2.5,
+    )
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 70, 600])
+@pytest.mark.parametrize(
+    ("form", "activation"),
+    [("int4", "swiglu"), ("int4 groups", "swiglu_oai"), ("mxfp4", "gelu")],
+)
+def test_layer_matches_the_cpu(place: Any, form: str, activation: str, tokens: int) -> None:
+    layer = make_layer(form, activation)
+    rng = np.random.default_rng(tokens)
+    x = rng.standard_normal((tokens, layer.hidden_size), np.float32)
+    logits = rng.standard_normal((tokens, 8), np.float32)
+
+    def run(where: Any) -> Any:
+        layer.to(device=where)
+        out = layer(float_tensor(x, "bfloat16", where), float_tensor(logits, "float32", where))
+        assert out.place == float_tensor(x, "bfloat16", where).place
+        return values_of(tensor_bits(out), "bfloat16").astype(np.float64)
+
+    on_cpu, on_gpu = run(paddle.CPUPlace()), run(place)
+    assert on_gpu.shape == (tokens, layer.hidden_size)
+    assert np.linalg.norm(on_gpu - on_cpu) <= BOUND * np.linalg.norm(on_cpu)

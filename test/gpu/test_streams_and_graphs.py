@@ -1,0 +1,152 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Streams, CUDA graphs and repeatability of the grouped GEMM. Needs PyTorch, which can capture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from w4afp8 import ops
+from w4afp8.quant import pack
+from w4afp8.testing.compare import assert_bits_equal
+from w4afp8.testing.gemm_inputs import (
+    GemmProblem,
+    exact_inputs,
+    random_inputs,
+    reference,
+)
+from w4afp8.testing.gpu import (
+    as_torch,
+    device_name,
+    paddle_stream,
+    torch_on_paddle_stream,
+)
+from w4afp8.testing.tensors import bits_of, float8_tensor, int_tensor, tensor_bits
+
+pytestmark = pytest.mark.usefixtures("route")
+
+FORMATS = {"int4": -1, "int4 groups": 128, "mxfp4": 32}
+
+
+def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> GemmProblem:
+    weight_format: Any = form.partition(" ")[0]
+    return GemmProblem(
+        counts=counts,
+        out_features=328,
+        in_features=640,
+        weight_format=weight_format,
+        group_size=FORMATS[form],
+        **options,
+    )
+
+
+def prepared(place: Any, inputs: Any) -> tuple[Callable[[], paddle.Tensor], paddle.Tensor]:
+    """The operator on inputs that are on the GPU already, and its tensor of tokens."""
+    p = inputs.problem
+    packed = pack(inputs.weight, place=place)
+    x = inputs.x.reshape(p.experts, p.token_padding, -1) if p.token_padding else inputs.x
+    on_gpu = float8_tensor(x, place)
+    tokens = int_tensor(p.tokens(), "int64", place)
+
+    def launch() -> paddle.Tensor:
+        return ops.group_gemm(
+            on_gpu,
+            packed.weight,
+            packed.weight_scale,
+            tokens,
+            group_scale=packed.group_scale,
+            weight_format=p.weight_format,
+            group_size=p.group_size,
+            token_padding=p.token_padding,
+        )
+
+    return launch, tokens
+
+
+def captured(place: Any, launch: Callable[[], paddle.Tensor]) -> tuple[Any, paddle.Tensor]:
+    """A CUDA graph of one launch, and the output that its replays write."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    with torch_on_paddle_stream(place) as stream:
+        launch()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
+            out = launch()
+    return graph, out
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("padding", [0, 300])
+def test_graph_replays_with_other_counts(place: Any, form: str, padding: int) -> None:
+    p = problem((300, 300, 300), form, token_padding=padding)
+    inputs = exact_inputs(p)
+    launch, tokens = prepared(place, inputs)
+    graph, out = captured(place, launch)
+    for counts in ((300, 300, 300), (1, 0, 5), (0, 0, 300), (17, 257, 0), (0, 0, 0)):
+        other = problem(counts, form, token_padding=padding, spare_rows=900 - sum(counts))
+        expected = reference(_with_counts(inputs, other))
+        with torch_on_paddle_stream(place) as stream:
+            as_torch(tokens).copy_(as_torch(int_tensor(other.tokens(), "int64", place)))
+            as_torch(out).fill_(7.0)
+            graph.replay()
+            stream.synchronize()
+        bits = tensor_bits(out).reshape(expected.shape)
+        holds_token = ~np.isnan(expected[:, 0])
+        assert_bits_equal(bits[holds_token], bits_of(expected, "bfloat16")[holds_token])
+        assert (bits[~holds_token] == 0x40E0).all()  # 7 in bfloat16: never written
+
+
+def _with_counts(inputs: Any, p: GemmProblem) -> Any:
+    """The same rows and weights, distributed to the experts in another way."""
+    return type(inputs)(p, inputs.x, inputs.weight, inputs.x_scale, inputs.bias)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_same_bits_in_twenty_runs(place: Any, form: str) -> None:
+    inputs = random_inputs(problem((257, 3, 0, 40), form))
+    launch, _ = prepared(place, inputs)
+    first = tensor_bits(launch())
+    for i in range(20):
+        assert_bits_equal(tensor_bits(launch()), first, f"run {i}")
+
+
+def test_runs_on_the_current_stream(place: Any) -> None:
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    inputs = exact_inputs(problem((40, 3)))
+    launch, _ = prepared(place, inputs)
+    expected = bits_of(reference(inputs), "bfloat16")
+    assert_bits_equal(tensor_bits(launch()), expected)
+
+    default = paddle_stream(place)
+    other = paddle.device.Stream(device=device_name(place))
+    with paddle.device.stream_guard(other):
+        current = paddle_stream(place)
+        assert current != default
+        out = launch()  # takes memory of this stream before the other one is busy
+        other.synchronize()
+        busy = torch.cuda.Event()
+        with torch.cuda.stream(torch.cuda.ExternalStream(default)):
+            torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+            busy.record()
+        del out
+        out = launch()
+        torch.cuda.ExternalStream(current).synchronize()
+        assert not busy.query(), "the operator waited for a stream that is not the current one"
+    busy.synchronize()
+    assert_bits_equal(tensor_bits(out), expected)
