@@ -155,7 +155,7 @@ def dequantised(case: GemmCase, weights: WeightSet, expert: int) -> Any:
 
 def relative_error(case: GemmCase, weights: WeightSet, x: Any, out: Any) -> float:
     """||out - reference|| / ||reference|| over all tokens; NaN where ``out`` holds one."""
-    numbers, results = as_torch(x).double(), as_torch(out).double()
+    numbers, results = as_torch(x).float().double(), as_torch(out).double()
     difference = torch.zeros((), dtype=torch.float64, device="cuda")
     norm = torch.zeros_like(difference)
     for expert in range(case.experts):

@@ -148,7 +148,7 @@ def activation_quant(tokens: int) -> SmallOp:
 
     def error(inputs: Any, out: Any) -> float:
         gate, up = as_torch(inputs[0]).double().chunk(2, 1)
-        values = as_torch(out[0]).double() * as_torch(out[1]).double()[:, None]
+        values = as_torch(out[0]).float().double() * as_torch(out[1]).double()[:, None]
         return relative(values, torch.nn.functional.silu(gate) * up)
 
     return SmallOp(

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import paddle
+from paddle.base import core
 
 # Type strings that PyTorch reads of ``__cuda_array_interface__``; integers of the same width stand
 # in for the types that the interface does not know.
@@ -46,10 +47,10 @@ def gpu_place() -> Any | None:
         ``CUDAPlace(0)`` under paddlepaddle-gpu, ``CustomPlace("hopper", 0)`` under the CPU wheel
         with a plugin of that device type.
     """
-    if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
-        return paddle.CUDAPlace(0)
-    if "hopper" in paddle.device.get_all_custom_device_type():
-        return paddle.CustomPlace("hopper", 0)
+    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
+        return core.CUDAPlace(0)
+    if "hopper" in (paddle.device.get_all_custom_device_type() or []):
+        return core.CustomPlace("hopper", 0)
     return None
 
 
@@ -60,7 +61,7 @@ def device_name(place: Any) -> str:
 
 def paddle_stream(place: Any) -> int:
     """Handle of the CUDA stream on which Paddle runs operators on ``place`` now."""
-    base = paddle.device.current_stream(device_name(place)).stream_base
+    base: Any = paddle.device.current_stream(device_name(place)).stream_base
     return int(base.raw_stream if hasattr(base, "raw_stream") else base.cuda_stream)
 
 
@@ -121,7 +122,7 @@ def from_torch(tensor: Any) -> paddle.Tensor:
 
     To be called inside :func:`torch_on_paddle_stream`.
     """
-    name = str(tensor.dtype).removeprefix("torch.")
+    name: Any = str(tensor.dtype).removeprefix("torch.")
     copy = paddle.empty(list(tensor.shape), dtype=name)
     as_torch(copy).copy_(tensor)
     return copy
