@@ -37,8 +37,12 @@ def newest_objects() -> list[str]:
     """
     objects = []
     for source in sorted((ROOT / "gpu_ops").glob("**/*.cu")):
-        relative = source.relative_to(ROOT).with_suffix(".o")
-        built = [path for path in ROOT.glob("build/**/*.o") if path.match(f"*/{relative}")]
+        name = str(source.relative_to(ROOT)).removesuffix(".cu")
+        built = [
+            path
+            for path in (ROOT / "build").glob(f"**/{source.stem}.*o")
+            if str(path).endswith((f"/{name}.cu.o", f"/{name}.o"))
+        ]
         assert built, f"no object of {source}: run 'python3 setup_ops.py build_ext --inplace'"
         objects.append(str(max(built, key=lambda path: path.stat().st_mtime)))
     return objects
