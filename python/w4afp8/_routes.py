@@ -13,9 +13,9 @@
 # limitations under the License.
 """Two ways into one operator.
 
-Eager tensors go straight through the pybind module, which is faster; a program that is being traced
-(``paddle.jit.to_static``, static graphs) needs the operator that is registered with Paddle. Both end
-in the same C++ function.
+Eager tensors go straight through the pybind module, which is faster; a program that is being
+traced (``paddle.jit.to_static``, static graphs) needs the operator that is registered with Paddle.
+Both end in the same C++ function.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any, Literal
 import paddle
 
 from w4afp8._extension import extension
+from w4afp8._tracing import run_as_written
 
 Route = Literal["pybind", "registered"]
 
@@ -65,7 +66,7 @@ def force_route(route: Route) -> Iterator[None]:
     Raises:
         ValueError: There is no such route.
     """
-    global _forced
+    global _forced  # noqa: PLW0603
     if route not in ("pybind", "registered"):
         raise ValueError(f"route: expected 'pybind' or 'registered', got {route!r}")
     before, _forced = _forced, route
@@ -75,6 +76,7 @@ def force_route(route: Route) -> Iterator[None]:
         _forced = before
 
 
+@run_as_written
 def call(name: str, *arguments: Any) -> Any:
     """Runs the operator ``name`` on its arguments, all of them, in order."""
     if _forced == "pybind" or (_forced is None and paddle.in_dynamic_mode()):

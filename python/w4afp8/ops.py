@@ -16,8 +16,8 @@
 Words: ``tokens`` rows of activations, ``experts`` weight matrices ``[out_features, in_features]``.
 Which rows belong to which expert is read where the counts live, without a copy to the host:
 
-* ``token_padding == 0``: activations ``[num_tokens, ...]`` sorted by expert, ``tokens`` prefix sums,
-  int32 or int64, ``[experts + 1]`` with a leading 0 or ``[experts]`` without.
+* ``token_padding == 0``: activations ``[num_tokens, ...]`` sorted by expert, ``tokens`` prefix
+  sums, int32 or int64, ``[experts + 1]`` with a leading 0 or ``[experts]`` without.
 * ``token_padding == P``: activations ``[experts, P, ...]``, ``tokens`` the counts ``[experts]``.
   Rows that hold no token are never written.
 
@@ -26,12 +26,13 @@ Every wrong argument raises a ValueError with its name, what was expected and wh
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import paddle
 from paddle import Tensor
 
 from w4afp8._routes import call, force_route
+from w4afp8._tracing import run_as_written
 
 __all__ = [
     "activation_quant",
@@ -52,6 +53,7 @@ RouteScore = Literal["softmax", "sigmoid"]
 _HALF_NAMES = {paddle.bfloat16: "bfloat16", paddle.float16: "float16"}
 
 
+@run_as_written
 def group_gemm(
     x: Tensor,
     weight: Tensor,
