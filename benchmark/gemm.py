@@ -58,7 +58,8 @@ class GemmCase:
         scales = 4 * self.experts * self.out_features
         if self.weight_format == "mxfp4":
             return weights // 2 + weights // 32 + scales
-        return weights // 2 + scales + (2 * weights // self.group_size if self.has_groups() else 0)
+        groups = weights // self.group_size if self.has_groups() else 0
+        return weights // 2 + scales + 2 * groups
 
     def has_groups(self) -> bool:
         return self.group_size > 0
@@ -140,7 +141,7 @@ def dequantised(case: GemmCase, weights: WeightSet, expert: int) -> Any:
         values = (nibbles - 16 * (nibbles >> 3)).double()
     else:
         table = torch.tensor([*E2M1_VALUES, *(-v for v in E2M1_VALUES)], device="cuda")
-        values = table.double()[nibbles]
+        values = table.double()[nibbles.long()]
     values *= as_torch(weights.weight_scale)[expert].double()[:, None]
     if weights.group_scale is None:
         return values

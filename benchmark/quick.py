@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The quick benchmark: both ceilings, one weight at six numbers of tokens, the small operators."""
+"""The quick benchmark: both ceilings, the GEMM at one shape, the small operators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ from small_ops import run_small_op, small_ops
 
 from w4afp8.testing.gpu import torch_on_paddle_stream
 
-QUICK_TOKENS = (1, 16, 64, 128, 256, 1024)
+SHAPE = (8, 7168, 8192)  # experts, out_features, in_features
+QUICK_CASES = (
+    *(GemmCase(*SHAPE, tokens) for tokens in (1, 16, 64, 128, 256, 1024)),
+    *(GemmCase(*SHAPE, tokens, group_size=128) for tokens in (16, 256)),
+    *(GemmCase(*SHAPE, tokens, weight_format="mxfp4", group_size=32) for tokens in (16, 256)),
+)
 SMALL_TOKENS = (64, 4096)
 
 Row = dict[str, Any]
@@ -43,9 +48,9 @@ def run_benchmark(place: Any) -> tuple[dict[str, float], list[Row], list[Row]]:
     say(f"{measured}")
     gemm_rows, small_rows = [], []
     with torch_on_paddle_stream(place) as stream:
-        for tokens in QUICK_TOKENS:
-            gemm_rows.append(run_case(GemmCase(8, 7168, 8192, tokens), stream))
-            say(f"group_gemm, {tokens} tokens per expert: {gemm_rows[-1]['us']} us")
+        for case in QUICK_CASES:
+            gemm_rows.append(run_case(case, stream))
+            say(f"{case}: {gemm_rows[-1]['us']} us, error {gemm_rows[-1]['error']:.1e}")
         for op in small_ops(SMALL_TOKENS):
             small_rows.append(run_small_op(op, stream))
             say(f"{op.name}, {op.tokens} tokens: {small_rows[-1]['us']} us")
@@ -68,9 +73,10 @@ def print_tables(gemm_rows: Sequence[Row], small_rows: Sequence[Row]) -> None:
         ratio = f"{row['us'] / row['floor_us']:.2f}"
         return [*first, f"{row['us']:.1f}", f"{row['floor_us']:.1f}", f"{row['error']:.1e}", ratio]
 
-    print("\ngroup_gemm, 8 experts, out 7168, in 8192, int4 per channel")
-    lines = [line([row["tokens_per_expert"]], row) for row in gemm_rows]
-    print(format_table(["tokens/expert", *columns, "of floor"], lines))
+    print("\ngroup_gemm, {} experts, out {}, in {}".format(*SHAPE))
+    first = ("format", "group_size", "tokens_per_expert")
+    lines = [line([row[key] for key in first], row) for row in gemm_rows]
+    print(format_table([*first, *columns, "of floor"], lines))
     print()
     lines = [line([row["op"], row["tokens"]], row) for row in small_rows]
     print(format_table(["op", "tokens", *columns, "of floor"], lines))
