@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from paddle.nn import functional as F
+from paddle.nn import functional
 
 Weights = dict[str, np.ndarray]
 
@@ -93,7 +93,7 @@ class DenseBlock(nn.Layer):
         self.down = _linear(block.down, block.down_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+        return self.down(functional.gelu(self.up(x)))
 
 
 class EncoderLayer(nn.Layer):
@@ -131,7 +131,7 @@ class EncoderLayer(nn.Layer):
             return y.reshape([sentences, tokens, self.heads, head_dim]).transpose([0, 2, 1, 3])
 
         scores = paddle.matmul(split(self.query(x)), split(self.key(x)), transpose_y=True)
-        probabilities = F.softmax(scores / head_dim**0.5 + mask_bias, axis=-1)
+        probabilities = functional.softmax(scores / head_dim**0.5 + mask_bias, axis=-1)
         mixed = paddle.matmul(probabilities, split(self.value(x)))
         return self.project(mixed.transpose([0, 2, 1, 3]).reshape([sentences, tokens, hidden]))
 
@@ -184,11 +184,11 @@ class SentenceEncoder(nn.Layer):
         Returns:
             float32 ``[sentences, hidden]``, rows of unit length.
         """
-        x = F.embedding(ids, self.words) + self.positions[: ids.shape[1]]
+        x = functional.embedding(ids, self.words) + self.positions[: ids.shape[1]]
         x = self.embedding_norm(x)
         keep = mask.astype("float32")
         mask_bias = ((1.0 - keep) * -1e9).unsqueeze([1, 2])
         for layer in self.layers:
             x = layer(x, mask_bias)
         keep = keep.unsqueeze(-1)
-        return F.normalize((x * keep).sum(axis=1) / keep.sum(axis=1), axis=-1)
+        return functional.normalize((x * keep).sum(axis=1) / keep.sum(axis=1), axis=-1)

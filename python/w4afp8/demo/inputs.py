@@ -54,19 +54,16 @@ def save_copy(inputs: DemoInputs, path: str | Path) -> None:
     and little else.
     """
     used, ids = np.unique(inputs.ids, return_inverse=True)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "weight:" + name: array.astype(np.float16)
         for name, array in inputs.weights.items()
         if array.dtype == np.float32 and not name.startswith("pooler.")
     }
     arrays["weight:" + _WORDS] = inputs.weights[_WORDS][used].astype(np.float16)
-    np.savez(
-        Path(path),
-        sentences=np.array(inputs.sentences),
-        ids=ids.reshape(inputs.ids.shape).astype(np.int64),
-        mask=inputs.mask,
-        **arrays,
-    )
+    arrays["sentences"] = np.array(inputs.sentences)
+    arrays["ids"] = ids.reshape(inputs.ids.shape).astype(np.int64)
+    arrays["mask"] = inputs.mask
+    np.savez(Path(path), allow_pickle=False, **arrays)
 
 
 def load_copy(path: str | Path) -> DemoInputs:

@@ -31,8 +31,8 @@ class ExpertLinear(QuantizedLayer):
     """Grouped linear layer over FP8 activations; its weights start as zeros.
 
     State (all buffers): ``weight`` uint8, ``weight_scale`` float32 ``[experts, out]``,
-    ``group_scale`` where the format has groups, ``bias`` ``[experts, out]`` of the activations' type
-    where there is one. docs/design.md, "Tensors of a quantised weight", gives their shapes.
+    ``group_scale`` where the format has groups, ``bias`` ``[experts, out]`` of the activations'
+    type where there is one. docs/design.md, "Tensors of a quantised weight", gives their shapes.
 
     Args:
         in_features: a multiple of 32 and of the group size.
@@ -48,6 +48,11 @@ class ExpertLinear(QuantizedLayer):
     Raises:
         ValueError: an argument is outside what the grouped GEMM can do.
     """
+
+    weight: Tensor
+    weight_scale: Tensor
+    group_scale: Tensor | None
+    bias: Tensor | None
 
     def __init__(
         self,

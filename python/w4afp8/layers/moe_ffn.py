@@ -21,6 +21,7 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
+from w4afp8._tracing import run_as_written
 from w4afp8.layers.checks import check_multiple
 from w4afp8.layers.expert_linear import ExpertLinear
 from w4afp8.layers.operands import Array, as_float32, as_packed, scale_dtype_of
@@ -160,7 +161,10 @@ class W4AFP8MoEFFN(QuantizedLayer):
             up_gate: ``[experts, 2 * intermediate, hidden]``, the gate's half first; with "gelu"
                 ``[experts, intermediate, hidden]``. Any float type, numpy or Paddle.
             down: ``[experts, hidden, intermediate]``.
-            weight_format, group_size, rounding, scale_dtype: as in `w4afp8.quant.quantize`.
+            weight_format: "int4" or "mxfp4".
+            group_size: as in the class, for both projections.
+            rounding: int4's rule for the scale, see `w4afp8.quant.quantize`.
+            scale_dtype: "float32" or "bfloat16", of int4 group scales.
             **options: as in `from_quantized`.
 
         Raises:
@@ -262,6 +266,10 @@ class W4AFP8MoEFFN(QuantizedLayer):
         Raises:
             ValueError: x or logits does not fit the layer.
         """
+        return self._compute(x, logits)
+
+    @run_as_written
+    def _compute(self, x: Tensor, logits: Tensor | None) -> Tensor:
         self._check_input(x)
         rows = _contiguous(x if x.ndim == 2 else x.reshape([-1, self.hidden_size]))
         topk_weights, topk_ids = self.router(rows, None if logits is None else _contiguous(logits))
@@ -293,12 +301,12 @@ class W4AFP8MoEFFN(QuantizedLayer):
 
 
 def _contiguous(x: Tensor) -> Tensor:
-    """x as the operators want it; a traced tensor is always contiguous."""
+    """Returns x as the operators want it; a traced tensor is always contiguous."""
     return x.contiguous() if paddle.in_dynamic_mode() else x
 
 
 def _shape_of(x: Tensor) -> Any:
-    """x's shape, as a tensor while a program is traced and sizes may be unknown."""
+    """The shape of x, as a tensor while a program is traced and sizes may be unknown."""
     return x.shape if paddle.in_dynamic_mode() else paddle.shape(x)
 
 

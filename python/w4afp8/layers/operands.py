@@ -15,13 +15,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import paddle
 from paddle import Tensor
 
 from w4afp8.quant import PackedWeight, QuantizedWeight, ScaleDtype, pack
 
-Array = np.ndarray | Tensor
+Array: TypeAlias = np.ndarray | Tensor
 
 
 def as_packed(weight: QuantizedWeight | PackedWeight) -> PackedWeight:

@@ -70,6 +70,14 @@ class QuantizedLayer(nn.Layer):
         """As `to(dtype=dtype)`."""
         return self.to(dtype=check_activation_dtype(dtype))
 
+    def float16(self, excluded_layers: Any = None) -> QuantizedLayer:
+        """As `to(dtype="float16")`, also where Paddle's own layers know no float16."""
+        return self.to(dtype="float16")
+
+    def bfloat16(self, excluded_layers: Any = None) -> QuantizedLayer:
+        """As `to(dtype="bfloat16")`, also where Paddle's own layers know no bfloat16."""
+        return self.to(dtype="bfloat16")
+
     def set_activation_dtype(self, dtype: str) -> None:
         """Called with "bfloat16" or "float16" when the layer is converted."""
         self.activation_dtype = dtype
@@ -87,9 +95,7 @@ class QuantizedLayer(nn.Layer):
         if include_sublayers:
             for layer in self.children():
                 layer._apply(func, device, dtype, blocking, include_sublayers)
-        own_dtype = self._dtype
-        super()._apply(func, device, None, blocking, False)
-        self._dtype = own_dtype
+        super()._apply(func, device, None, blocking, include_sublayers=False)
         if converted is not None:
             with paddle.no_grad():
                 self.set_activation_dtype(converted)
