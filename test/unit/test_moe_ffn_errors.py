@@ -94,7 +94,7 @@ def test_from_float(changed: dict[str, Any], message: str) -> None:
 def test_from_quantized_refuses_mixed_formats() -> None:
     up_gate = quantize(weights()["up_gate"], weight_format="mxfp4")
     down = quantize(weights()["down"])
-    with pytest.raises(ValueError, match="up_gate.weight_format: expected int4, got mxfp4"):
+    with pytest.raises(ValueError, match=r"up_gate\.weight_format: expected int4, got mxfp4"):
         W4AFP8MoEFFN.from_quantized(up_gate, down, topk=2)
 
 
