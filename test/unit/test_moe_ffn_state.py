@@ -26,6 +26,7 @@ import pytest
 from safetensors.paddle import load_file, save_file
 
 from w4afp8.layers import W4AFP8MoEFFN
+from w4afp8.quant import pack, quantize
 from w4afp8.testing.tensors import tensor_bits
 
 pytestmark = pytest.mark.cpu_only
@@ -256,6 +257,21 @@ def test_moving_keeps_everything() -> None:
     after = state_bits(layer)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert_same(layer(make_x()), expected)
+
+
+def test_the_callers_tensors_are_not_the_layers() -> None:
+    """Paddle moves and converts a layer's tensors in place."""
+    rng = np.random.default_rng(0)
+    packed = [
+        pack(quantize(rng.standard_normal(shape).astype(np.float32), weight_format="mxfp4"))
+        for shape in ((2, 128, 64), (2, 64, 64))
+    ]
+    gate_weight = paddle.randn([64, 2])
+    layer = W4AFP8MoEFFN.from_quantized(*packed, topk=1, gate_weight=gate_weight)
+    mine = {id(tensor) for tensor in layer.state_dict().values()}
+    for weight in packed:
+        assert not mine & {id(weight.weight), id(weight.weight_scale), id(weight.group_scale)}
+    assert id(gate_weight) not in mine
 
 
 def test_deepcopy_is_independent() -> None:

@@ -105,7 +105,7 @@ class ExpertLinear(QuantizedLayer):
         return sum(int(t.size) * int(t.element_size()) for t in tensors if t is not None)
 
     def set_weight(self, packed: PackedWeight, *, name: str = "weight") -> None:
-        """Takes packed weights and their scales as they are, without copying.
+        """Takes packed weights and their scales as they are, sharing their memory.
 
         Args:
             packed: weights of this layer's format and size.
@@ -119,15 +119,16 @@ class ExpertLinear(QuantizedLayer):
         for field in ("weight", "weight_scale", "group_scale"):
             got, own = _describe(getattr(packed, field)), _describe(getattr(self, field))
             check_same(f"{name}.{field}", got, own)
-        self.weight, self.weight_scale = packed.weight, packed.weight_scale
-        self.group_scale = packed.group_scale
+        # Paddle moves a layer's tensors in place: detached, the caller's stay where they are.
+        self.weight, self.weight_scale = packed.weight.detach(), packed.weight_scale.detach()
+        self.group_scale = None if packed.group_scale is None else packed.group_scale.detach()
 
     def set_bias(self, bias: Tensor, *, name: str = "bias") -> None:
         """Takes a bias ``[experts, out]`` of any float type, cast to the activations'."""
         if self.bias is None:
             raise ValueError(f"{name}: expected None (the layer was made without one)")
         check_same(f"{name}: shape", list(bias.shape), list(self.bias.shape))
-        self.bias = bias.astype(self.activation_dtype)
+        self.bias = bias.astype(self.activation_dtype).detach()
 
     def set_activation_dtype(self, dtype: str) -> None:
         super().set_activation_dtype(dtype)

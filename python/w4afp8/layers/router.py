@@ -88,7 +88,7 @@ class MoERouter(QuantizedLayer):
             ValueError: it has another shape; `called` names it in the error.
         """
         check_same(f"{called}: shape", list(value.shape), list(getattr(self, name).shape))
-        setattr(self, name, value.astype("float32"))
+        setattr(self, name, value.astype("float32").detach())
 
     def forward(self, x: Tensor, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Routes tokens.
