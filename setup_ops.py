@@ -15,8 +15,8 @@
 
     python3 setup_ops.py build_ext --inplace
 
-The CPU kernels are always built. The CUDA kernels are built (for sm_90a) where a toolkit of at least
-CUDA 12.4 is found through CUDA_HOME, CUDA_PATH, PATH, pip's ``nvidia`` packages or /usr/local/cuda.
+The CPU kernels are always built. The CUDA kernels are built (for sm_90a) where CUDA 12.4 or newer is
+found through CUDA_HOME, CUDA_PATH, PATH, pip's ``nvidia`` packages or /usr/local/cuda.
 
 Environment:
     W4AFP8_CUDA=0  no CUDA kernels, even where nvcc is found
@@ -58,7 +58,7 @@ class Toolkit:
     static_runtime: pathlib.Path
 
 
-class NoToolkit(Exception):
+class NoToolkit(Exception):  # noqa: N818
     """Why the CUDA kernels cannot be built."""
 
 
@@ -233,7 +233,7 @@ def main() -> None:
     facts = {"VERSION": version(), "PADDLE_VERSION": paddle.__version__}
     include_dirs = [str(ROOT / "custom_ops"), str(ROOT / "gpu_ops")]
     files = [*sources("custom_ops/*.cc"), *sources("custom_ops/cpu/*.cc")]
-    cxx_flags, link_flags = list(CXX_FLAGS), ["-lpthread"]
+    cxx_flags, link_flags = [*CXX_FLAGS, "-g0"], ["-lpthread"]
     if cuda:
         toolkit, cutlass, cutlass_version = cuda
         facts |= {"CUDA_VERSION": toolkit.version, "CUTLASS_VERSION": cutlass_version}

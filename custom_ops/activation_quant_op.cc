@@ -12,11 +12,11 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
+#include "activation_quant/params.h"
 #include "activations.h"
 #include "dispatch.h"
 #include "ops.h"
 #include "registered.h"
-#include "activation_quant/params.h"
 #ifdef W4AFP8_WITH_CUDA
 #include "activation_quant/launch.h"
 #endif
@@ -43,8 +43,8 @@ std::array<Tensor, 2> quant_per_token(const Tensor& x) {
   Tensor out = paddle::empty({rows, features}, kFp8, x.place());
   Tensor scale = paddle::empty({rows}, PaddleType::FLOAT32, x.place());
   if (rows > 0) {
-    const QuantPerTokenParams params{x.data(),          bytes_of(out), scale.data<float>(), rows,
-                                     features, data_type_of(x)};
+    const QuantPerTokenParams params{x.data(), bytes_of(out), scale.data<float>(),
+                                     rows,     features,      data_type_of(x)};
     W4AFP8_RUN(quant_per_token, params, x);
   }
   return {out, scale};
@@ -72,8 +72,8 @@ std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
     const TokenLayout layout{tokens.data(), tokens.dtype() == PaddleType::INT64,
                              false,         token_padding,
                              rows,          tokens.numel()};
-    const ActivationQuantParams params{h.data(), bytes_of(out),   scale.data<float>(), layout,
-                                       features, data_type_of(h), kind};
+    const ActivationQuantParams params{
+        h.data(), bytes_of(out), scale.data<float>(), layout, features, data_type_of(h), kind};
     W4AFP8_RUN(activation_quant, params, h);
   }
   return {out, scale};
@@ -85,12 +85,7 @@ std::vector<Tensor> quant_per_token_kernel(const Tensor& x) {
   return registered([&] { return to_vector(quant_per_token(x)); });
 }
 
-std::vector<Shape> quant_per_token_shape(const Shape& x) {
-  return registered([&] {
-    check_traced_rank(x, "x", 2, "[tokens, features]");
-    return std::vector<Shape>{x, {x[0]}};
-  });
-}
+std::vector<Shape> quant_per_token_shape(const Shape& x) { return {x, {size_at(x, 0)}}; }
 
 std::vector<PaddleType> quant_per_token_type(PaddleType) { return {kFp8, PaddleType::FLOAT32}; }
 
@@ -102,16 +97,9 @@ std::vector<Tensor> activation_quant_kernel(const Tensor& h, const Tensor& token
 
 std::vector<Shape> activation_quant_shape(const Shape& h, const Shape& tokens,
                                           const std::string& activation, int64_t token_padding) {
-  return registered([&] {
-    check_traced_rank(h, "h", token_padding > 0 ? 3 : 2,
-                      token_padding > 0 ? "[experts, token_padding, features]"
-                                        : "[num_tokens, features]");
-    const Activation kind = activation_of(activation, "activation");
-    const Shape scale(h.begin(), h.end() - 1);
-    Shape out = h;
-    if (out.back() > 0) out.back() /= inputs_per_output(kind);
-    return std::vector<Shape>{out, scale};
-  });
+  if (h.empty()) return {h, h};
+  const Shape scale(h.begin(), h.end() - 1);
+  return {activation == "gelu" ? h : with_last(h, halved(h.back())), scale};
 }
 
 std::vector<PaddleType> activation_quant_type(PaddleType, PaddleType) {

@@ -47,8 +47,9 @@ void check_memory(const Tensor& t, const char* name) {
   if (!t.is_dense_tensor()) fail(name, "a dense tensor", "another kind of tensor");
   if (t.numel() > 0 && !t.has_allocation()) fail(name, "a tensor with data", "one without");
   if (!t.is_contiguous()) {
-    fail(name, "a contiguous tensor", "strides " + to_string(t.strides()) + " for the shape " +
-                                          to_string(t.dims()) + "; call contiguous()");
+    fail(name, "a contiguous tensor",
+         "strides " + to_string(t.strides()) + " for the shape " + to_string(t.dims()) +
+             "; call contiguous()");
   }
 }
 

@@ -21,8 +21,8 @@
 #include <string>
 #include <string_view>
 
-#include "paddle_api.h"
 #include "common/types.h"
+#include "paddle_api.h"
 
 namespace w4afp8 {
 

@@ -52,8 +52,8 @@ class DeviceScope {
 };
 
 template <typename Params>
-void run(const char* name, const Params& params, const Tensor& where,
-         void (*on_cpu)(const Params&), cudaError_t (*launch)(const Params&, cudaStream_t)) {
+void run(const char* name, const Params& params, const Tensor& where, void (*on_cpu)(const Params&),
+         cudaError_t (*launch)(const Params&, cudaStream_t)) {
   if (where.is_cpu()) return on_cpu(params);
   const DeviceScope scope(where.place().GetDeviceId());
   if (const char* reason = check(params)) throw ArgumentError(std::string(name) + ": " + reason);

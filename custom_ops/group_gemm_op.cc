@@ -12,10 +12,9 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-#include "grouped_gemm/params.h"
-
 #include "activations.h"
 #include "dispatch.h"
+#include "grouped_gemm/params.h"
 #include "ops.h"
 #include "registered.h"
 #ifdef W4AFP8_WITH_CUDA
@@ -26,11 +25,11 @@
 namespace w4afp8 {
 namespace {
 
-constexpr int64_t kOutUnit = 8;        // outputs of one 16-byte store
-constexpr int64_t kInUnit = 32;        // in_features of one wgmma
-constexpr int64_t kMxfp4Group = 32;    // codes that share an E8M0 scale
-constexpr int64_t kLargeGroup = 128;   // larger groups are multiples of one k block
-constexpr int64_t kPerChannel = -1;    // group_size without groups
+constexpr int64_t kOutUnit = 8;       // outputs of one 16-byte store
+constexpr int64_t kInUnit = 32;       // in_features of one wgmma
+constexpr int64_t kMxfp4Group = 32;   // codes that share an E8M0 scale
+constexpr int64_t kLargeGroup = 128;  // larger groups are multiples of one k block
+constexpr int64_t kPerChannel = -1;   // group_size without groups
 
 // Fills what the weights, their scales and the number of experts say.
 void read_weight(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
@@ -85,8 +84,7 @@ void read_group_scale(const Tensor* group_scale, const Tensor& x, int64_t group_
     require_group_scale(group_scale, x, "[experts, padded_in / 128, out_features, 4]");
     check_dtype(*group_scale, "group_scale", {PaddleType::UINT8});
     const int64_t k_blocks = ceil_div(params->in_features, kSubBlockIn);
-    check_shape(*group_scale, "group_scale",
-                {experts, k_blocks, out, kSubBlockIn / kMxfp4Group});
+    check_shape(*group_scale, "group_scale", {experts, k_blocks, out, kSubBlockIn / kMxfp4Group});
   } else if (group_size == kPerChannel) {
     if (group_scale == nullptr) return;
     fail("group_scale", "None with group_size -1", "a tensor " + to_string(group_scale->dims()));
@@ -214,15 +212,7 @@ std::vector<Shape> group_gemm_shape(const Shape& x, const Shape& weight, const S
                                     const OptionalShape&, const std::string& weight_format,
                                     int64_t group_size, int64_t token_padding, int64_t max_tokens,
                                     const std::string& out_dtype) {
-  return registered([&] {
-    check_traced_rank(x, "x", token_padding > 0 ? 3 : 2,
-                      token_padding > 0 ? "[experts, token_padding, in_features]"
-                                        : "[num_tokens, in_features]");
-    check_traced_rank(weight_scale, "weight_scale", 2, "[experts, out_features]");
-    Shape out = x;
-    out.back() = weight_scale[1];
-    return std::vector<Shape>{out};
-  });
+  return {with_last(x, size_at(weight_scale, 1))};
 }
 
 std::vector<PaddleType> group_gemm_type(PaddleType, PaddleType, PaddleType, PaddleType,
@@ -230,8 +220,7 @@ std::vector<PaddleType> group_gemm_type(PaddleType, PaddleType, PaddleType, Padd
                                         const OptionalType&, const std::string& weight_format,
                                         int64_t group_size, int64_t token_padding,
                                         int64_t max_tokens, const std::string& out_dtype) {
-  return registered(
-      [&] { return std::vector<PaddleType>{half_type_of(out_dtype, "out_dtype")}; });
+  return {out_dtype == "float16" ? PaddleType::FLOAT16 : PaddleType::BFLOAT16};
 }
 
 }  // namespace

@@ -153,7 +153,8 @@ py::object moe_route_py(py::handle logits, py::handle correction_bias, py::handl
   const std::string_view kind = str_of(score, "score");
   const bool norm = bool_of(norm_topk_prob, "norm_topk_prob");
   const double factor = float_of(routed_scaling_factor, "routed_scaling_factor");
-  return to_python(without_gil([&] { return moe_route(logits_, bias, slots, kind, norm, factor); }));
+  return to_python(
+      without_gil([&] { return moe_route(logits_, bias, slots, kind, norm, factor); }));
 }
 
 py::object moe_dispatch_py(py::handle x, py::handle topk_ids, py::handle experts) {
@@ -197,13 +198,13 @@ PYBIND11_MODULE(_ops, m) {
         arg("group_scale"), arg("x_scale"), arg("bias"), arg("weight_format"), arg("group_size"),
         arg("token_padding"), arg("max_tokens"), arg("out_dtype"));
   m.def("pack_weight", pack_weight_py, arg("codes"), arg("weight_format"));
-  m.def("unpack_weight", unpack_weight_py, arg("packed"), arg("weight_format"),
-        arg("out_features"), arg("in_features"));
+  m.def("unpack_weight", unpack_weight_py, arg("packed"), arg("weight_format"), arg("out_features"),
+        arg("in_features"));
   m.def("quant_per_token", quant_per_token_py, arg("x"));
   m.def("activation_quant", activation_quant_py, arg("h"), arg("tokens"), arg("activation"),
         arg("token_padding"));
-  m.def("moe_route", moe_route_py, arg("logits"), arg("correction_bias"), arg("topk"),
-        arg("score"), arg("norm_topk_prob"), arg("routed_scaling_factor"));
+  m.def("moe_route", moe_route_py, arg("logits"), arg("correction_bias"), arg("topk"), arg("score"),
+        arg("norm_topk_prob"), arg("routed_scaling_factor"));
   m.def("moe_dispatch", moe_dispatch_py, arg("x"), arg("topk_ids"), arg("experts"));
   m.def("moe_combine", moe_combine_py, arg("y"), arg("topk_weights"), arg("row_index"));
   m.def("build_info", build_info, "What was built into this extension.");

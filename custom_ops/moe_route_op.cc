@@ -15,9 +15,9 @@
 #include <cmath>
 
 #include "dispatch.h"
+#include "moe_route/params.h"
 #include "ops.h"
 #include "registered.h"
-#include "moe_route/params.h"
 #ifdef W4AFP8_WITH_CUDA
 #include "moe_route/launch.h"
 #endif
@@ -36,8 +36,7 @@ std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_b
                                 std::string_view score, bool norm_topk_prob,
                                 double routed_scaling_factor) {
   check_tensor(logits, "logits");
-  check_dtype(logits, "logits",
-              {PaddleType::FLOAT32, PaddleType::BFLOAT16, PaddleType::FLOAT16});
+  check_dtype(logits, "logits", {PaddleType::FLOAT32, PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(logits, "logits", 2, "[tokens, experts]");
   const int64_t tokens = logits.dims()[0], experts = logits.dims()[1];
   check_range(experts, "experts of logits", 1, kMaxExperts);
@@ -150,12 +149,8 @@ std::vector<Tensor> moe_route_kernel(const Tensor& logits, const OptionalTensor&
 
 std::vector<Shape> moe_route_shape(const Shape& logits, const OptionalShape&, int64_t topk,
                                    const std::string& score, bool, float) {
-  return registered([&] {
-    check_traced_rank(logits, "logits", 2, "[tokens, experts]");
-    check_range(topk, "topk", 1, kMaxTopk);
-    score_of(score, "score");
-    return std::vector<Shape>{{logits[0], topk}, {logits[0], topk}};
-  });
+  const Shape slots{size_at(logits, 0), topk};
+  return {slots, slots};
 }
 
 std::vector<PaddleType> moe_route_type(PaddleType, const OptionalType&) {
@@ -167,13 +162,8 @@ std::vector<Tensor> moe_dispatch_kernel(const Tensor& x, const Tensor& topk_ids,
 }
 
 std::vector<Shape> moe_dispatch_shape(const Shape& x, const Shape& topk_ids, int64_t experts) {
-  return registered([&] {
-    check_traced_rank(x, "x", 2, "[tokens, hidden]");
-    check_traced_rank(topk_ids, "topk_ids", 2, kSlotsShape);
-    check_range(experts, "experts", 1, kMaxExperts);
-    const int64_t rows = topk_ids[1] < 0 ? -1 : scaled(x[0], topk_ids[1]);
-    return std::vector<Shape>{{rows, x[1]}, {rows}, {experts + 1}, topk_ids};
-  });
+  const int64_t rows = times(size_at(x, 0), size_at(topk_ids, 1));
+  return {{rows, size_at(x, 1)}, {rows}, {experts + 1}, topk_ids};
 }
 
 std::vector<PaddleType> moe_dispatch_type(PaddleType, PaddleType) {
@@ -186,11 +176,7 @@ std::vector<Tensor> moe_combine_kernel(const Tensor& y, const Tensor& topk_weigh
 }
 
 std::vector<Shape> moe_combine_shape(const Shape& y, const Shape& topk_weights, const Shape&) {
-  return registered([&] {
-    check_traced_rank(y, "y", 2, "[rows, hidden]");
-    check_traced_rank(topk_weights, "topk_weights", 2, kSlotsShape);
-    return std::vector<Shape>{{topk_weights[0], y[1]}};
-  });
+  return {{size_at(topk_weights, 0), size_at(y, 1)}};
 }
 
 std::vector<PaddleType> moe_combine_type(PaddleType y, PaddleType, PaddleType) { return {y}; }

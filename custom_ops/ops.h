@@ -13,8 +13,8 @@
 // limitations under the License.
 
 // The operators on Paddle tensors, shared by the registered operators and the pybind module. They
-// check every argument (ArgumentError), allocate the outputs and run the kernel. An absent tensor is
-// nullptr. docs/design.md says what each one takes.
+// check every argument (ArgumentError), allocate the outputs and run the kernel. An absent tensor
+// is nullptr. docs/design.md says what each one takes.
 #pragma once
 
 #include <array>

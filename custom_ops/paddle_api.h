@@ -12,8 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The parts of Paddle's C++ interface that the operators use. The same source serves builds with and
-// without CUDA and both Paddle wheels: only Tensor::stream() depends on PADDLE_WITH_CUDA.
+// The parts of Paddle's C++ interface that the operators use. The same source serves builds with
+// and without CUDA and both Paddle wheels: only Tensor::stream() depends on PADDLE_WITH_CUDA.
 #pragma once
 
 #include "paddle/common/enforce.h"

@@ -12,7 +12,7 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// What the registered operators (PD_BUILD_OP) share. Paddle's executor aborts the process on any
+// What the registered operators (PD_BUILD_OP) share. From a kernel Paddle aborts the process on any
 // exception but its own.
 #pragma once
 
@@ -49,16 +49,20 @@ std::vector<Tensor> to_vector(const std::array<Tensor, kCount>& tensors) {
   return {tensors.begin(), tensors.end()};
 }
 
-// Size of a dimension that may be unknown (-1) while a program is traced.
-inline int64_t scaled(int64_t size, int64_t times) { return size < 0 ? -1 : size * times; }
+// For InferShape and InferDtype, which see arguments that nobody has checked, with -1 for a size
+// that is unknown while a program is traced. Paddle aborts the process where they throw, so they
+// answer nonsense with -1; the kernel refuses it when the program runs.
+inline int64_t size_at(const Shape& shape, size_t axis) {
+  return axis < shape.size() ? shape[axis] : -1;
+}
+inline int64_t times(int64_t a, int64_t b) { return a < 0 || b < 0 ? -1 : a * b; }
+inline int64_t halved(int64_t size) { return size < 0 ? -1 : size / 2; }
 inline int64_t rounded(int64_t size, int64_t unit) { return size < 0 ? -1 : round_up(size, unit); }
 
-// A shape of the rank that the operator's arguments must have; sizes are checked when it runs.
-inline void check_traced_rank(const Shape& shape, const char* name, size_t rank,
-                              const char* meaning) {
-  if (shape.size() == rank) return;
-  fail(name, std::string("the shape ") + meaning,
-       std::to_string(shape.size()) + " dimensions");
+// `shape` with another last dimension.
+inline Shape with_last(Shape shape, int64_t size) {
+  if (!shape.empty()) shape.back() = size;
+  return shape;
 }
 
 }  // namespace w4afp8

@@ -88,12 +88,8 @@ std::vector<Tensor> pack_weight_kernel(const Tensor& codes, const std::string& w
 }
 
 std::vector<Shape> pack_weight_shape(const Shape& codes, const std::string& weight_format) {
-  return registered([&] {
-    check_traced_rank(codes, "codes", 3, kCodesShape);
-    weight_format_of(weight_format, "weight_format");
-    return std::vector<Shape>{
-        {codes[0], rounded(codes[1], kSubBlockOut), rounded(codes[2], kSubBlockIn / 2)}};
-  });
+  return {{size_at(codes, 0), rounded(size_at(codes, 1), kSubBlockOut),
+           rounded(size_at(codes, 2), kSubBlockIn / 2)}};
 }
 
 std::vector<PaddleType> pack_weight_type(PaddleType codes) { return {codes}; }
@@ -107,11 +103,7 @@ std::vector<Tensor> unpack_weight_kernel(const Tensor& packed, const std::string
 
 std::vector<Shape> unpack_weight_shape(const Shape& packed, const std::string& weight_format,
                                        int64_t out_features, int64_t in_features) {
-  return registered([&] {
-    check_traced_rank(packed, "packed", 3, kPackedShape);
-    weight_format_of(weight_format, "weight_format");
-    return std::vector<Shape>{{packed[0], out_features, in_features / 2}};
-  });
+  return {{size_at(packed, 0), out_features, in_features / 2}};
 }
 
 std::vector<PaddleType> unpack_weight_type(PaddleType packed) { return {packed}; }
