@@ -27,7 +27,7 @@ def run_as_written(function: _Function) -> _Function:
     """Marks a function that a traced program calls as it stands.
 
     Its branches depend on no tensor's values. Paddle would turn them into branches of the program
-    all the same, and shapes into tensors; some Python (``zip(..., strict=True)``) it cannot rewrite.
+    all the same, and shapes into tensors; some Python (``zip(.., strict=True)``) it cannot rewrite.
 
     Args:
         function: what to mark. Not the ``forward`` that ``to_static`` is called on.

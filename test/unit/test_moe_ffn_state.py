@@ -267,11 +267,17 @@ def test_the_callers_tensors_are_not_the_layers() -> None:
         for shape in ((2, 128, 64), (2, 64, 64))
     ]
     gate_weight = paddle.randn([64, 2])
-    layer = W4AFP8MoEFFN.from_quantized(*packed, topk=1, gate_weight=gate_weight)
-    mine = {id(tensor) for tensor in layer.state_dict().values()}
-    for weight in packed:
-        assert not mine & {id(weight.weight), id(weight.weight_scale), id(weight.group_scale)}
-    assert id(gate_weight) not in mine
+    up_gate_bias = paddle.randn([2, 128]).astype("bfloat16")
+    layer = W4AFP8MoEFFN.from_quantized(
+        *packed, topk=1, gate_weight=gate_weight, up_gate_bias=up_gate_bias
+    )
+    mine = [gate_weight, up_gate_bias]
+    mine += [t for w in packed for t in (w.weight, w.weight_scale, w.group_scale)]
+    before = [tensor_bits(tensor).copy() for tensor in mine]
+    for tensor in layer.state_dict().values():
+        tensor.value().get_tensor()._clear()
+    for tensor, bits in zip(mine, before, strict=True):
+        np.testing.assert_array_equal(tensor_bits(tensor), bits)
 
 
 def test_deepcopy_is_independent() -> None:

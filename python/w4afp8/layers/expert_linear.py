@@ -22,6 +22,7 @@ from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8.layers.checks import check_multiple, check_range, check_same
+from w4afp8.layers.operands import alias
 from w4afp8.layers.precision import QuantizedLayer, dtype_name
 from w4afp8.quant import PackedWeight, ScaleDtype, WeightFormat
 from w4afp8.quant.weights import check_choice, check_group_size
@@ -119,16 +120,15 @@ class ExpertLinear(QuantizedLayer):
         for field in ("weight", "weight_scale", "group_scale"):
             got, own = _describe(getattr(packed, field)), _describe(getattr(self, field))
             check_same(f"{name}.{field}", got, own)
-        # Paddle moves a layer's tensors in place: detached, the caller's stay where they are.
-        self.weight, self.weight_scale = packed.weight.detach(), packed.weight_scale.detach()
-        self.group_scale = None if packed.group_scale is None else packed.group_scale.detach()
+        self.weight, self.weight_scale = alias(packed.weight), alias(packed.weight_scale)
+        self.group_scale = None if packed.group_scale is None else alias(packed.group_scale)
 
     def set_bias(self, bias: Tensor, *, name: str = "bias") -> None:
         """Takes a bias ``[experts, out]`` of any float type, cast to the activations'."""
         if self.bias is None:
             raise ValueError(f"{name}: expected None (the layer was made without one)")
         check_same(f"{name}: shape", list(bias.shape), list(self.bias.shape))
-        self.bias = bias.astype(self.activation_dtype).detach()
+        self.bias = alias(bias.astype(self.activation_dtype))
 
     def set_activation_dtype(self, dtype: str) -> None:
         super().set_activation_dtype(dtype)

@@ -42,3 +42,12 @@ def as_float32(value: Array) -> Tensor:
     if isinstance(value, Tensor):
         return value.astype("float32")
     return paddle.to_tensor(np.ascontiguousarray(value, dtype=np.float32))
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """A contiguous tensor that shares `tensor`'s memory (where that is contiguous), not its fate.
+
+    Paddle moves and converts a layer's tensors in place, and `detach` or a cast to the same type
+    give the same tensor: the caller's would move with the layer's.
+    """
+    return tensor.contiguous().view(tensor.shape)

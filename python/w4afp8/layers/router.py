@@ -22,6 +22,7 @@ from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8.layers.checks import check_range, check_same
+from w4afp8.layers.operands import alias
 from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant.weights import check_choice
 
@@ -88,7 +89,7 @@ class MoERouter(QuantizedLayer):
             ValueError: it has another shape; `called` names it in the error.
         """
         check_same(f"{called}: shape", list(value.shape), list(getattr(self, name).shape))
-        setattr(self, name, value.astype("float32").detach())
+        setattr(self, name, alias(value.astype("float32")))
 
     def forward(self, x: Tensor, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Routes tokens.
