@@ -15,8 +15,8 @@
 
     python3 setup_ops.py build_ext --inplace
 
-The CPU kernels are always built. The CUDA kernels are built (for sm_90a) where CUDA 12.4 or newer is
-found through CUDA_HOME, CUDA_PATH, PATH, pip's ``nvidia`` packages or /usr/local/cuda.
+The CPU kernels are always built. The CUDA kernels are built (for sm_90a) where CUDA 12.4 or newer
+is found through CUDA_HOME, CUDA_PATH, PATH, pip's ``nvidia`` packages or /usr/local/cuda.
 
 Environment:
     W4AFP8_CUDA=0  no CUDA kernels, even where nvcc is found

@@ -153,12 +153,9 @@ PaddleType half_type_of(std::string_view value, const char* name) {
 
 DataType data_type_of(const Tensor& t) {
   switch (t.dtype()) {
-    case PaddleType::BFLOAT16:
-      return DataType::kBFloat16;
-    case PaddleType::FLOAT16:
-      return DataType::kFloat16;
-    default:
-      return DataType::kFloat32;
+    case PaddleType::BFLOAT16: return DataType::kBFloat16;
+    case PaddleType::FLOAT16: return DataType::kFloat16;
+    default: return DataType::kFloat32;
   }
 }
 
