@@ -79,7 +79,8 @@ def run(*command: str) -> str:
 
 def sanitizer() -> str:
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    assert pathlib.Path(tool).is_file(), "compute-sanitizer belongs to the CUDA toolkit"
+    if not pathlib.Path(tool).is_file():
+        pytest.skip("compute-sanitizer was not found")
     return tool
 
 
