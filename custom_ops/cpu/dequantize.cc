@@ -36,6 +36,7 @@ Dequantizer::Dequantizer(const GroupGemmParams& params)
   for (int byte = 0; byte < 256; ++byte) {
     pair_values_[byte][0] = code_value(params.weight_format, byte & 15);
     pair_values_[byte][1] = code_value(params.weight_format, byte >> 4);
+    e8m0_values_[byte] = std::ldexp(1.0f, byte - 254);
   }
 }
 
@@ -43,12 +44,18 @@ void Dequantizer::run(int64_t expert, int64_t sub_begin, int64_t sub_end, float*
   const WeightLayout layout = params_.weight_layout();
   const uint8_t* weight = params_.weight + expert * layout.expert_bytes();
   BlockScales scales;
+  // Words go back and forth between the rows of a sub-block. In `out`, whose rows are often a power
+  // of two apart, all of them would fall into the same few sets of the cache.
+  alignas(64) Tile tile;
   for (int64_t sub = sub_begin; sub < sub_end; ++sub) {
     float* rows = out + (sub - sub_begin) * kSubBlockOut * params_.in_features;
     for (int64_t k = 0; k < params_.in_features; k += kSubBlockIn) {
       load_scales(expert, sub, k / kSubBlockIn, &scales);
-      run_block(weight + layout.sub_block_offset(sub, k / kSubBlockIn), scales,
-                params_.in_features - k, rows + k);
+      run_block(weight + layout.sub_block_offset(sub, k / kSubBlockIn), scales, tile);
+      const int64_t columns = std::min(kSubBlockIn, params_.in_features - k);
+      for (int64_t row = 0; row < kSubBlockOut; ++row) {
+        std::memcpy(rows + row * params_.in_features + k, tile[row], columns * sizeof(float));
+      }
     }
   }
 }
@@ -71,7 +78,7 @@ float Dequantizer::group_scale(int64_t expert, int64_t out, int64_t k) const {
     const int64_t k_blocks = params_.weight_layout().padded_in() / kSubBlockIn;
     const int64_t word = (expert * k_blocks + k / kSubBlockIn) * out_features + out;
     const int byte = static_cast<const uint8_t*>(params_.group_scale)[word * 4 + k / 32 % 4];
-    return std::ldexp(1.0f, byte - 254);
+    return e8m0_values_[byte];
   }
   if (params_.group_scale_type == GroupScaleType::kNone) return 1.0f;
   const int64_t groups = params_.in_features / params_.group_size;
@@ -81,25 +88,20 @@ float Dequantizer::group_scale(int64_t expert, int64_t out, int64_t k) const {
              : bfloat16_to_float(static_cast<const uint16_t*>(params_.group_scale)[index]);
 }
 
-void Dequantizer::run_block(const uint8_t* block, const BlockScales& scales, int64_t columns,
-                            float* out) const {
+void Dequantizer::run_block(const uint8_t* block, const BlockScales& scales, Tile& tile) const {
   const auto& places = word_places();
   for (int i = 0; i < kWordsPerSubBlock; ++i) {
     const int row = places[i].row, k = places[i].k;
-    if (k >= columns) continue;
     uint32_t word;
     std::memcpy(&word, block + 4 * i, sizeof(word));
     uint32_t codes = codec_.decode(word);
     for (int half = 0; half < 2; ++half, codes >>= 16) {
       const int here = row + 8 * half;
       const float scale = scales.values[here][k / 32];
-      const float* low = pair_values_[codes & 255];
-      const float* high = pair_values_[codes >> 8 & 255];
-      float* four = out + here * params_.in_features + k;
-      four[0] = low[0] * scale;
-      four[1] = low[1] * scale;
-      four[2] = high[0] * scale;
-      four[3] = high[1] * scale;
+      float* four = tile[here] + k;
+      std::memcpy(four, pair_values_[codes & 255], 2 * sizeof(float));
+      std::memcpy(four + 2, pair_values_[codes >> 8 & 255], 2 * sizeof(float));
+      for (int lane = 0; lane < 4; ++lane) four[lane] *= scale;
     }
   }
 }

@@ -29,6 +29,8 @@ class Dequantizer {
   void run(int64_t expert, int64_t sub_begin, int64_t sub_end, float* out) const;
 
  private:
+  using Tile = float[kSubBlockOut][kSubBlockIn];
+
   // Scale of each row of a sub-block and each 32 in_features of a k block.
   struct BlockScales {
     float values[kSubBlockOut][kSubBlockIn / 32];
@@ -36,12 +38,12 @@ class Dequantizer {
 
   void load_scales(int64_t expert, int64_t sub, int64_t k_block, BlockScales* scales) const;
   float group_scale(int64_t expert, int64_t out, int64_t k) const;
-  void run_block(const uint8_t* block, const BlockScales& scales, int64_t columns,
-                 float* out) const;
+  void run_block(const uint8_t* block, const BlockScales& scales, Tile& tile) const;
 
   const GroupGemmParams& params_;
   const WordCodec codec_;
   float pair_values_[256][2];  // of a byte with two codes, low nibble first
+  float e8m0_values_[256];     // of a scale relative to the channel's largest
 };
 
 }  // namespace w4afp8::cpu

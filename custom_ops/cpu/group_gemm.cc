@@ -31,6 +31,10 @@ namespace {
 constexpr int64_t kScratchBytes = int64_t{64} << 20;  // of all threads together
 constexpr int64_t kMaxChunkRows = 256;                // rows of x in one matmul
 constexpr int64_t kMaxBlockOut = 1024;                // outputs in one matmul
+// With few rows dequantisation is the work, and its result should still be in the cache for the
+// matmul; with many, each conversion of x should serve many outputs.
+constexpr int64_t kFewRows = 64;
+constexpr int64_t kCachedBlockBytes = 1 << 20;
 
 // One piece of work: a block of outputs of one expert, all of its tokens.
 struct Block {
@@ -42,8 +46,9 @@ struct Block {
 
 struct Blocking {
   int64_t workers;
-  int64_t subs;  // sub-blocks of outputs in a block
-  int64_t rows;  // rows of x in a chunk
+  int64_t subs;           // sub-blocks of outputs in a block
+  int64_t few_rows_subs;  // the same for an expert with up to kFewRows rows
+  int64_t rows;           // rows of x in a chunk
 };
 
 // A thread holds weights [64 * subs, in], activations [rows, in] and their product. 64 x 64 is the
@@ -62,6 +67,8 @@ Blocking choose_blocking(const GroupGemmParams& params, int64_t active_experts) 
   const int64_t fair = ceil_div(subs * active_experts, 4 * blocking.workers);
   const int64_t fitting = (operand_rows - blocking.rows) / kSubBlockOut;
   blocking.subs = std::max<int64_t>(1, std::min({fair, fitting, kMaxBlockOut / kSubBlockOut}));
+  const int64_t cached = kCachedBlockBytes / (kSubBlockOut * row_bytes);
+  blocking.few_rows_subs = std::clamp<int64_t>(cached, 1, blocking.subs);
   return blocking;
 }
 
@@ -71,8 +78,9 @@ std::vector<Block> list_blocks(const GroupGemmParams& params, const Blocking& bl
   for (int64_t expert = 0; expert < params.tokens.experts; ++expert) {
     const RowRange rows = params.tokens.rows_of(expert);
     if (rows.begin == rows.end) continue;
-    for (int64_t sub = 0; sub < subs; sub += blocking.subs) {
-      blocks.push_back({expert, rows, sub, std::min(subs, sub + blocking.subs)});
+    const int64_t step = rows.end - rows.begin <= kFewRows ? blocking.few_rows_subs : blocking.subs;
+    for (int64_t sub = 0; sub < subs; sub += step) {
+      blocks.push_back({expert, rows, sub, std::min(subs, sub + step)});
     }
   }
   return blocks;
@@ -112,15 +120,13 @@ void store_row(const GroupGemmParams& params, const Block& block, int64_t row, f
     load_floats(params.out_type, params.bias, channel, count, bias);
     for (int64_t i = 0; i < count; ++i) product[i] += bias[i];
   }
-  store_floats(params.out_type, product, count, params.out,
-               row * params.out_features + out_begin);
+  store_floats(params.out_type, product, count, params.out, row * params.out_features + out_begin);
 }
 
 void run_block(const GroupGemmParams& params, const Dequantizer& dequantizer, const Block& block,
                int64_t chunk_rows) {
   const auto host_floats = [&](int64_t rows) {
-    return paddle::empty({rows, params.in_features}, paddle::DataType::FLOAT32,
-                         paddle::CPUPlace());
+    return paddle::empty({rows, params.in_features}, paddle::DataType::FLOAT32, paddle::CPUPlace());
   };
   const int64_t block_out = (block.sub_end - block.sub_begin) * kSubBlockOut;
   paddle::Tensor weight = host_floats(block_out);

@@ -27,8 +27,8 @@ struct SubRow {
   const WeightPackParams& params;
   const WeightLayout layout;
   const int64_t sub;
-  uint8_t* codes;    // of the expert
-  uint8_t* packed;   // of the expert
+  uint8_t* codes;           // of the expert
+  uint8_t* packed;          // of the expert
   const int64_t rows_left;  // outputs of this sub-block that are no padding
 
   SubRow(const WeightPackParams& p, int64_t index)

@@ -114,7 +114,7 @@ class QuantizedWeight:
         self._check_scale()
 
     def _check_scale(self) -> None:
-        shape = (self.experts, self.out_features)
+        shape: tuple[int, ...] = (self.experts, self.out_features)
         if self.group_size != -1:
             shape += (self.in_features // self.group_size,)
         if self.weight_format == "mxfp4":

@@ -150,14 +150,14 @@ def _assemble(
     rng: np.random.Generator,
 ) -> GemmInputs:
     bits = np.full((p.num_rows, p.in_features), NAN_BYTE, np.uint8)
-    scale = np.full(p.num_rows, np.nan, np.float32)
+    scale: NDArray[np.float32] = np.full(p.num_rows, np.nan, np.float32)
     for expert in range(p.experts):
         rows = p.rows_of(expert)
         bits[rows] = float8.encode(x[rows])
         scale[rows] = row_scale[rows]
-    bias = rng.integers(-32, 33, (p.experts, p.out_features)).astype(np.float32) / 4
+    bias = rng.integers(-32, 33, (p.experts, p.out_features)).astype(np.float32) * np.float32(0.25)
     if p.x_scale == "tensor":
-        scale = np.array([0.25], np.float32)
+        scale = np.full(1, 0.25, np.float32)
     x_scale = None if p.x_scale == "none" else scale
     return GemmInputs(p, bits, weight, x_scale, bias if p.has_bias else None)
 

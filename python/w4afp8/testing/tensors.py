@@ -36,7 +36,7 @@ def to_place(tensor: paddle.Tensor, place: Any) -> paddle.Tensor:
 def float8_tensor(bits: NDArray[np.uint8], place: Any) -> paddle.Tensor:
     """uint8 bits as float8_e4m3fn."""
     host = paddle.to_tensor(np.ascontiguousarray(bits), place=paddle.CPUPlace())
-    return to_place(host.view("float8_e4m3fn"), place)
+    return to_place(host.view(paddle.float8_e4m3fn), place)
 
 
 def float_tensor(values: NDArray[Any], dtype: str, place: Any) -> paddle.Tensor:
