@@ -25,9 +25,9 @@
 namespace w4afp8 {
 
 struct QuantPerTokenParams {
-  const void* x;   // in_type [num_rows, features]
-  uint8_t* out;    // float8_e4m3fn [num_rows, features]
-  float* scale;    // [num_rows]
+  const void* x;  // in_type [num_rows, features]
+  uint8_t* out;   // float8_e4m3fn [num_rows, features]
+  float* scale;   // [num_rows]
   int64_t num_rows;
   int64_t features;
   DataType in_type;  // kBFloat16, kFloat16 or kFloat32
@@ -35,9 +35,9 @@ struct QuantPerTokenParams {
 
 // h -> activation(h) -> FP8 with one scale per row. Rows that hold no token are not written.
 struct ActivationQuantParams {
-  const void* h;   // in_type [tokens.num_rows, features] (kGelu) or [.., 2 * features] (gated)
-  uint8_t* out;    // float8_e4m3fn [tokens.num_rows, features]
-  float* scale;    // [tokens.num_rows]
+  const void* h;  // in_type [tokens.num_rows, features] (kGelu) or [.., 2 * features] (gated)
+  uint8_t* out;   // float8_e4m3fn [tokens.num_rows, features]
+  float* scale;   // [tokens.num_rows]
   TokenLayout tokens;
   int64_t features;  // of the output
   DataType in_type;  // kBFloat16 or kFloat16

@@ -28,10 +28,10 @@
 
 namespace w4afp8 {
 
-constexpr int64_t kSubBlockOut = 64;     // outputs of one sub-block: the m of one wgmma
-constexpr int64_t kSubBlockIn = 128;     // in_features of one k block
+constexpr int64_t kSubBlockOut = 64;      // outputs of one sub-block: the m of one wgmma
+constexpr int64_t kSubBlockIn = 128;      // in_features of one k block
 constexpr int64_t kSubBlockBytes = 4096;  // 64 x 128 codes
-constexpr int64_t kBandOut = 256;        // outputs of one band
+constexpr int64_t kBandOut = 256;         // outputs of one band
 
 struct WeightLayout {
   int64_t out_features;

@@ -78,12 +78,9 @@ const char* check(const MoeCombineParams& params) {
 
 cudaError_t launch_moe_route(const MoeRouteParams& params, cudaStream_t stream) {
   switch (params.logits_type) {
-    case DataType::kFloat32:
-      return launch_route<float>(params, stream);
-    case DataType::kBFloat16:
-      return launch_route<__nv_bfloat16>(params, stream);
-    case DataType::kFloat16:
-      return launch_route<__half>(params, stream);
+    case DataType::kFloat32: return launch_route<float>(params, stream);
+    case DataType::kBFloat16: return launch_route<__nv_bfloat16>(params, stream);
+    case DataType::kFloat16: return launch_route<__half>(params, stream);
   }
   return cudaErrorInvalidValue;
 }

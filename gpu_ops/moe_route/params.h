@@ -49,8 +49,8 @@ struct MoeDispatchParams {
   int32_t* row_index;       // [num_tokens, topk]: row of `permuted` that slot went to
   int64_t num_tokens;
   int64_t hidden;
-  int64_t experts;  // up to 1024
-  int64_t topk;     // up to 32
+  int64_t experts;   // up to 1024
+  int64_t topk;      // up to 32
   DataType in_type;  // kBFloat16 or kFloat16
 };
 
