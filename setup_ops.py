@@ -216,6 +216,7 @@ def sources(pattern: str) -> list[str]:
 def main() -> None:
     os.chdir(ROOT)
     cuda = choose_cuda()
+    os.environ.pop("PADDLE_CUDA_ARCH_LIST", None)  # Paddle would compile for those too
     if cuda:  # Paddle reads it when cpp_extension is imported
         os.environ["CUDA_HOME"] = str(cuda[0].home)
 
@@ -229,6 +230,10 @@ def main() -> None:
             # Paddle's record of the flags, of no use beside SkipUnchanged.
             folder = pathlib.Path(self.get_ext_fullpath(self.extensions[0].name)).parent
             (folder / "version.txt").unlink(missing_ok=True)
+            # Paddle puts the objects into build_lib, from where they would go into a wheel.
+            objects = pathlib.Path(self.build_temp)
+            if not self.inplace and not objects.is_absolute():
+                shutil.rmtree(pathlib.Path(self.build_lib) / objects.parts[0])
 
     facts = {"VERSION": version(), "PADDLE_VERSION": paddle.__version__}
     include_dirs = [str(ROOT / "custom_ops"), str(ROOT / "gpu_ops")]
