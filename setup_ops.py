@@ -40,6 +40,9 @@ from collections.abc import Callable, Iterator
 ROOT = pathlib.Path(__file__).resolve().parent
 OLDEST_CUDA = (12, 4)
 CXX_FLAGS = ["-std=c++17", "-O3"]
+# What comes from static libraries stays inside: CUDA's runtime, and libstdc++ where a compiler has
+# only a static one. Mixed with the process's own copy its locales crash as an error is formatted.
+LINK_FLAGS = ["-lpthread", "-Wl,--exclude-libs,ALL"]
 NVCC_FLAGS = [
     *CXX_FLAGS,
     *("-gencode", "arch=compute_90a,code=sm_90a"),
@@ -238,21 +241,15 @@ def main() -> None:
     facts = {"VERSION": version(), "PADDLE_VERSION": paddle.__version__}
     include_dirs = [str(ROOT / "custom_ops"), str(ROOT / "gpu_ops")]
     files = [*sources("custom_ops/*.cc"), *sources("custom_ops/cpu/*.cc")]
-    cxx_flags, link_flags = [*CXX_FLAGS, "-g0"], ["-lpthread"]
+    cxx_flags, link_flags = [*CXX_FLAGS, "-g0"], LINK_FLAGS.copy()
     if cuda:
         toolkit, cutlass, cutlass_version = cuda
         facts |= {"CUDA_VERSION": toolkit.version, "CUTLASS_VERSION": cutlass_version}
         files += sources("gpu_ops/**/*.cu")
         include_dirs += [str(cutlass), *toolkit.include_dirs]
         cxx_flags.append("-DW4AFP8_WITH_CUDA")
-        # Static and hidden: the import must need neither a driver nor a runtime, and must not
-        # share symbols with a runtime of another version in the process.
-        link_flags += [
-            str(toolkit.static_runtime),
-            "-lrt",
-            "-ldl",
-            f"-Wl,--exclude-libs,{toolkit.static_runtime.name}",
-        ]
+        # Static: the import must need neither a driver nor a runtime.
+        link_flags += [str(toolkit.static_runtime), "-lrt", "-ldl"]
     cxx_flags += [f'-DW4AFP8_{name}="{value}"' for name, value in facts.items()]
 
     cpp_extension.setup(
