@@ -13,21 +13,36 @@
 # limitations under the License.
 """The MoE block in float64, and how far a right result may be from it.
 
-The layer rounds in seven places. Each is bounded here and carried through what follows; all bounds
-are derived, none is fitted. u = 2^-24 is float32's unit.
+A worst case carried through two products says nothing: 2^-4 for FP8 times sum |w a| is as large as
+the result. Roundings of different elements are independent, so an error has two parts (`Error`):
+`bounded`, of any sign, carried with absolute values; and one of mean zero, carried by its
+`variance`, which the products multiply by squared weights and add. A rounding is uniform within
+half a unit h: variance h^2 / 3, and no larger tail than a normal variable's of that variance. What
+is of second order, an error of an error, is left out: it is at most 2^-4 of its own first order.
+All is derived, nothing fitted; u = 2^-24 is float32's unit.
 
 1. Activations to FP8: repeated here bit for bit (scale = absmax / 448 and x * (1 / scale) in
    float32), so it adds no error.
-2. First product: the kernel's accumulation (`accumulation_error`; MXFP4 folded into FP8 adds
-   `weight_error` times the channel's largest scale for each weight), 4 u for scales and bias, then
-   rounding to the output type (`OUTPUT_UNIT`).
+2. First product: the kernel's accumulation (`accumulation_error`: drift is bounded, variance is
+   variance; MXFP4 folded into FP8 adds `weight_error` times the channel's largest scale for each
+   weight), 4 u for scales and bias, then rounding to the output type (`OUTPUT_UNIT`).
 3. Activation function: Lipschitz constants max |silu'| = 1.0999 and max |gelu'| = 1.1290; gpt-oss's
    gate is silu(1.702 g) / 1.702 after clamping, so silu's constant holds. Its own evaluation in
    float32: 2^-20 (|gate| + |activated gate|) (|up| + 1) covers exp and erf to 8 units.
-4. To FP8: half a step, 2^-4 of a normal value or 2^-10 of the scale; 2^-22 for x * (1 / scale).
-5. Second product: as 2.
+4. To FP8: half a step is 2^-4 of the power of two below a normal value, or 2^-10 of the scale;
+   2^-22 for x * (1 / scale).
+5. Second product: as 2. An element of FP8 is in all outputs of its token: their covariance is kept.
 6. Routing weights: 2^-20 relative covers exp, the sums and the divisions.
 7. Weighted sum: (topk + 1) u sum |w y|, then rounding to the output type.
+
+With C_t the covariance of token t, a right result is within two bounds, either missed by chance
+with a probability of about exp(-LAMBDA^2 / 2), 1e-14:
+
+- each element: bounded + LAMBDA sqrt(C_t[o, o]), which a wrong row, column or tile exceeds;
+- all of them in the 2-norm: |bounded| + sqrt(sum_t trace C_t) + LAMBDA sqrt(max_t |C_t|), |C_t| the
+  largest eigenvalue (D. Hsu, S. Kakade, T. Zhang, "A tail inequality for quadratic forms of
+  subgaussian random vectors", 2012, with tr C^2 <= |C| tr C). A mistake that is small everywhere
+  exceeds this one.
 """
 
 from __future__ import annotations
@@ -40,7 +55,14 @@ from numpy.typing import NDArray
 
 from w4afp8.quant import QuantizedWeight, dequantize
 from w4afp8.testing import float8
-from w4afp8.testing.compare import FLOAT32_UNIT, OUTPUT_UNIT, Accumulator, accumulation_error
+from w4afp8.testing.compare import (
+    FLOAT32_UNIT,
+    LAMBDA,
+    OUTPUT_UNIT,
+    Accumulator,
+    accumulation_error,
+    assert_within,
+)
 
 Float64 = NDArray[np.float64]
 
@@ -53,6 +75,42 @@ class MoEWeights:
     down: QuantizedWeight
     up_gate_bias: Float64
     down_bias: Float64
+
+
+@dataclass(frozen=True, eq=False)
+class Error:
+    """Of each element: one of any sign, at most `bounded`, and one of mean zero."""
+
+    bounded: Float64
+    variance: Float64
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """The block's output ``[tokens, H]`` and its error: the variance as covariances of each token's
+    elements ``[tokens, H, H]``.
+    """
+
+    out: Float64
+    bounded: Float64
+    covariance: Float64
+
+    def element_bound(self) -> Float64:
+        """Largest right distance of each element."""
+        variance = np.diagonal(self.covariance, axis1=1, axis2=2)
+        return self.bounded + LAMBDA * np.sqrt(variance)
+
+    def norm_bound(self) -> float:
+        """Largest right distance of all elements, in the 2-norm."""
+        trace = np.trace(self.covariance, axis1=1, axis2=2).sum()
+        largest = np.linalg.eigvalsh(self.covariance).max()
+        return float(np.linalg.norm(self.bounded) + np.sqrt(trace) + LAMBDA * np.sqrt(largest))
+
+    def assert_matches(self, actual: NDArray[np.float32]) -> None:
+        """Raises AssertionError where `actual` is outside either bound."""
+        assert_within(actual, self.out, self.element_bound())
+        distance, bound = np.linalg.norm(actual - self.out), self.norm_bound()
+        assert distance <= bound, f"the 2-norm of the error is {distance:.3g}, bound {bound:.3g}"
 
 
 @dataclass(frozen=True)
@@ -92,56 +150,59 @@ def fp8_rows(x: NDArray[np.float32]) -> Float64:
 
 def product(
     x: Float64,
-    x_error: Float64,
     weight: QuantizedWeight,
     expert: int,
     bias: Float64,
     dtype: str,
     accumulator: Accumulator,
-) -> tuple[Float64, Float64]:
-    """``x @ weight[expert].T + bias`` and its error (2, 5)."""
+) -> tuple[Float64, Error]:
+    """``x @ weight[expert].T + bias`` and its own error (2, 5), not that of x."""
     values = dequantize(weight)[expert].astype(np.float64)
     out = x @ values.T + bias
     group = (
         None if weight.weight_format == "mxfp4" or weight.group_size == -1 else weight.group_size
     )
-    error = x_error @ np.abs(values).T
-    error += accumulation_error(np.abs(x) + x_error, np.abs(values), group, accumulator)
+    accumulation = accumulation_error(x, values, group, accumulator)
+    bounded = np.abs(accumulation.drift) + 4 * FLOAT32_UNIT * (np.abs(out) + np.abs(bias))
     if weight.weight_format == "mxfp4":
         largest = np.exp2(weight.scale[expert].max(axis=1).astype(np.float64) - 127)
-        error += accumulator.weight_error * np.abs(x).sum(axis=1)[:, None] * largest
-    error += 4 * FLOAT32_UNIT * (np.abs(out) + error + np.abs(bias))
-    return out, error + output_error(np.abs(out) + error, dtype)
+        bounded += accumulator.weight_error * np.abs(x).sum(axis=1)[:, None] * largest
+    return out, Error(bounded, accumulation.variance + output_variance(out, dtype))
 
 
-def output_error(magnitude: Float64, dtype: str) -> Float64:
-    """Half a unit in the last place."""
+def output_variance(out: Float64, dtype: str) -> Float64:
+    """Of rounding to the output type."""
     relative, least = OUTPUT_UNIT[dtype]
-    return np.maximum(relative * magnitude, least)
+    return np.maximum(relative * np.abs(out), least) ** 2 / 3
 
 
-def activate(h: Float64, error: Float64, activation: str) -> tuple[Float64, Float64]:
+def activate(h: Float64, error: Error, activation: str) -> tuple[Float64, Error]:
     """The activation and its error (3)."""
     if activation == "gelu":
         out = 0.5 * h * (1 + np.vectorize(erf)(h / np.sqrt(2)))
-        return out, 1.1290 * error + 2.0**-20 * (np.abs(h) + np.abs(out))
+        own = 2.0**-20 * (np.abs(h) + np.abs(out))
+        return out, Error(1.1290 * error.bounded + own, 1.1290**2 * error.variance)
     gate, up = np.split(h, 2, axis=1)
-    gate_error, up_error = np.split(error, 2, axis=1)
+    gate_bounded, up_bounded = np.split(error.bounded, 2, axis=1)
+    gate_variance, up_variance = np.split(error.variance, 2, axis=1)
     if activation == "swiglu_oai":
         gate, up = np.minimum(gate, 7), np.clip(up, -7, 7) + 1
         gated = gate / (1 + np.exp(-1.702 * gate))
     else:
         gated = gate / (1 + np.exp(-gate))
     own = 2.0**-20 * (np.abs(gate) + np.abs(gated)) * (np.abs(up) + 1)
-    carried = 1.0999 * gate_error * (np.abs(up) + up_error) + np.abs(gated) * up_error
-    return gated * up, carried + own
+    carried = 1.0999 * gate_bounded * np.abs(up) + np.abs(gated) * up_bounded
+    variance = 1.0999**2 * gate_variance * up**2 + gated**2 * up_variance
+    return gated * up, Error(carried + own, variance)
 
 
-def fp8_error(a: Float64, error: Float64) -> Float64:
+def to_fp8(a: Float64, error: Error) -> Error:
     """Error of `a` after rounding to FP8 (4)."""
-    largest = np.abs(a) + error
-    scale = largest.max(axis=1, keepdims=True) / 448
-    return error + (2.0**-4 + 2.0**-22) * largest + 2.0**-10 * scale
+    magnitude = np.abs(a)
+    scale = np.maximum(magnitude.max(axis=1, keepdims=True) / 448, np.finfo(np.float32).tiny)
+    exponent = np.frexp(magnitude / scale)[1] - 1
+    half_step = scale * np.exp2(np.maximum(exponent, -6) - 4)
+    return Error(error.bounded + 2.0**-22 * magnitude, error.variance + half_step**2 / 3)
 
 
 def reference(
@@ -153,33 +214,28 @@ def reference(
     activation: str,
     dtype: str,
     accumulator: Accumulator,
-) -> tuple[Float64, Float64]:
-    """The block's output ``[tokens, H]`` and the largest right distance from it."""
+) -> Expected:
+    """The block's output and its error."""
     quantized = fp8_rows(x)
-    out = np.zeros(x.shape)
-    error = np.zeros(x.shape)
-    magnitude = np.zeros(x.shape)
-    topk = topk_ids.shape[1]
-    for expert in range(weights.down.experts):
+    tokens, hidden = x.shape
+    out, bounded, magnitude = (np.zeros(x.shape) for _ in range(3))
+    covariance = np.zeros((tokens, hidden, hidden))
+    diagonal = np.arange(hidden)
+    for expert, down in enumerate(dequantize(weights.down).astype(np.float64)):
         token, slot = np.nonzero(topk_ids == expert)
-        rows = quantized[token]
-        h, h_error = product(
-            rows,
-            0 * rows,
-            weights.up_gate,
-            expert,
-            weights.up_gate_bias[expert],
-            dtype,
-            accumulator,
-        )
-        a, a_error = activate(h, h_error, activation)
-        a_error = fp8_error(a, a_error)
-        y, y_error = product(
-            a, a_error, weights.down, expert, weights.down_bias[expert], dtype, accumulator
-        )
+        kernel = (dtype, accumulator)
+        bias = weights.up_gate_bias[expert]
+        h, error = product(quantized[token], weights.up_gate, expert, bias, *kernel)
+        a, error = activate(h, error, activation)
+        a_error = to_fp8(a, error)
+        y, y_error = product(a, weights.down, expert, weights.down_bias[expert], *kernel)
+
         weight = topk_weights[token, slot][:, None]
         out[token] += weight * y
-        magnitude[token] += weight * (np.abs(y) + y_error)
-        error[token] += weight * y_error
-    error += (2.0**-20 + (topk + 1) * FLOAT32_UNIT) * magnitude
-    return out, error + output_error(np.abs(out) + error, dtype)
+        magnitude[token] += weight * np.abs(y)
+        bounded[token] += weight * (y_error.bounded + a_error.bounded @ np.abs(down).T)
+        covariance[token] += weight[..., None] ** 2 * ((down * a_error.variance[:, None]) @ down.T)
+        covariance[token[:, None], diagonal, diagonal] += weight**2 * y_error.variance
+    bounded += (2.0**-20 + (topk_ids.shape[1] + 1) * FLOAT32_UNIT) * magnitude
+    covariance[:, diagonal, diagonal] += output_variance(out, dtype)
+    return Expected(out, bounded, covariance)

@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from w4afp8.testing import float8
 from w4afp8.testing.compare import (
     CPU_ACCUMULATOR,
     HOPPER_ACCUMULATOR,
-    TENSOR_CORE_BITS,
-    TENSOR_CORE_STEP,
     accumulation_error,
     assert_within,
     gemm_bound,
 )
 from w4afp8.testing.gemm_inputs import GemmProblem, random_inputs, reference
+from w4afp8.testing.tensor_core import truncating_sum
 from w4afp8.testing.tensors import bits_of, values_of
 
 pytestmark = pytest.mark.cpu_only
@@ -61,28 +59,18 @@ def test_bfloat16_is_that_of_ml_dtypes() -> None:
     assert (values_of(bits, "bfloat16") == expected.astype(np.float32)).all()
 
 
-def truncating_sum(x: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The accumulator model of compare.py, executed."""
-    total = np.zeros((len(x), len(weight)))
-    for k in range(0, x.shape[1], TENSOR_CORE_STEP):
-        step = slice(k, k + TENSOR_CORE_STEP)
-        products = x[:, None, step] * weight[None, :, step]
-        addends = np.concatenate([products, total[..., None]], axis=-1)
-        exponent = np.frexp(np.abs(addends).max(axis=-1, keepdims=True))[1] - 1
-        unit = np.ldexp(1.0, exponent - TENSOR_CORE_BITS)
-        total = (np.trunc(addends / unit) * unit).sum(axis=-1)
-    return total
-
-
 @pytest.mark.parametrize("positive", [False, True])
-@pytest.mark.parametrize("in_features", [96, 1024, 8192])
-def test_bound_holds_for_a_truncating_accumulator(positive: bool, in_features: int) -> None:
+@pytest.mark.parametrize("group", [None, 128])
+@pytest.mark.parametrize("in_features", [128, 1024, 8192])
+def test_bound_holds_for_a_truncating_accumulator(
+    positive: bool, group: int | None, in_features: int
+) -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((8, in_features)), rng.standard_normal((24, in_features))
     if positive:
         x, weight = np.abs(x), np.abs(weight)
-    error = np.abs(truncating_sum(x, weight) - x @ weight.T)
-    bound = accumulation_error(x, weight, None, HOPPER_ACCUMULATOR)
+    error = np.abs(truncating_sum(x, weight, group) - x @ weight.T)
+    bound = accumulation_error(x, weight, group, HOPPER_ACCUMULATOR).bound()
     assert (error <= bound).all()
     # And it is no bound that anything would pass. Of a normal error the mean is 0.8 deviations; the
     # bound takes 8, L / 2 for the deviation of a uniform cut (0.58 of that) and 2^-13 M for L (0.72

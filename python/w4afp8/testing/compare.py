@@ -17,22 +17,22 @@ A grouped GEMM's result differs from the float64 product of the same dequantised
 
 1. **The accumulation**, `accumulation_error`. Worst-case bounds grow with in_features and would
    hide real faults; these are probabilistic (N. Higham, T. Mary, "A new approach to probabilistic
-   rounding error analysis", 2019): rounding errors are taken as independent with mean zero, and an
-   element exceeds LAMBDA standard deviations with a chance of 2 exp(-LAMBDA^2 / 2), 3e-14 for 8.
+   rounding error analysis", 2019): rounding errors are taken as independent around a mean that is
+   known, so that their variances add, and an element exceeds LAMBDA standard deviations with a
+   chance of 2 exp(-LAMBDA^2 / 2), 3e-14 for 8. |error| <= |drift| + LAMBDA sqrt(variance).
 
    *float32*: n additions, each rounding by at most u = 2^-24 of a partial sum, and a partial sum is
-   at most S = sum |x w|: |error| <= LAMBDA sqrt(n + 2) u S, the 2 for dequantising the weight and
+   at most S = sum |x w|: no drift, variance (n + 2) u^2 S^2, the 2 for dequantising the weight and
    for promoting a group.
 
    *Hopper's FP8 tensor cores*: each wgmma step aligns its 32 products and the accumulator to the
    largest of them and keeps 13 fraction bits, the rest is cut off. With M the largest magnitude of
    a step (a product, or the accumulator before or after), the cut unit is L = 2^-13 * 2^floor(log2
-   M) <= 2^-13 M. A cut loses a part of L, L / 2 on average, towards zero, so a step's error has a
-   mean of -L / 2 * sum(sign of the addends) and each addend spreads around it by at most L / 2:
-   |error| <= |sum over steps of L / 2 * sum(signs)| + LAMBDA * sqrt(sum over steps of 33 (L/2)^2).
-   The first part is the drift that all-positive data shows; an addend that is a multiple of L loses
-   nothing, which the second part covers. Where the kernel promotes to float32 after every group,
-   the accumulator starts anew there, and the float32 bound is added.
+   M) <= 2^-13 M. A cut loses a part of L, L / 2 on average, towards zero, so a step drifts by
+   -L / 2 * sum(sign of the addends), and each addend spreads around that by at most L / 2: variance
+   33 (L / 2)^2. The drift is what all-positive data shows; an addend that is a multiple of L loses
+   nothing, which the variance covers. Where the kernel promotes to float32 after every group, the
+   accumulator starts anew there: the groups' drifts and variances add up, and float32's.
 
    *Folded MXFP4*: the kernel rounds a weight that is far below the channel's largest group to the
    E4M3 grid. That costs at most `Accumulator.weight_error` times the largest scale per weight.
@@ -79,6 +79,18 @@ CPU_ACCUMULATOR = Accumulator(is_tensor_core=False)
 HOPPER_ACCUMULATOR = Accumulator(is_tensor_core=True, weight_error=2.0**-16)
 
 
+@dataclass(frozen=True, eq=False)
+class AccumulationError:
+    """The mean of each element's error, and the variance around it, ``[rows, out]`` both."""
+
+    drift: Float64
+    variance: Float64
+
+    def bound(self) -> Float64:
+        """Largest right distance of each element."""
+        return np.abs(self.drift) + LAMBDA * np.sqrt(self.variance)
+
+
 def gemm_bound(
     inputs: GemmInputs, reference: Float64, out_dtype: str, accumulator: Accumulator
 ) -> Float64:
@@ -89,7 +101,7 @@ def gemm_bound(
     for expert in range(p.experts):
         rows = p.rows_of(expert)
         x = float8.decode(inputs.x[rows])
-        error[rows] = accumulation_error(x, weight[expert], _group(inputs), accumulator)
+        error[rows] = accumulation_error(x, weight[expert], _group(inputs), accumulator).bound()
         if p.weight_format == "mxfp4" and accumulator.weight_error:
             error[rows] += _folding_error(inputs, expert, x, accumulator)
     error *= row_scales(inputs)[:, None]
@@ -101,27 +113,31 @@ def gemm_bound(
 
 def accumulation_error(
     x: Float64, weight: Float64, group: int | None, accumulator: Accumulator
-) -> Float64:
+) -> AccumulationError:
     """Part 1 of the module's bound for ``x [rows, n] @ weight [out, n].T``.
 
     `group`: in_features after which the tensor core's sum is promoted to float32; None: never.
     """
     n = x.shape[1]
     magnitudes = np.abs(x) @ np.abs(weight).T
-    float32 = LAMBDA * np.sqrt(n + 2) * FLOAT32_UNIT * magnitudes
+    float32 = AccumulationError(0 * magnitudes, (n + 2) * (FLOAT32_UNIT * magnitudes) ** 2)
     if not accumulator.is_tensor_core:
         return float32
     if group is None or not accumulator.promotes_groups:
         return _tensor_core_error(x, weight)
     # The kernel promotes at least at the end of every k block of 128.
     group = min(group, 128)
-    parts = range(0, n, group)
-    return float32 + sum(
-        _tensor_core_error(x[:, k : k + group], weight[:, k : k + group]) for k in parts
+    parts = [
+        _tensor_core_error(x[:, k : k + group], weight[:, k : k + group])
+        for k in range(0, n, group)
+    ]
+    return AccumulationError(
+        sum((part.drift for part in parts), float32.drift),
+        sum((part.variance for part in parts), float32.variance),
     )
 
 
-def _tensor_core_error(x: Float64, weight: Float64) -> Float64:
+def _tensor_core_error(x: Float64, weight: Float64) -> AccumulationError:
     steps = x.shape[1] // TENSOR_CORE_STEP
     x_steps = x.reshape(-1, steps, TENSOR_CORE_STEP).transpose(1, 0, 2)
     w_steps = weight.reshape(-1, steps, TENSOR_CORE_STEP).transpose(1, 2, 0)
@@ -133,10 +149,10 @@ def _tensor_core_error(x: Float64, weight: Float64) -> Float64:
         product = np.abs(x_step).max(axis=1)[:, None] * np.abs(w_step).max(axis=0)
         largest = np.maximum(np.maximum(np.abs(before), np.abs(after)), product)
         half_unit = largest * 2.0 ** -(TENSOR_CORE_BITS + 1)
-        drift += half_unit * (np.sign(x_step) @ np.sign(w_step) + np.sign(before))
+        drift -= half_unit * (np.sign(x_step) @ np.sign(w_step) + np.sign(before))
         variance += (TENSOR_CORE_STEP + 1) * half_unit**2
         before = after
-    return np.abs(drift) + LAMBDA * np.sqrt(variance)
+    return AccumulationError(drift, variance)
 
 
 def _group(inputs: GemmInputs) -> int | None:

@@ -1,0 +1,48 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the FP8 tensor cores of Hopper do to a sum, executed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from w4afp8.testing.compare import TENSOR_CORE_BITS, TENSOR_CORE_STEP, Float64
+
+
+def truncating_sum(x: Float64, weight: Float64, group: int | None = None) -> Float64:
+    """``x [rows, n] @ weight [out, n].T`` by the accumulator of `w4afp8.testing.compare`.
+
+    Args:
+        x: ``[rows, n]``, n a multiple of 32.
+        weight: ``[out, n]``.
+        group: a multiple of 32 after which the sum is promoted (here to float64); None: never.
+
+    Returns:
+        ``[rows, out]``.
+    """
+    if group is not None:
+        parts = range(0, x.shape[1], group)
+        return sum(
+            (truncating_sum(x[:, k : k + group], weight[:, k : k + group]) for k in parts),
+            np.zeros((len(x), len(weight))),
+        )
+    total = np.zeros((len(x), len(weight)))
+    for k in range(0, x.shape[1], TENSOR_CORE_STEP):
+        step = slice(k, k + TENSOR_CORE_STEP)
+        products = x[:, None, step] * weight[None, :, step]
+        addends = np.concatenate([products, total[..., None]], axis=-1)
+        exponent = np.frexp(np.abs(addends).max(axis=-1, keepdims=True))[1] - 1
+        unit = np.ldexp(1.0, exponent - TENSOR_CORE_BITS)
+        total = (np.trunc(addends / unit) * unit).sum(axis=-1)
+    return total
