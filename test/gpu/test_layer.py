@@ -22,6 +22,7 @@ import paddle
 import pytest
 
 from w4afp8.layers import W4AFP8MoEFFN
+from w4afp8.testing.gpu import device_name
 from w4afp8.testing.tensors import float_tensor, tensor_bits, values_of
 
 pytestmark = pytest.mark.usefixtures("route")
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("route")
 BOUND = 2.0**-5 + 2 * 2.0**-7
 
 
-def make_layer(form: str, activation: Any) -> W4AFP8MoEFFN:
+def make_layer(form: str, activation: Any, **options: Any) -> W4AFP8MoEFFN:
     rng = np.random.default_rng(0)
     experts, hidden, inside = 8, 256, 384
     first = inside if activation == "gelu" else 2 * inside
@@ -49,6 +50,7 @@ def make_layer(form: str, activation: Any) -> W4AFP8MoEFFN:
         up_gate_bias=rng.standard_normal((experts, first), np.float32) * 0.1,
         down_bias=rng.standard_normal((experts, hidden), np.float32) * 0.1,
         routed_scaling_factor=2.5,
+        **options,
     )
 
 
@@ -72,3 +74,33 @@ def test_layer_matches_the_cpu(place: Any, form: str, activation: str, tokens: i
     on_cpu, on_gpu = run(paddle.CPUPlace()), run(place)
     assert on_gpu.shape == (tokens, layer.hidden_size)
     assert np.linalg.norm(on_gpu - on_cpu) <= BOUND * np.linalg.norm(on_cpu)
+
+
+@pytest.mark.parametrize("form", ["int4", "int4 groups", "mxfp4"])
+@pytest.mark.parametrize("router_on_host", [False, True])
+def test_from_float_is_all_on_the_current_device(
+    place: Any, form: str, router_on_host: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    router: dict[str, Any] = {
+        "gate_weight": rng.standard_normal((256, 8), np.float32),
+        "correction_bias": rng.standard_normal(8, np.float32),
+    }
+    if router_on_host:
+        router = {name: paddle.to_tensor(value) for name, value in router.items()}
+
+    def make(device: str) -> W4AFP8MoEFFN:
+        paddle.device.set_device(device)  # undone after the test
+        layer = make_layer(form, "swiglu", **router)
+        paddle.device.set_device("cpu")
+        return layer
+
+    on_host, on_device = make("cpu").state_dict(), make(device_name(place)).state_dict()
+    assert {name: str(t.place) for name, t in on_device.items()} == dict.fromkeys(
+        on_host, str(place)
+    )
+    for name, tensor in on_host.items():
+        np.testing.assert_array_equal(tensor_bits(on_device[name]), tensor_bits(tensor), name)
+    assert all(tensor.place.is_cpu_place() for tensor in on_host.values())
+    if router_on_host:
+        assert router["gate_weight"].place.is_cpu_place()

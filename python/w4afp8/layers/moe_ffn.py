@@ -155,7 +155,7 @@ class W4AFP8MoEFFN(QuantizedLayer):
         scale_dtype: ScaleDtype = "float32",
         **options: Any,
     ) -> W4AFP8MoEFFN:
-        """Quantises float weights.
+        """Quantises float weights, on the host; the layer is on Paddle's current device.
 
         Args:
             up_gate: ``[experts, 2 * intermediate, hidden]``, the gate's half first; with "gelu"
@@ -201,6 +201,8 @@ class W4AFP8MoEFFN(QuantizedLayer):
     ) -> W4AFP8MoEFFN:
         """Takes weights that are quantised already, such as a checkpoint's, bit for bit.
 
+        The whole layer is where a packed `up_gate` is, else on Paddle's current device.
+
         Args:
             up_gate: shapes as in `from_float`.
             down: of the same format.
@@ -243,6 +245,7 @@ class W4AFP8MoEFFN(QuantizedLayer):
         if correction_bias is not None:
             bias = as_float32(correction_bias)
             layer.router.set_state("correction_bias", bias, called="correction_bias")
+        layer.to(device=up_gate.weight.place)
         return layer
 
     @property

@@ -44,6 +44,16 @@ def as_float32(value: Array) -> Tensor:
     return paddle.to_tensor(np.ascontiguousarray(value, dtype=np.float32))
 
 
+def on_place_of(other: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` where `other` is: Paddle's operators may leave a result without elements elsewhere.
+
+    While a program is traced, tensors have no place yet.
+    """
+    if not paddle.in_dynamic_mode() or tensor.place == other.place:
+        return tensor
+    return tensor.to(other.place)
+
+
 def alias(tensor: Tensor) -> Tensor:
     """A contiguous tensor that shares `tensor`'s memory (where that is contiguous), not its fate.
 

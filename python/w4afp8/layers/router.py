@@ -22,7 +22,7 @@ from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8.layers.checks import check_range, check_same
-from w4afp8.layers.operands import alias
+from w4afp8.layers.operands import alias, on_place_of
 from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant.weights import check_choice
 
@@ -118,7 +118,7 @@ class MoERouter(QuantizedLayer):
             raise ValueError("logits: expected a tensor (the layer has no router), got None")
         # Automatic mixed precision would round the logits, and so change which experts are chosen.
         with paddle.amp.auto_cast(enable=False):
-            return paddle.matmul(x.astype("float32"), self.weight)
+            return on_place_of(x, paddle.matmul(x.astype("float32"), self.weight))
 
     def _checked(self, logits: Tensor, x: Tensor) -> Tensor:
         tokens = x.shape[0]

@@ -61,7 +61,7 @@ def pack(weight: QuantizedWeight, *, place: Any = None) -> PackedWeight:
 
     Args:
         weight: quantised weights on the host.
-        place: where the tensors shall be (they are packed there); None for the CPU.
+        place: where the tensors shall be (they are packed there); None for Paddle's current device.
 
     Returns:
         PackedWeight: paddle tensors.
@@ -70,16 +70,16 @@ def pack(weight: QuantizedWeight, *, place: Any = None) -> PackedWeight:
         ValueError: the operators refuse the shapes.
     """
     weight_scale, group_scale = _pack_scales(weight)
-    tensors = [_tensor(weight.codes, place), _tensor(weight_scale, place)]
+    codes = _tensor(weight.codes, place)
     packed_groups = None
     if group_scale is not None:
-        packed_groups = _tensor(group_scale, None)
+        packed_groups = _tensor(group_scale, paddle.CPUPlace())
         if weight.scale_dtype == "bfloat16":
             packed_groups = packed_groups.astype("bfloat16")
-        packed_groups = packed_groups if place is None else packed_groups.to(place)
+        packed_groups = packed_groups.to(codes.place)
     return PackedWeight(
-        weight=ops.pack_weight(tensors[0], weight_format=weight.weight_format),
-        weight_scale=tensors[1],
+        weight=ops.pack_weight(codes, weight_format=weight.weight_format),
+        weight_scale=_tensor(weight_scale, place),
         group_scale=packed_groups,
         weight_format=weight.weight_format,
         group_size=weight.group_size,
@@ -179,8 +179,7 @@ def unpack_e8m0(
 
 
 def _tensor(array: NDArray[Any], place: Any) -> paddle.Tensor:
-    tensor = paddle.to_tensor(np.ascontiguousarray(array), place=paddle.CPUPlace())
-    return tensor if place is None else tensor.to(place)
+    return paddle.to_tensor(np.ascontiguousarray(array), place=place)
 
 
 def _array(tensor: paddle.Tensor) -> NDArray[Any]:
