@@ -31,6 +31,8 @@ QUICK_CASES = (
     *(GemmCase(*SHAPE, tokens) for tokens in (1, 16, 64, 128, 256, 1024)),
     *(GemmCase(*SHAPE, tokens, group_size=128) for tokens in (16, 256)),
     *(GemmCase(*SHAPE, tokens, weight_format="mxfp4", group_size=32) for tokens in (16, 256)),
+    # Wider than checkpoints are: what the tables of the kernel cost.
+    GemmCase(*SHAPE, 16, weight_format="mxfp4", group_size=32, scale_binades=12),
 )
 SMALL_TOKENS = (64, 4096)
 
@@ -74,8 +76,10 @@ def print_tables(gemm_rows: Sequence[Row], small_rows: Sequence[Row]) -> None:
         return [*first, f"{row['us']:.1f}", f"{row['floor_us']:.1f}", f"{row['error']:.1e}", ratio]
 
     print("\ngroup_gemm, {} experts, out {}, in {}".format(*SHAPE))
-    first = ("format", "group_size", "tokens_per_expert")
-    lines = [line([row[key] for key in first], row) for row in gemm_rows]
+    first = ("format", "group_size", "scale_binades", "tokens_per_expert")
+    lines = [
+        line(["" if row[key] is None else row[key] for key in first], row) for row in gemm_rows
+    ]
     print(format_table([*first, *columns, "of floor"], lines))
     print()
     lines = [line([row["op"], row["tokens"]], row) for row in small_rows]

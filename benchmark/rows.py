@@ -26,7 +26,7 @@ from typing import Any
 KEYS = (
     *("bench", "gpu", "driver", "cuda", "commit", "time", "hbm_gbs", "tensor_tflops"),
     *("experts", "out_features", "in_features", "tokens_per_expert", "routing", "mode", "format"),
-    *("group_size", "act_scale", "out_dtype", "us", "floor_us", "peer", "peer_us"),
+    *("group_size", "scale_binades", "act_scale", "out_dtype", "us", "floor_us", "peer", "peer_us"),
     *("error", "error_bound"),
     *("op", "heads", "tokens", "nope", "lora", "v"),
     *("model", "topk", "gemm_us", "kernels_us"),
