@@ -84,8 +84,8 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   const int64_t tokens = expected_tokens(params);
   if (tokens <= 16) return TileKind::kDecode;
   if (tokens <= 64) return TileKind::kSmall;
-  const bool promoted =
-      params.weight_format == WeightFormat::kInt4 && params.group_scale_type != GroupScaleType::kNone;
+  const bool promoted = params.weight_format == WeightFormat::kInt4 &&
+                        params.group_scale_type != GroupScaleType::kNone;
   if (promoted) return TileKind::kPromoted;
   return tokens <= 128 ? TileKind::kMedium : TileKind::kLarge;
 }

@@ -127,8 +127,7 @@ struct Mxfp4 {
 
   template <bool kNear>
   __device__ __forceinline__ static void expand(const PackedWords& packed, const RowScales& scales,
-                                                const uint2* table,
-                                                Fragment (&a)[kStepsPerBlock]) {
+                                                const uint2* table, Fragment (&a)[kStepsPerBlock]) {
 #pragma unroll
     for (int step = 0; step < kStepsPerBlock; ++step) {
       uint2 rows[2];

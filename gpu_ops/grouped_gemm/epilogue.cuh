@@ -162,9 +162,7 @@ class Epilogue {
     }
   }
 
-  __device__ __forceinline__ uint8_t* staged() const {
-    return shared_.staged[warpgroup_][buffer_];
-  }
+  __device__ __forceinline__ uint8_t* staged() const { return shared_.staged[warpgroup_][buffer_]; }
 
   // Barrier of this warpgroup; id 0 is the block's.
   __device__ __forceinline__ void sync() const { ptx::named_barrier_sync(1 + warpgroup_, 128); }

@@ -54,9 +54,9 @@ cudaError_t prepare_kernel() {
   if (error != cudaSuccess) return error;
   const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
   if (bit != 0 && (prepared.load(std::memory_order_acquire) & bit) != 0) return cudaSuccess;
-  const cudaError_t set = cudaFuncSetAttribute(group_gemm_kernel<Tile, Format>,
-                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               kMaxSharedBytes);
+  const cudaError_t set =
+      cudaFuncSetAttribute(group_gemm_kernel<Tile, Format>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
   if (set == cudaSuccess) prepared.fetch_or(bit, std::memory_order_release);
   return set;
 }
@@ -66,8 +66,8 @@ template <class Tile>
 int grid_size(const GroupGemmParams& params) {
   const int64_t out_blocks =
       ceil_div(params.weight_layout().padded_out(), Tile::kOut * Tile::kCluster);
-  const int64_t token_tiles = std::min(params.tokens.num_rows,
-                                       params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
+  const int64_t token_tiles = std::min(
+      params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
   const int64_t clusters = std::min<int64_t>(sm_count() / Tile::kCluster, token_tiles * out_blocks);
   return static_cast<int>(clusters * Tile::kCluster);
 }

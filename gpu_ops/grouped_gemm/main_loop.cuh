@@ -116,8 +116,8 @@ class MainLoop {
         wgmma_wait<0>();
         promote(group, sums, 0);
       } else {
-        const int steps = min(kStepsPerBlock, static_cast<int>(params_.in_features / 32) -
-                                                  k * kStepsPerBlock);
+        const int steps =
+            min(kStepsPerBlock, static_cast<int>(params_.in_features / 32) - k * kStepsPerBlock);
         const int steps_per_group = static_cast<int>(params_.group_size / 32);
 #pragma unroll
         for (int step = 0; step < kStepsPerBlock; ++step) {

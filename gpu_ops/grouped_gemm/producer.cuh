@@ -39,7 +39,8 @@ struct WeightSource {
     const int count = min(Tile::kSubBlocks, sub_blocks - sub_block);
     bytes = count > 0 ? count * kSubBlockBytes : 0;
     k_stride = in_band * kSubBlockBytes;
-    address = params.weight + expert * layout.expert_bytes() + layout.sub_block_offset(sub_block, 0);
+    address =
+        params.weight + expert * layout.expert_bytes() + layout.sub_block_offset(sub_block, 0);
   }
 };
 
@@ -48,12 +49,12 @@ template <class Tile, class Format>
 struct ScaleSource {
   const uint8_t* address;
   int64_t row_stride;
-  uint32_t row_bytes;         // 0 where the tile lies beyond the outputs
-  int rows_left;              // groups from `address` on
-  int rows_per_block = 1;     // 128 / group_size where groups are shorter than a k block
-  int blocks_per_row = 1;     // group_size / 128 where they are longer
+  uint32_t row_bytes;      // 0 where the tile lies beyond the outputs
+  int rows_left;           // groups from `address` on
+  int rows_per_block = 1;  // 128 / group_size where groups are shorter than a k block
+  int blocks_per_row = 1;  // group_size / 128 where they are longer
   int block_in_row = 0;
-  int shared_stride;          // bytes between rows in shared memory
+  int shared_stride;  // bytes between rows in shared memory
 
   __device__ ScaleSource(const GroupGemmParams& params, int expert, int64_t out_begin) {
     const int bytes_per_out = params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;

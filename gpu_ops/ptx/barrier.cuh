@@ -54,10 +54,10 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint64_t* barrier, uint3
 
 // One arrival that also announces `bytes` which the copy engine will deliver.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 // Blocks until the phase with this parity has completed.

@@ -33,8 +33,7 @@ cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStre
 }  // namespace
 
 // Groups of whole k blocks are promoted once a k block, shorter ones once a k step.
-cudaError_t launch_int4_grouped(TileKind tile, const GroupGemmParams& params,
-                                cudaStream_t stream) {
+cudaError_t launch_int4_grouped(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (params.group_size % kSubBlockIn == 0) {
     return launch_format<Int4Grouped<kStepsPerBlock>>(tile, params, stream);
   }
