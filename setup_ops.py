@@ -227,16 +227,17 @@ def main() -> None:
     from paddle.utils import cpp_extension
 
     class BuildOps(cpp_extension.BuildExtension):  # type: ignore[misc]
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # Paddle joins it to build_lib, from where objects would go into a wheel.
+            self.build_temp = str(pathlib.Path(self.build_temp).resolve())
+
         def build_extensions(self) -> None:
             self.compiler.spawn = SkipUnchanged(self.compiler.spawn)
             super().build_extensions()
             # Paddle's record of the flags, of no use beside SkipUnchanged.
             folder = pathlib.Path(self.get_ext_fullpath(self.extensions[0].name)).parent
             (folder / "version.txt").unlink(missing_ok=True)
-            # Paddle puts the objects into build_lib, from where they would go into a wheel.
-            objects = pathlib.Path(self.build_temp)
-            if not self.inplace and not objects.is_absolute():
-                shutil.rmtree(pathlib.Path(self.build_lib) / objects.parts[0])
 
     facts = {"VERSION": version(), "PADDLE_VERSION": paddle.__version__}
     include_dirs = [str(ROOT / "custom_ops"), str(ROOT / "gpu_ops")]
