@@ -38,8 +38,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "int4 groups, bfloat16 scales": {"group_size": 32, "scale_dtype": "bfloat16"},
     "mxfp4": {"weight_format": "mxfp4"},
 }
-# Types of the weights, the scales and the router.
-KEPT = {paddle.uint8, paddle.float32}
+# Types of the weights, of the scales and the router, and of the record of the format.
+KEPT = {paddle.uint8, paddle.float32, paddle.int32}
 
 
 def make_layer(dtype: str = "bfloat16", **format_options: Any) -> W4AFP8MoEFFN:

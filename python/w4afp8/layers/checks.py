@@ -15,6 +15,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from paddle import Tensor
+
+
+def dtype_name(dtype: Any) -> str:
+    """Name of a Paddle dtype given as a string, a `paddle.dtype` or a numpy dtype."""
+    return str(dtype).removeprefix("paddle.")
+
 
 def check_multiple(name: str, value: int, unit: int) -> None:
     """Raises ValueError unless `value` is a positive multiple of `unit`."""
@@ -32,3 +41,14 @@ def check_same(name: str, got: object, expected: object) -> None:
     """Raises ValueError unless both are equal."""
     if got != expected:
         raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def check_activations(name: str, x: Tensor, dtype: str, features: int) -> None:
+    """Raises ValueError unless x is ``[..., features]`` of a layer's own type."""
+    if dtype_name(x.dtype) != dtype:
+        raise ValueError(
+            f"{name}: expected {dtype}, the layer's type (cast {name}, or convert the layer with "
+            f".bfloat16() or .float16()), got {dtype_name(x.dtype)}"
+        )
+    if x.ndim < 1 or x.shape[-1] != features:
+        raise ValueError(f"{name}: expected shape [..., {features}], got {list(x.shape)}")

@@ -21,9 +21,10 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.layers.checks import check_multiple, check_range, check_same
+from w4afp8.layers.checks import check_multiple, check_range, check_same, dtype_name
+from w4afp8.layers.format_record import check_record, format_record, record_tensor
 from w4afp8.layers.operands import alias
-from w4afp8.layers.precision import QuantizedLayer, dtype_name
+from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant import PackedWeight, ScaleDtype, WeightFormat
 from w4afp8.quant.weights import check_choice, check_group_size
 
@@ -34,6 +35,8 @@ class ExpertLinear(QuantizedLayer):
     State (all buffers): ``weight`` uint8, ``weight_scale`` float32 ``[experts, out]``,
     ``group_scale`` where the format has groups, ``bias`` ``[experts, out]`` of the activations'
     type where there is one. docs/design.md, "Tensors of a quantised weight", gives their shapes.
+    ``format`` int32 ``[6]`` says what the weights are: after weights of another format or size were
+    loaded, also as a part of a model, the layer refuses to run.
 
     Args:
         in_features: a multiple of 32 and of the group size.
@@ -54,6 +57,7 @@ class ExpertLinear(QuantizedLayer):
     weight_scale: Tensor
     group_scale: Tensor | None
     bias: Tensor | None
+    format: Tensor
 
     def __init__(
         self,
@@ -78,6 +82,11 @@ class ExpertLinear(QuantizedLayer):
         self.group_size = check_group_size(weight_format, group_size, in_features)
         check_choice("scale_dtype", scale_dtype, ScaleDtype)
         self._register_zeros(scale_dtype, has_bias)
+        self._record = format_record(
+            weight_format, self.group_size, num_experts, out_features, in_features
+        )
+        self.register_buffer("format", record_tensor(self._record))
+        self._record_is_checked = True
 
     def _register_zeros(self, scale_dtype: ScaleDtype, has_bias: bool) -> None:
         padded_out = -(-self.out_features // 64) * 64
@@ -135,6 +144,18 @@ class ExpertLinear(QuantizedLayer):
         if self.bias is not None:
             self.bias = self.bias.astype(dtype)
 
+    def _state_dict_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """Paddle's way to the tensors of any model's state, the one to load them too."""
+        self._record_is_checked = False
+        return super()._state_dict_impl(*args, **kwargs)
+
+    def check_loaded(self) -> None:
+        if not self._record_is_checked:
+            # From the buffers themselves: while a program is traced, attributes have no values.
+            record = self._buffers["format"].numpy().tolist()
+            check_record("state_dict: packed weights", record, self._record)
+            self._record_is_checked = True
+
     def forward(self, x: Tensor, tokens: Tensor, x_scale: Tensor) -> Tensor:
         """Multiplies each row with the weights of its expert.
 
@@ -145,7 +166,11 @@ class ExpertLinear(QuantizedLayer):
 
         Returns:
             ``[rows, out_features]`` of the activations' type.
+
+        Raises:
+            ValueError: a tensor does not fit, or weights of another format or size were loaded.
         """
+        self.check_loaded()
         return ops.group_gemm(
             x,
             self.weight,

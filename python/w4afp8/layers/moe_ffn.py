@@ -17,24 +17,24 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8._tracing import run_as_written
-from w4afp8.layers.checks import check_multiple
+from w4afp8.layers.checks import check_activations, check_multiple
 from w4afp8.layers.expert_linear import ExpertLinear
-from w4afp8.layers.operands import Array, as_float32, as_packed, scale_dtype_of
-from w4afp8.layers.precision import QuantizedLayer, dtype_name
-from w4afp8.layers.router import MoERouter, Scoring
-from w4afp8.quant import (
-    PackedWeight,
-    QuantizedWeight,
-    Rounding,
-    ScaleDtype,
-    WeightFormat,
-    quantize,
+from w4afp8.layers.operands import (
+    Array,
+    as_float32,
+    as_packed,
+    contiguous,
+    named_quantize,
+    scale_dtype_of,
+    shape_of,
 )
+from w4afp8.layers.precision import QuantizedLayer
+from w4afp8.layers.router import MoERouter, Scoring
+from w4afp8.quant import PackedWeight, QuantizedWeight, Rounding, ScaleDtype, WeightFormat
 from w4afp8.quant.weights import check_choice
 
 Activation = Literal["swiglu", "swiglu_oai", "gelu"]
@@ -78,7 +78,7 @@ class W4AFP8MoEFFN(QuantizedLayer):
         >>> down = np.random.randn(8, 128, 256).astype("float32") * 0.05
         >>> router = np.random.randn(128, 8).astype("float32") * 0.1
         >>> layer = W4AFP8MoEFFN.from_float(up_gate, down, topk=2, gate_weight=router)
-        >>> layer(paddle.randn([5, 128]).astype("bfloat16")).shape
+        >>> list(layer(paddle.randn([5, 128]).astype("bfloat16")).shape)
         [5, 128]
     """
 
@@ -122,26 +122,23 @@ class W4AFP8MoEFFN(QuantizedLayer):
             has_correction_bias=has_correction_bias,
             dtype=dtype,
         )
-        self.up_gate_proj = ExpertLinear(
-            hidden_size,
-            intermediate_size * _projections_before(activation),
-            num_experts,
-            weight_format=weight_format,
-            group_size=group_size,
-            scale_dtype=scale_dtype,
-            has_bias=has_up_gate_bias,
-            dtype=dtype,
-        )
-        self.down_proj = ExpertLinear(
-            intermediate_size,
-            hidden_size,
-            num_experts,
-            weight_format=weight_format,
-            group_size=group_size if down_group_size is None else down_group_size,
-            scale_dtype=scale_dtype,
-            has_bias=has_down_bias,
-            dtype=dtype,
-        )
+
+        def projection(inputs: int, outputs: int, group_size: int, has_bias: bool) -> ExpertLinear:
+            return ExpertLinear(
+                inputs,
+                outputs,
+                num_experts,
+                weight_format=weight_format,
+                group_size=group_size,
+                scale_dtype=scale_dtype,
+                has_bias=has_bias,
+                dtype=dtype,
+            )
+
+        up_gate_size = intermediate_size * _projections_before(activation)
+        self.up_gate_proj = projection(hidden_size, up_gate_size, group_size, has_up_gate_bias)
+        down_group_size = group_size if down_group_size is None else down_group_size
+        self.down_proj = projection(intermediate_size, hidden_size, down_group_size, has_down_bias)
 
     @classmethod
     def from_float(
@@ -170,20 +167,18 @@ class W4AFP8MoEFFN(QuantizedLayer):
         Raises:
             ValueError: an argument is out of range, or shapes do not fit each other.
         """
-
-        def quantized(name: str, weight: Array) -> QuantizedWeight:
-            try:
-                return quantize(
-                    weight,
-                    weight_format=weight_format,
-                    group_size=group_size,
-                    rounding=rounding,
-                    scale_dtype=scale_dtype,
-                )
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-
-        return cls.from_quantized(quantized("up_gate", up_gate), quantized("down", down), **options)
+        quantized = (
+            named_quantize(
+                name,
+                weight,
+                weight_format=weight_format,
+                group_size=group_size,
+                rounding=rounding,
+                scale_dtype=scale_dtype,
+            )
+            for name, weight in (("up_gate", up_gate), ("down", down))
+        )
+        return cls.from_quantized(*quantized, **options)
 
     @classmethod
     def from_quantized(
@@ -236,15 +231,18 @@ class W4AFP8MoEFFN(QuantizedLayer):
         )
         layer.up_gate_proj.set_weight(up_gate, name="up_gate")
         layer.down_proj.set_weight(down, name="down")
-        if up_gate_bias is not None:
-            layer.up_gate_proj.set_bias(as_float32(up_gate_bias), name="up_gate_bias")
-        if down_bias is not None:
-            layer.down_proj.set_bias(as_float32(down_bias), name="down_bias")
-        if gate_weight is not None:
-            layer.router.set_state("weight", as_float32(gate_weight), called="gate_weight")
-        if correction_bias is not None:
-            bias = as_float32(correction_bias)
-            layer.router.set_state("correction_bias", bias, called="correction_bias")
+        for linear, name, bias in (
+            (layer.up_gate_proj, "up_gate_bias", up_gate_bias),
+            (layer.down_proj, "down_bias", down_bias),
+        ):
+            if bias is not None:
+                linear.set_bias(as_float32(bias), name=name)
+        for name, called, value in (
+            ("weight", "gate_weight", gate_weight),
+            ("correction_bias", "correction_bias", correction_bias),
+        ):
+            if value is not None:
+                layer.router.set_state(name, as_float32(value), called=called)
         layer.to(device=up_gate.weight.place)
         return layer
 
@@ -273,25 +271,16 @@ class W4AFP8MoEFFN(QuantizedLayer):
 
     @run_as_written
     def _compute(self, x: Tensor, logits: Tensor | None) -> Tensor:
-        self._check_input(x)
-        rows = _contiguous(x if x.ndim == 2 else x.reshape([-1, self.hidden_size]))
-        topk_weights, topk_ids = self.router(rows, None if logits is None else _contiguous(logits))
+        check_activations("x", x, self.activation_dtype, self.hidden_size)
+        rows = contiguous(x if x.ndim == 2 else x.reshape([-1, self.hidden_size]))
+        topk_weights, topk_ids = self.router(rows, None if logits is None else contiguous(logits))
         permuted, scale, tokens, row_index = ops.moe_dispatch(
             rows, topk_ids, experts=self.num_experts
         )
         hidden = self.up_gate_proj(permuted, tokens, scale)
         hidden, scale = ops.activation_quant(hidden, tokens, activation=self.activation)
         out = ops.moe_combine(self.down_proj(hidden, tokens, scale), topk_weights, row_index)
-        return out if x.ndim == 2 else out.reshape(_shape_of(x))
-
-    def _check_input(self, x: Tensor) -> None:
-        if dtype_name(x.dtype) != self.activation_dtype:
-            raise ValueError(
-                f"x: expected {self.activation_dtype}, the layer's type (cast x, or convert the "
-                f"layer with .bfloat16() or .float16()), got {dtype_name(x.dtype)}"
-            )
-        if x.ndim < 1 or x.shape[-1] != self.hidden_size:
-            raise ValueError(f"x: expected shape [..., {self.hidden_size}], got {list(x.shape)}")
+        return out if x.ndim == 2 else out.reshape(shape_of(x))
 
     def extra_repr(self) -> str:
         return (
@@ -301,16 +290,6 @@ class W4AFP8MoEFFN(QuantizedLayer):
             f"group_size={self.up_gate_proj.group_size}, activation={self.activation}, "
             f"dtype={self.activation_dtype}"
         )
-
-
-def _contiguous(x: Tensor) -> Tensor:
-    """Returns x as the operators want it; a traced tensor is always contiguous."""
-    return x.contiguous() if paddle.in_dynamic_mode() else x
-
-
-def _shape_of(x: Tensor) -> Any:
-    """The shape of x, as a tensor while a program is traced and sizes may be unknown."""
-    return x.shape if paddle.in_dynamic_mode() else paddle.shape(x)
 
 
 def _projections_before(activation: Activation) -> int:

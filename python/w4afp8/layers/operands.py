@@ -11,19 +11,27 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What users hand to the layers' constructors, as the tensors that the layers hold."""
+"""What users hand to the layers, as the tensors that the layers hold and the operators take."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
-from w4afp8.quant import PackedWeight, QuantizedWeight, ScaleDtype, pack
+from w4afp8.quant import PackedWeight, QuantizedWeight, ScaleDtype, pack, quantize
 
 Array: TypeAlias = np.ndarray | Tensor
+
+
+def named_quantize(name: str, weight: Array, **options: Any) -> QuantizedWeight:
+    """`quantize` whose errors begin with what the caller calls the weight."""
+    try:
+        return quantize(weight, **options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def as_packed(weight: QuantizedWeight | PackedWeight) -> PackedWeight:
@@ -52,6 +60,16 @@ def on_place_of(other: Tensor, tensor: Tensor) -> Tensor:
     if not paddle.in_dynamic_mode() or tensor.place == other.place:
         return tensor
     return tensor.to(other.place)
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """`tensor` as the operators want it; a traced one is always contiguous."""
+    return tensor.contiguous() if paddle.in_dynamic_mode() else tensor
+
+
+def shape_of(tensor: Tensor) -> Any:
+    """The shape of `tensor`, as a tensor while a program is traced and sizes may be unknown."""
+    return tensor.shape if paddle.in_dynamic_mode() else paddle.shape(tensor)
 
 
 def alias(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What becomes of quantised layers when Paddle converts or moves a model."""
+"""What becomes of quantised layers when Paddle converts, moves or loads a model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,9 @@ from typing import Any
 import paddle
 from paddle import nn
 
+from w4afp8.layers.checks import dtype_name
+
 _ACTIVATION_DTYPES = ("bfloat16", "float16")
-
-
-def dtype_name(dtype: Any) -> str:
-    """Name of a Paddle dtype given as a string, a `paddle.dtype` or a numpy dtype."""
-    if isinstance(dtype, str):
-        return dtype.removeprefix("paddle.")
-    return str(dtype).removeprefix("paddle.")
 
 
 def check_activation_dtype(dtype: Any, *, name: str = "dtype") -> str:
@@ -77,6 +72,30 @@ class QuantizedLayer(nn.Layer):
     def bfloat16(self, excluded_layers: Any = None) -> QuantizedLayer:
         """As `to(dtype="bfloat16")`, also where Paddle's own layers know no bfloat16."""
         return self.to(dtype="bfloat16")
+
+    def set_state_dict(
+        self, state_dict: Any, use_structured_name: bool = True
+    ) -> tuple[list[str], list[str]]:
+        """As Paddle's, and refuses packed weights of another format or size.
+
+        Paddle itself only warns of tensors of another shape, and leaves them out. Where a model
+        that holds this layer is loaded, the layer refuses when it is called.
+
+        Raises:
+            ValueError: the weights are others than this layer's; it will refuse to run until right
+                ones are loaded.
+        """
+        result = super().set_state_dict(state_dict, use_structured_name)
+        for layer in self.sublayers(include_self=True):
+            if isinstance(layer, QuantizedLayer):
+                layer.check_loaded()
+        return result
+
+    set_dict = set_state_dict
+    load_dict = set_state_dict
+
+    def check_loaded(self) -> None:
+        """Raises ValueError if the state that was loaded last cannot be this layer's."""
 
     def set_activation_dtype(self, dtype: str) -> None:
         """Called with "bfloat16" or "float16" when the layer is converted."""
