@@ -68,6 +68,13 @@ def pack(weight: QuantizedWeight, *, place: Any = None) -> PackedWeight:
 
     Raises:
         ValueError: the operators refuse the shapes.
+
+    Examples:
+        >>> import paddle
+        >>> from w4afp8.quant import pack, quantize
+        >>> packed = pack(quantize(paddle.randn([2, 96, 160]), weight_format="mxfp4"))
+        >>> list(packed.weight.shape), list(packed.group_scale.shape)
+        ([2, 128, 128], [2, 2, 96, 4])
     """
     weight_scale, group_scale = _pack_scales(weight)
     codes = _tensor(weight.codes, place)
@@ -100,6 +107,13 @@ def unpack(packed: PackedWeight) -> QuantizedWeight:
 
     Raises:
         ValueError: something was folded into the weight scale.
+
+    Examples:
+        >>> import paddle
+        >>> from w4afp8.quant import pack, quantize, unpack
+        >>> quantized = quantize(paddle.randn([2, 96, 160]), group_size=32)
+        >>> bool((unpack(pack(quantized)).codes == quantized.codes).all())
+        True
     """
     codes = ops.unpack_weight(
         packed.weight,

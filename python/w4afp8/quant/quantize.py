@@ -98,6 +98,13 @@ def dequantize(weight: QuantizedWeight) -> NDArray[np.float32]:
     Returns:
         float32 ``[experts, out_features, in_features]``: exact but for one rounding of the product
         of an int4 code and its scale.
+
+    Examples:
+        >>> import numpy as np
+        >>> from w4afp8.quant import dequantize, quantize
+        >>> weight = np.linspace(-7, 7, 32, dtype=np.float32).reshape(1, 1, 32)
+        >>> float(abs(dequantize(quantize(weight)) - weight).max()) <= 0.5  # half a step
+        True
     """
     values = CODE_VALUES[weight.weight_format][split_nibbles(weight.codes)]
     scale = weight.scale
