@@ -128,7 +128,7 @@ def _check_float(name: str, value: Any) -> float:
         raise _fail(name, "a float", value)
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _fail(name, "a float", value) from None
 
 
