@@ -13,7 +13,6 @@
 // limitations under the License.
 
 #include "dispatch.h"
-#include "moe_limits.h"
 #include "moe_route/params.h"
 #include "ops.h"
 #include "registered.h"
@@ -30,7 +29,7 @@ Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& ro
   check_rank(y, "y", 2, "[rows, hidden]");
   check_tensor(topk_weights, "topk_weights", y);
   check_dtype(topk_weights, "topk_weights", {PaddleType::FLOAT32});
-  check_rank(topk_weights, "topk_weights", 2, kSlotsShape);
+  check_rank(topk_weights, "topk_weights", 2, "[tokens, topk]");
   check_tensor(row_index, "row_index", y);
   check_dtype(row_index, "row_index", {PaddleType::INT32});
   const int64_t tokens = topk_weights.dims()[0], topk = topk_weights.dims()[1];

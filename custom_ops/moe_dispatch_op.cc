@@ -13,7 +13,6 @@
 // limitations under the License.
 
 #include "dispatch.h"
-#include "moe_limits.h"
 #include "moe_route/params.h"
 #include "ops.h"
 #include "registered.h"
@@ -30,7 +29,7 @@ std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int6
   check_rank(x, "x", 2, "[tokens, hidden]");
   check_tensor(topk_ids, "topk_ids", x);
   check_dtype(topk_ids, "topk_ids", {PaddleType::INT32});
-  check_rank(topk_ids, "topk_ids", 2, kSlotsShape);
+  check_rank(topk_ids, "topk_ids", 2, "[tokens, topk]");
   const int64_t tokens = x.dims()[0], hidden = x.dims()[1], topk = topk_ids.dims()[1];
   check_range(hidden, "hidden of x", 1, INT32_MAX);
   check_range(topk, "topk of topk_ids", 1, kMaxTopk);

@@ -16,7 +16,6 @@
 #include <cmath>
 
 #include "dispatch.h"
-#include "moe_limits.h"
 #include "moe_route/params.h"
 #include "ops.h"
 #include "registered.h"

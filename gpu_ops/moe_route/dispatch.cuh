@@ -24,7 +24,6 @@ namespace w4afp8 {
 
 constexpr int kFindThreads = 512;
 constexpr int kFindWarps = kFindThreads / 32;
-constexpr int kMaxTopk = 32;
 
 struct SlotRange {
   int32_t begin;

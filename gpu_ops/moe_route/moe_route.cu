@@ -22,7 +22,6 @@
 namespace w4afp8 {
 namespace {
 
-constexpr int64_t kMaxExperts = 1024;
 constexpr int64_t kMaxSlots = int64_t{1} << 30;
 constexpr const char* kTooManyExperts = "more than 1024 experts";
 constexpr const char* kTooManySlots = "topk is larger than 32";

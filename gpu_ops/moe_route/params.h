@@ -20,6 +20,9 @@
 
 namespace w4afp8 {
 
+constexpr int64_t kMaxExperts = 1024;  // 32 of every lane of a warp
+constexpr int64_t kMaxTopk = 32;       // one of every lane of a warp
+
 // scores = softmax or sigmoid(logits); the topk experts with the largest scores + correction_bias
 // (ties: the lower expert) in falling order; weights are the scores without the bias, divided by
 // their sum where norm_topk_prob, times routed_scaling_factor.
@@ -29,8 +32,8 @@ struct MoeRouteParams {
   float* topk_weights;           // [num_tokens, topk]
   int32_t* topk_ids;             // [num_tokens, topk]
   int64_t num_tokens;
-  int64_t experts;  // up to 1024
-  int64_t topk;     // up to 32 and up to experts
+  int64_t experts;  // up to kMaxExperts
+  int64_t topk;     // up to kMaxTopk and up to experts
   DataType logits_type;
   RouteScore score;
   bool norm_topk_prob;
@@ -49,8 +52,8 @@ struct MoeDispatchParams {
   int32_t* row_index;       // [num_tokens, topk]: row of `permuted` that slot went to
   int64_t num_tokens;
   int64_t hidden;
-  int64_t experts;   // up to 1024
-  int64_t topk;      // up to 32
+  int64_t experts;   // up to kMaxExperts
+  int64_t topk;      // up to kMaxTopk
   DataType in_type;  // kBFloat16 or kFloat16
 };
 
