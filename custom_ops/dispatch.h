@@ -33,12 +33,18 @@ namespace w4afp8 {
 
 #ifdef W4AFP8_WITH_CUDA
 
+[[noreturn]] inline void fail_with(const char* name, const char* what, cudaError_t error) {
+  throw std::runtime_error(std::string(name) + ": " + what + ": " + cudaGetErrorString(error));
+}
+
 // Makes the device of a tensor CUDA's current one, and undoes it.
 class DeviceScope {
  public:
-  explicit DeviceScope(int device) {
+  DeviceScope(const char* name, int device) {
     if (cudaGetDevice(&before_) != cudaSuccess || before_ == device) return;
-    changed_ = cudaSetDevice(device) == cudaSuccess;
+    const cudaError_t error = cudaSetDevice(device);
+    if (error != cudaSuccess) fail_with(name, "the tensors' device cannot be used", error);
+    changed_ = true;
   }
   ~DeviceScope() {
     if (changed_) cudaSetDevice(before_);
@@ -55,11 +61,10 @@ template <typename Params>
 void run(const char* name, const Params& params, const Tensor& where, void (*on_cpu)(const Params&),
          cudaError_t (*launch)(const Params&, cudaStream_t)) {
   if (where.is_cpu()) return on_cpu(params);
-  const DeviceScope scope(where.place().GetDeviceId());
+  const DeviceScope scope(name, where.place().GetDeviceId());
   if (const char* reason = check(params)) throw ArgumentError(std::string(name) + ": " + reason);
   const cudaError_t error = launch(params, reinterpret_cast<cudaStream_t>(where.stream()));
-  if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(name) + ": the launch failed: " + cudaGetErrorString(error));
+  if (error != cudaSuccess) fail_with(name, "the launch failed", error);
 }
 
 #endif
