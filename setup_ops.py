@@ -40,6 +40,8 @@ from collections.abc import Callable, Iterator
 ROOT = pathlib.Path(__file__).resolve().parent
 OLDEST_CUDA = (12, 4)
 CXX_FLAGS = ["-std=c++17", "-O3"]
+# No fused multiply-add where the processor has one: CPU and GPU give the same bits.
+HOST_FLAGS = ["-g0", "-ffp-contract=off"]
 # What comes from static libraries stays inside: CUDA's runtime, and libstdc++ where a compiler has
 # only a static one. Mixed with the process's own copy its locales crash as an error is formatted.
 LINK_FLAGS = ["-lpthread", "-Wl,--exclude-libs,ALL"]
@@ -227,6 +229,8 @@ def main() -> None:
     from paddle.utils import cpp_extension
 
     class BuildOps(cpp_extension.BuildExtension):  # type: ignore[misc]
+        build_temp: str
+
         def finalize_options(self) -> None:
             super().finalize_options()
             # Paddle joins it to build_lib, from where objects would go into a wheel.
@@ -242,7 +246,7 @@ def main() -> None:
     facts = {"VERSION": version(), "PADDLE_VERSION": paddle.__version__}
     include_dirs = [str(ROOT / "custom_ops"), str(ROOT / "gpu_ops")]
     files = [*sources("custom_ops/*.cc"), *sources("custom_ops/cpu/*.cc")]
-    cxx_flags, link_flags = [*CXX_FLAGS, "-g0"], LINK_FLAGS.copy()
+    cxx_flags, link_flags = [*CXX_FLAGS, *HOST_FLAGS], LINK_FLAGS.copy()
     if cuda:
         toolkit, cutlass, cutlass_version = cuda
         facts |= {"CUDA_VERSION": toolkit.version, "CUTLASS_VERSION": cutlass_version}
