@@ -52,7 +52,7 @@ class Machine:
         unknown = set(values) - set(KEYS)
         if unknown:
             raise ValueError(f"values: expected keys of KEYS, got also {sorted(unknown)}")
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         known = {**dataclasses.asdict(self), "bench": bench, "time": now, **values}
         return {key: known.get(key) for key in KEYS}
 
