@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import paddle
 import pytest
 
 from w4afp8._routes import Route, force_route
@@ -24,6 +25,15 @@ from w4afp8._routes import Route, force_route
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: not to be run with tensors on a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _cpu_is_current() -> Iterator[None]:
+    """Paddle's own operators make their tensors on the CPU; ours run where their tensors are."""
+    before = paddle.device.get_device()
+    paddle.device.set_device("cpu")
+    yield
+    paddle.device.set_device(before)
 
 
 @pytest.fixture(params=["pybind", "registered"])

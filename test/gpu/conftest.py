@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-import paddle
 import pytest
 
 from w4afp8.testing.compare import HOPPER_ACCUMULATOR, Accumulator
@@ -43,15 +41,6 @@ def _is_cpu_only(item: pytest.Item) -> bool:
     return item.path.parent == pathlib.Path(__file__).parent and bool(
         item.get_closest_marker("cpu_only")
     )
-
-
-@pytest.fixture(autouse=True)
-def _cpu_is_current() -> Iterator[None]:
-    """Paddle's own operators make their tensors on the CPU; ours run where their tensors are."""
-    before = paddle.device.get_device()
-    paddle.device.set_device("cpu")
-    yield
-    paddle.device.set_device(before)
 
 
 @pytest.fixture

@@ -15,22 +15,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import paddle
 import pytest
 
 from w4afp8.testing.compare import CPU_ACCUMULATOR, Accumulator
-
-
-@pytest.fixture(autouse=True)
-def _cpu_is_current() -> Iterator[None]:
-    """Paddle's own operators run on the CPU too, whatever this machine has."""
-    before = paddle.device.get_device()
-    paddle.device.set_device("cpu")
-    yield
-    paddle.device.set_device(before)
 
 
 @pytest.fixture
