@@ -53,8 +53,8 @@ format: $(VENV)/lint.done
 	$(PY) -m ruff format .
 	git ls-files '*.cc' '*.cu' '*.h' '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
-# Without network and without a virtual environment: Paddle, pytest and the CUTLASS headers are
-# there already.
+# Without network and without a virtual environment: Paddle, pytest, PyTorch and the CUTLASS headers
+# are there already.
 gpu:
 	@test -n "$(COMMIT)" -a -n "$(RESULTS)" || { echo "make gpu COMMIT=<sha> RESULTS=<folder>"; exit 2; }
 	W4AFP8_CUDA=1 $(PYTHON) setup_ops.py build_ext --inplace

@@ -24,7 +24,7 @@
 
 namespace w4afp8::cpu {
 
-// Needs no more than 64 MiB beside its operands.
+// Needs no more than 64 MiB beside its operands; 512 * in_features bytes past in_features 131040.
 void group_gemm(const GroupGemmParams& params);
 
 // codes -> packed; every byte of `packed` is written.

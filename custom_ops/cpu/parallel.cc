@@ -51,10 +51,10 @@ void parallel_for(int64_t count, int64_t grain, int64_t workers,
     }
   };
   std::vector<std::thread> threads;
-  const int64_t helpers = std::min(workers, pieces) - 1;
-  threads.reserve(helpers);
+  const int64_t others = std::min(workers, pieces) - 1;
+  threads.reserve(others);
   try {
-    for (int64_t i = 0; i < helpers; ++i) threads.emplace_back(work);
+    for (int64_t i = 0; i < others; ++i) threads.emplace_back(work);
   } catch (const std::system_error&) {
     // The system grants no more threads: those that started, and this one, do the work.
   }
