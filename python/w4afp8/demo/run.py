@@ -23,6 +23,7 @@ from pathlib import Path
 
 import paddle
 
+from w4afp8._extension import BUILD_COMMAND, build_info
 from w4afp8.demo.errors import DemoError
 from w4afp8.demo.inputs import DemoInputs, load_copy, load_inputs, save_copy
 from w4afp8.demo.measure import NUM_STEPS, Result, measure
@@ -109,18 +110,25 @@ def find_place(device: str) -> paddle.base.core.Place:
     """The place that `device` ("cpu" or "gpu") stands for on this machine.
 
     Raises:
-        DemoError: no GPU is visible to Paddle.
+        DemoError: no GPU is visible to Paddle, or the CUDA kernels were not built.
     """
     if device == "cpu":
         return paddle.CPUPlace()
     if device != "gpu":
         raise DemoError(f'device: expected "cpu" or "gpu", got "{device}"')
+    found = _find_gpu()
+    if found is None:
+        raise DemoError("no GPU is visible to Paddle; leave out --device gpu to run on the CPU")
+    if not build_info()["cuda"]:
+        raise DemoError(f"the CUDA kernels were not built; run with nvcc: {BUILD_COMMAND}")
+    return found
+
+
+def _find_gpu() -> paddle.base.core.Place | None:
     if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
         return paddle.CUDAPlace(0)
     custom = paddle.device.get_all_custom_device_type()
-    if custom:
-        return paddle.CustomPlace(custom[0], 0)
-    raise DemoError("no GPU is visible to Paddle; leave out --device gpu to run on the CPU")
+    return paddle.CustomPlace(custom[0], 0) if custom else None
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def read_sentences(path: str | Path) -> tuple[str, ...]:
         DemoError: the file is missing, unreadable, or holds fewer than two sentences.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DemoError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
