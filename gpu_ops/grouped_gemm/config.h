@@ -26,17 +26,19 @@ constexpr int kMaxSharedBytes = 232448;  // of one block on sm_90: 227 KB
 
 // The product runs transposed: outputs are the m of wgmma, 64 for each of kOutGroups fragments of a
 // consumer warpgroup; tokens are its n.
-template <int kOutGroups_, int kConsumers_, int kTokens_, int kStages_, int kCluster_,
-          int kFragmentBuffers_>
+template <int kOutGroups_, int kConsumers_, int kTokens_, int kNarrowest_, int kStages_,
+          int kCluster_>
 struct TileShape {
   static constexpr int kOutGroups = kOutGroups_;  // 64-output fragments of a consumer warpgroup
   static constexpr int kConsumers = kConsumers_;  // consumer warpgroups
-  static constexpr int kTokens = kTokens_;        // tokens of a tile
-  static constexpr int kStages = kStages_;        // k blocks of 128 in flight
-  static constexpr int kCluster = kCluster_;      // blocks along out that share their tokens
+  static constexpr int kTokens = kTokens_;        // tokens of a tile, at most
+  // Tiles with few tokens, and those split to fill the last wave, are kTokens halved down to this.
+  static constexpr int kNarrowest = kNarrowest_;
+  static constexpr int kStages = kStages_;    // k blocks of 128 in flight
+  static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
   // 2: the next k block is dequantised while the tensor cores work on this one. 1: only its packed
   // words are fetched meanwhile, where registers are short.
-  static constexpr int kFragmentBuffers = kFragmentBuffers_;
+  static constexpr int kFragmentBuffers = kOutGroups == 1 ? 2 : 1;
 
   static constexpr int kSubBlocks = kOutGroups * kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
@@ -48,21 +50,31 @@ struct TileShape {
   // 168 * 384 >= 224 * 256 + 56 * 128, 96 * 640 >= 104 * 512 + 40 * 128.
   static constexpr int kConsumerRegisters = kConsumers == 4 ? 104 : 224;
   static constexpr int kProducerRegisters = kConsumers == 4 ? 40 : 56;
+  // Tokens of one copy: the widest tile is one from each block of the cluster, half of it is one
+  // from the first block.
+  static constexpr int kBoxTokens = kTokens / kCluster;
   // Tokens that pass through the staging buffer of the epilogue at a time.
-  static constexpr int kStagedTokens = kTokens < 64 ? kTokens : 64;
+  static constexpr int kStagedTokens = kNarrowest < 64 ? kNarrowest : 64;
 
-  static_assert(kTokens % 16 == 0 && kTokens <= 256, "the epilogue stores 16 tokens at a time");
+  // Width of a tile with this many tokens: the n of its wgmmas.
+  W4AFP8_HOST_DEVICE static int width_of(int num_tokens) {
+    int width = kTokens;
+    while (width > kNarrowest && num_tokens <= width / 2) width /= 2;
+    return width;
+  }
+
+  static_assert(kNarrowest % 16 == 0 && kTokens <= 256, "the epilogue stages 16 tokens at a time");
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut, "a tile never crosses a band of the weight");
-  static_assert(kTokens % (8 * kCluster) == 0, "each block loads whole swizzle atoms of tokens");
+  static_assert(kNarrowest >= kBoxTokens && kBoxTokens % 8 == 0, "tiles are whole boxes");
 };
 
-//                        outs  consumers tokens stages cluster buffers
-using TileDecode = TileShape<1, 4, 16, 5, 1, 2>;     // 256 x 16
-using TileSmall = TileShape<1, 4, 64, 5, 1, 2>;      // 256 x 64
-using TileMedium = TileShape<2, 2, 128, 5, 1, 1>;    // 256 x 128
-using TilePromoted = TileShape<1, 2, 128, 6, 1, 2>;  // 128 x 128, a second accumulator set fits
-using TileLarge = TileShape<1, 2, 256, 4, 2, 2>;     // 128 x 256
+//                fragments, consumers, tokens, narrowest, stages, cluster
+using TileDecode = TileShape<1, 4, 16, 16, 5, 1>;      // 256 x 16
+using TileSmall = TileShape<1, 4, 64, 64, 5, 1>;       // 256 x 64
+using TileMedium = TileShape<2, 2, 128, 128, 5, 1>;    // 256 x 128
+using TilePromoted = TileShape<1, 2, 128, 128, 6, 1>;  // 128 x 128, a second accumulator set fits
+using TileLarge = TileShape<1, 2, 256, 128, 4, 2>;     // 128 x 256
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kPromoted, kLarge };
 

@@ -78,9 +78,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     TileCoordinates tile;
     while (scheduler.next(tile)) {
       typename Epilogue<Tile, Format>::Scales scales;
-      typename MainLoop<Tile, Format>::Accumulators sums;
       epilogue.load(tile, scales);
-      main_loop.run(sums);
+      typename MainLoop<Tile, Format>::Accumulators sums;
+      main_loop.run(Tile::width_of(tile.num_tokens), sums);
       epilogue.store(tile, scales, sums);
     }
   }

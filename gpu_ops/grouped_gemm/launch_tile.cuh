@@ -61,14 +61,15 @@ cudaError_t prepare_kernel() {
   return set;
 }
 
-// One block a multiprocessor, fewer where there cannot be that many tiles.
+// One block a multiprocessor, fewer where there cannot be that many tiles or parts of tiles.
 template <class Tile>
 int grid_size(const GroupGemmParams& params) {
   const int64_t out_blocks =
       ceil_div(params.weight_layout().padded_out(), Tile::kOut * Tile::kCluster);
   const int64_t token_tiles = std::min(
       params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
-  const int64_t clusters = std::min<int64_t>(sm_count() / Tile::kCluster, token_tiles * out_blocks);
+  const int64_t clusters = std::min<int64_t>(
+      sm_count() / Tile::kCluster, token_tiles * out_blocks * (Tile::kTokens / Tile::kNarrowest));
   return static_cast<int>(clusters * Tile::kCluster);
 }
 
@@ -76,13 +77,13 @@ template <class Tile, class Format>
 cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   using Storage = SharedStorage<Tile, Format>;
   const auto shared_bytes = [](int64_t experts) constexpr {
-    return sizeof(Storage) + sizeof(int32_t) * (3 * experts + 1);
+    return sizeof(Storage) + sizeof(int32_t) * TileScheduler<Tile>::words(experts);
   };
   static_assert(shared_bytes(kMaxExperts) <= kMaxSharedBytes, "the stages do not fit");
   cudaError_t error = prepare_kernel<Tile, Format>();
   if (error != cudaSuccess) return error;
   CUtensorMap token_map;
-  error = encode_token_map(params, Tile::kTokens / Tile::kCluster, &token_map);
+  error = encode_token_map(params, Tile::kBoxTokens, &token_map);
   if (error != cudaSuccess) return error;
 
   cudaLaunchAttribute cluster;

@@ -36,14 +36,19 @@ class MainLoop {
         warpgroup_(threadIdx.x / 128),
         k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))) {}
 
-  // The warpgroup's sums over in_features, still in the fixed exponent of Format::kFactor.
-  __device__ __forceinline__ void run(Accumulators& sums) {
+  // The warpgroup's sums over in_features for the first `width` tokens of the tile, still in the
+  // fixed exponent of Format::kFactor.
+  template <int kWidth = Tile::kTokens>
+  __device__ __forceinline__ void run(int width, Accumulators& sums) {
+    if constexpr (kWidth > Tile::kNarrowest) {
+      if (width < kWidth) return run<kWidth / 2>(width, sums);
+    }
     if constexpr (Format::kPromotes) {
-      run_promoted(sums);
+      run_promoted<kWidth>(sums);
     } else if constexpr (Tile::kFragmentBuffers == 2) {
-      run_overlapped(sums);
+      run_overlapped<kWidth>(sums);
     } else {
-      run_prefetched(sums);
+      run_prefetched<kWidth>(sums);
     }
   }
 
@@ -58,21 +63,23 @@ class MainLoop {
   using Ring = RingPosition<Tile::kStages>;
 
   // Two fragment buffers: while the tensor cores work on a k block, the next is dequantised.
+  template <int kWidth>
   __device__ __forceinline__ void run_overlapped(Accumulators& sums) {
     Fragments even, odd;
     fetch(even);
     for (int k = 0; k < k_blocks_; k += 2) {
-      multiply_and_prepare(sums, even, odd, k);
-      if (k + 1 < k_blocks_) multiply_and_prepare(sums, odd, even, k + 1);
+      multiply_and_prepare<kWidth>(sums, even, odd, k);
+      if (k + 1 < k_blocks_) multiply_and_prepare<kWidth>(sums, odd, even, k + 1);
     }
     wgmma_wait<0>();
     release(last_);
     keep(sums);
   }
 
+  template <int kWidth>
   __device__ __forceinline__ void multiply_and_prepare(Accumulators& sums, const Fragments& current,
                                                        Fragments& next, int k) {
-    multiply(sums, current, ring_.stage, k > 0);
+    multiply<kWidth>(sums, current, ring_.stage, k > 0);
     const int stage = ring_.stage;
     ring_.advance();
     wgmma_wait<1>();  // k block k - 1 is done: its tokens and `next`, its fragments, are free
@@ -83,13 +90,14 @@ class MainLoop {
 
   // One fragment buffer: only the packed words of the next k block are fetched meanwhile; the other
   // warpgroups keep the tensor cores busy during dequantisation.
+  template <int kWidth>
   __device__ __forceinline__ void run_prefetched(Accumulators& sums) {
     Packed packed;
     Fragments fragments;
     load(packed);
     for (int k = 0; k < k_blocks_; ++k) {
       dequantise(packed, fragments);
-      multiply(sums, fragments, ring_.stage, k > 0);
+      multiply<kWidth>(sums, fragments, ring_.stage, k > 0);
       const int stage = ring_.stage;
       ring_.advance();
       if (k + 1 < k_blocks_) load(packed);
@@ -101,20 +109,21 @@ class MainLoop {
 
   // Group scales: the tensor cores sum one group, which is then added to float32 registers with its
   // scale. That also keeps their reduced precision to the products of one group.
+  template <int kWidth>
   __device__ __forceinline__ void run_promoted(Accumulators& sums) {
     Accumulators group;
 #pragma unroll
     for (int m = 0; m < Tile::kOutGroups; ++m) {
 #pragma unroll
-      for (int i = 0; i < Tile::kTokens / 2; ++i) sums[m][i] = 0.0f;
+      for (int i = 0; i < kWidth / 2; ++i) sums[m][i] = 0.0f;
     }
     Fragments fragments;
     for (int k = 0; k < k_blocks_; ++k) {
       fetch(fragments);
       if constexpr (Format::kStepsPerPromotion == kStepsPerBlock) {
-        multiply(group, fragments, ring_.stage, false);
+        multiply<kWidth>(group, fragments, ring_.stage, false);
         wgmma_wait<0>();
-        promote(group, sums, 0);
+        promote<kWidth>(group, sums, 0);
       } else {
         const int steps =
             min(kStepsPerBlock, static_cast<int>(params_.in_features / 32) - k * kStepsPerBlock);
@@ -122,9 +131,9 @@ class MainLoop {
 #pragma unroll
         for (int step = 0; step < kStepsPerBlock; ++step) {
           if (step >= steps) break;  // beyond in_features there are no scales
-          multiply_step(group, fragments, ring_.stage, step);
+          multiply_step<kWidth>(group, fragments, ring_.stage, step);
           wgmma_wait<0>();
-          promote(group, sums, step / steps_per_group);
+          promote<kWidth>(group, sums, step / steps_per_group);
         }
       }
       release(ring_.stage);
@@ -132,6 +141,7 @@ class MainLoop {
     }
   }
 
+  template <int kWidth>
   __device__ __forceinline__ void promote(Accumulators& group, Accumulators& sums, int group_row) {
     keep(group);
     const bool narrow = params_.group_scale_type == GroupScaleType::kBFloat16;
@@ -140,7 +150,7 @@ class MainLoop {
       const int out = group_row * Tile::kOut + first_row(m);
       const float scale[2] = {scale_at(out, narrow), scale_at(out + 8, narrow)};
 #pragma unroll
-      for (int i = 0; i < Tile::kTokens / 2; ++i) {
+      for (int i = 0; i < kWidth / 2; ++i) {
         sums[m][i] = fmaf(group[m][i], scale[i / 2 % 2], sums[m][i]);
       }
     }
@@ -185,6 +195,7 @@ class MainLoop {
   }
 
   // Starts the products of one k block.
+  template <int kWidth>
   __device__ __forceinline__ void multiply(Accumulators& sums, const Fragments& fragments,
                                            int stage, bool accumulate) {
     wgmma_fence();
@@ -193,20 +204,22 @@ class MainLoop {
     for (int step = 0; step < kStepsPerBlock; ++step) {
 #pragma unroll
       for (int m = 0; m < Tile::kOutGroups; ++m) {
-        wgmma<Tile::kTokens>(sums[m], fragments.a[m][step], tokens + 2 * step,
-                             accumulate || step > 0);
+        wgmma<kWidth, Tile::kTokens / 2>(sums[m], fragments.a[m][step], tokens + 2 * step,
+                                         accumulate || step > 0);
       }
     }
     wgmma_commit();
   }
 
   // Starts the products of one k step, overwriting `sums`.
+  template <int kWidth>
   __device__ __forceinline__ void multiply_step(Accumulators& sums, const Fragments& fragments,
                                                 int stage, int step) {
     wgmma_fence();
 #pragma unroll
     for (int m = 0; m < Tile::kOutGroups; ++m) {
-      wgmma<Tile::kTokens>(sums[m], fragments.a[m][step], descriptor(stage) + 2 * step, false);
+      wgmma<kWidth, Tile::kTokens / 2>(sums[m], fragments.a[m][step], descriptor(stage) + 2 * step,
+                                       false);
     }
     wgmma_commit();
   }

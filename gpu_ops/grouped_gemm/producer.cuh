@@ -133,8 +133,8 @@ class Producer {
     for (int k = 0; k < k_blocks; ++k) {
       uint64_t* full = &shared_.full[ring_.stage];
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-      ptx::mbarrier_arrive_expect(
-          full, Storage::kTokenBytes + weight.bytes + scales.row_bytes * scales.rows());
+      ptx::mbarrier_arrive_expect(full, Tile::width_of(tile.num_tokens) * kSubBlockIn +
+                                            weight.bytes + scales.row_bytes * scales.rows());
       if (weight.bytes > 0) {
         ptx::bulk_copy(shared_.weight[ring_.stage], weight.address + k * weight.k_stride,
                        weight.bytes, full, policy);
@@ -146,17 +146,21 @@ class Producer {
     }
   }
 
-  // Tokens past the tile's end may be loaded: they belong to accumulator columns nobody stores.
+  // Boxes of tokens, in turn by the blocks of the cluster, each to all of them. Tokens past the
+  // tile's end may be loaded: they belong to accumulator columns nobody stores.
   __device__ __forceinline__ void load_tokens(const TileCoordinates& tile, int k, uint64_t* full) {
-    uint8_t* tokens = shared_.tokens[ring_.stage];
     const int column = k * static_cast<int>(kSubBlockIn);
-    if constexpr (Tile::kCluster == 1) {
-      ptx::tensor_copy(tokens, &token_map_, column, tile.row_begin, full, token_policy_);
-    } else {
-      constexpr int kShare = Tile::kTokens / Tile::kCluster;
-      ptx::tensor_copy_multicast(tokens + rank_ * kShare * kSubBlockIn, &token_map_, column,
-                                 tile.row_begin + rank_ * kShare, full, (1 << Tile::kCluster) - 1,
-                                 token_policy_);
+    const int width = Tile::width_of(tile.num_tokens);
+#pragma unroll 1
+    for (int token = rank_ * Tile::kBoxTokens; token < width;
+         token += Tile::kCluster * Tile::kBoxTokens) {
+      uint8_t* tokens = shared_.tokens[ring_.stage] + token * kSubBlockIn;
+      if constexpr (Tile::kCluster == 1) {
+        ptx::tensor_copy(tokens, &token_map_, column, tile.row_begin + token, full, token_policy_);
+      } else {
+        ptx::tensor_copy_multicast(tokens, &token_map_, column, tile.row_begin + token, full,
+                                   (1 << Tile::kCluster) - 1, token_policy_);
+      }
     }
   }
 

@@ -14,7 +14,8 @@
 
 // Persistent tile scheduler: reads the token counts on the device, so any skew works and nothing is
 // copied to the host. Tiles are numbered expert by expert, then output block by output block, then
-// token tile by token tile, so that blocks which run together share a weight tile in L2.
+// token tile by token tile, so that blocks which run together share a weight tile in L2. Where the
+// last wave would leave half of the blocks without a tile, its tiles are split along the tokens.
 #pragma once
 
 #include "grouped_gemm/storage.cuh"
@@ -33,8 +34,10 @@ struct TileCoordinates {
 template <class Tile>
 class TileScheduler {
  public:
-  // `tables` holds 3 * experts + 1 int32 in shared memory: the running sum of the tiles, first row
-  // and number of rows of each expert, and the output blocks of an expert.
+  static constexpr int64_t words(int64_t experts) { return 3 * experts + 4; }
+
+  // `tables` holds words(experts) int32 in shared memory: for each expert the running sum of the
+  // tiles, its first row and its number of rows; then the four of Plan.
   __device__ TileScheduler(const GroupGemmParams& params, int32_t* tables)
       : experts_(static_cast<int>(params.tokens.experts)),
         tile_(blockIdx.x / Tile::kCluster),
@@ -45,7 +48,6 @@ class TileScheduler {
   __device__ void build(const GroupGemmParams& params, ScanStorage& scan) {
     const int64_t padded_out = params.weight_layout().padded_out();
     const int out_blocks = static_cast<int>(ceil_div(padded_out, Tile::kOut * Tile::kCluster));
-    if (threadIdx.x == 0) tables_[3 * experts_] = out_blocks;
 
     int32_t before = 0;
     for (int first = 0; first < experts_; first += Tile::kThreads) {
@@ -62,28 +64,70 @@ class TileScheduler {
         tables_[2 * experts_ + expert] = count;
       }
       before += total;
-      __syncthreads();  // the scan's storage is used again, and the tables are read next
+      __syncthreads();  // the scan's storage is used again
     }
+    if (threadIdx.x == 0) make_plan(out_blocks, before);
+    __syncthreads();
   }
 
   // The next tile of this block (of this cluster); false when there is none.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
-    if (tile_ >= tile_end(experts_ - 1)) return false;
-    tile.expert = expert_of(tile_);
-    const int count = tables_[2 * experts_ + tile.expert];
-    const int token_tiles = (count + Tile::kTokens - 1) / Tile::kTokens;
-    const int out_blocks = tables_[3 * experts_];
-    const int local = tile_ - (tile_end(tile.expert) - token_tiles * out_blocks);
-    tile.out_block = local / token_tiles;
-    const int token_begin = (local - tile.out_block * token_tiles) * Tile::kTokens;
-    tile.row_begin = tables_[experts_ + tile.expert] + token_begin;
-    tile.num_tokens = min(count - token_begin, Tile::kTokens);
-    tile.alone = token_tiles == 1;
-    tile_ += gridDim.x / Tile::kCluster;
-    return true;
+    const int stride = gridDim.x / Tile::kCluster;
+    while (tile_ < plan(kEnd)) {
+      const int current = tile_;
+      tile_ += stride;
+      if constexpr (Tile::kNarrowest == Tile::kTokens) {
+        locate(tile, current, 0, 0);
+        return true;
+      } else {
+        const int first_split = plan(kFirstSplit), shift = plan(kSplitShift);
+        const int part = current - first_split;
+        if (part < 0) {
+          locate(tile, current, 0, 0);
+        } else {
+          locate(tile, first_split + (part >> shift), shift, part & ((1 << shift) - 1));
+        }
+        if (tile.num_tokens > 0) return true;
+      }
+    }
+    return false;
   }
 
  private:
+  enum Plan {
+    kOutBlocks,   // of an expert
+    kFirstSplit,  // first tile of the last wave
+    kSplitShift,  // its tiles are split into 2^shift parts: as many as there are blocks for
+    kEnd,         // tiles, the split ones counted by parts
+  };
+
+  __device__ void make_plan(int out_blocks, int tiles) {
+    const int stride = gridDim.x / Tile::kCluster;
+    const int last_wave = tiles % stride;
+    int shift = 0;
+    while (Tile::kNarrowest << shift < Tile::kTokens && last_wave << (shift + 1) <= stride) ++shift;
+    plan(kOutBlocks) = out_blocks;
+    plan(kFirstSplit) = tiles - last_wave;
+    plan(kSplitShift) = shift;
+    plan(kEnd) = tiles - last_wave + (last_wave << shift);
+  }
+
+  __device__ __forceinline__ int32_t& plan(Plan word) { return tables_[3 * experts_ + word]; }
+
+  // Part `part` of the 2^shift parts of a tile; the last parts may have no tokens.
+  __device__ __forceinline__ void locate(TileCoordinates& tile, int index, int shift, int part) {
+    tile.expert = expert_of(index);
+    const int count = tables_[2 * experts_ + tile.expert];
+    const int token_tiles = (count + Tile::kTokens - 1) / Tile::kTokens;
+    const int local = index - (tile_end(tile.expert) - token_tiles * plan(kOutBlocks));
+    tile.out_block = local / token_tiles;
+    const int most = Tile::kTokens >> shift;
+    const int token_begin = (local - tile.out_block * token_tiles) * Tile::kTokens + part * most;
+    tile.row_begin = tables_[experts_ + tile.expert] + token_begin;
+    tile.num_tokens = min(count - token_begin, most);
+    tile.alone = token_tiles == 1 && shift == 0;
+  }
+
   // Tiles of the experts up to and including `expert`.
   __device__ __forceinline__ int tile_end(int expert) const { return tables_[expert]; }
 

@@ -43,7 +43,7 @@ struct SharedStorage {
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
   uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
   typename cub::BlockScan<int32_t, Tile::kThreads>::TempStorage scan;
-  // The scheduler's tables, 3 * experts + 1 int32, follow.
+  // The scheduler's tables follow.
 };
 
 // Position in the ring. The parity is that of the phase to wait for on `full`.

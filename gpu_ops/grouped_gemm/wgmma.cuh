@@ -33,19 +33,20 @@ struct WgmmaAtom<128> : cute::SM90::GMMA::MMA_64x128x32_F32E4M3E4M3_RS_TN<> {};
 template <>
 struct WgmmaAtom<256> : cute::SM90::GMMA::MMA_64x256x32_F32E4M3E4M3_RS_TN<> {};
 
-template <int kTokens, size_t... kIndex>
-__device__ __forceinline__ void wgmma(float (&d)[kTokens / 2], const uint32_t (&a)[4], uint64_t b,
+template <int kTokens, int kCount, size_t... kIndex>
+__device__ __forceinline__ void wgmma(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                       bool accumulate, std::index_sequence<kIndex...>) {
   WgmmaAtom<kTokens>::fma(
       a[0], a[1], a[2], a[3], b, d[kIndex]...,
       accumulate ? cute::SM90::GMMA::ScaleOut::One : cute::SM90::GMMA::ScaleOut::Zero);
 }
 
-// d (+)= a * b; d is overwritten where `accumulate` is false. Asynchronous: see wgmma_wait.
-template <int kTokens>
-__device__ __forceinline__ void wgmma(float (&d)[kTokens / 2], const uint32_t (&a)[4], uint64_t b,
+// d (+)= a * b in the first kTokens / 2 accumulators of this thread; they are overwritten where
+// `accumulate` is false. Asynchronous: see wgmma_wait.
+template <int kTokens, int kCount>
+__device__ __forceinline__ void wgmma(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                       bool accumulate) {
-  wgmma<kTokens>(d, a, b, accumulate, std::make_index_sequence<kTokens / 2>{});
+  wgmma<kTokens, kCount>(d, a, b, accumulate, std::make_index_sequence<kTokens / 2>{});
 }
 
 // Orders register writes before the wgmmas that follow.
