@@ -45,6 +45,7 @@ def test_every_operator_and_the_main_entries_have_examples() -> None:
     operators = {f"w4afp8.ops.{n}" for n in w4afp8.ops.__all__ if n != "force_route"}
     others = {
         "w4afp8._extension.build_info",
+        "w4afp8.layers.expert_linear.ExpertLinear",
         "w4afp8.layers.moe_ffn.W4AFP8MoEFFN",
         "w4afp8.quant.quantize.quantize",
         "w4afp8.quant.quantize.dequantize",

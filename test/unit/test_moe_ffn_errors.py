@@ -98,6 +98,13 @@ def test_from_quantized_refuses_mixed_formats() -> None:
         W4AFP8MoEFFN.from_quantized(up_gate, down, topk=2)
 
 
+@pytest.mark.parametrize("name", ["up_gate", "down"])
+def test_from_quantized_refuses_floats(name: str) -> None:
+    quantized = {called: quantize(weight) for called, weight in weights().items()}
+    with pytest.raises(ValueError, match=f"{name}: weight: expected a QuantizedWeight, got ndarr"):
+        W4AFP8MoEFFN.from_quantized(**{**quantized, name: weights()[name]}, topk=2)
+
+
 @pytest.mark.parametrize(
     ("x", "logits", "message"),
     [

@@ -275,3 +275,9 @@ def test_bad_quantized_weight(changes: Any, message: str) -> None:
     QuantizedWeight(**good)
     with pytest.raises(ValueError, match=message):
         QuantizedWeight(**(good | changes))
+
+
+@pytest.mark.parametrize("function", [pack, unpack, dequantize])
+def test_arrays_are_no_quantized_weights(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected a \w+Weight, got ndarray"):
+        function(np.zeros((2, 8, 32), np.float32))

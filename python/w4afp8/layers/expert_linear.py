@@ -51,6 +51,18 @@ class ExpertLinear(QuantizedLayer):
 
     Raises:
         ValueError: an argument is outside what the grouped GEMM can do.
+
+    Examples:
+        >>> import paddle
+        >>> from w4afp8 import ops
+        >>> from w4afp8.layers import ExpertLinear
+        >>> from w4afp8.quant import pack, quantize
+        >>> layer = ExpertLinear(64, 32, 2)
+        >>> layer.set_weight(pack(quantize(paddle.randn([2, 32, 64]))))
+        >>> x, scale = ops.quant_per_token(paddle.randn([5, 64]))
+        >>> tokens = paddle.to_tensor([0, 3, 5], dtype="int32")  # 3 tokens, then 2
+        >>> list(layer(x, tokens, scale).shape)
+        [5, 32]
     """
 
     weight: Tensor

@@ -212,7 +212,7 @@ class W4AFP8MoEFFN(QuantizedLayer):
         Raises:
             ValueError: shapes or formats do not fit each other.
         """
-        up_gate, down = as_packed(up_gate), as_packed(down)
+        up_gate, down = as_packed("up_gate", up_gate), as_packed("down", down)
         layer = cls(
             down.out_features,
             down.in_features,

@@ -34,9 +34,14 @@ def named_quantize(name: str, weight: Array, **options: Any) -> QuantizedWeight:
         raise ValueError(f"{name}: {error}") from error
 
 
-def as_packed(weight: QuantizedWeight | PackedWeight) -> PackedWeight:
-    """Packs a weight that is not packed yet."""
-    return pack(weight) if isinstance(weight, QuantizedWeight) else weight
+def as_packed(name: str, weight: QuantizedWeight | PackedWeight) -> PackedWeight:
+    """Packs a weight that is not packed yet; `name` is what an error calls it."""
+    if isinstance(weight, PackedWeight):
+        return weight
+    try:
+        return pack(weight)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def scale_dtype_of(weight: PackedWeight) -> ScaleDtype:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from w4afp8 import ops
 from w4afp8.quant.bfloat16 import bfloat16_values
 from w4afp8.quant.mxfp4 import E8M0_BIAS
-from w4afp8.quant.weights import QuantizedWeight, WeightFormat
+from w4afp8.quant.weights import QuantizedWeight, WeightFormat, check_type
 
 LARGEST_RELATIVE = 254  # byte of the largest group of a channel
 STEPS_PER_K_BLOCK = 4  # groups of 32 in a k block of 128
@@ -67,7 +67,7 @@ def pack(weight: QuantizedWeight, *, place: Any = None) -> PackedWeight:
         PackedWeight: paddle tensors.
 
     Raises:
-        ValueError: the operators refuse the shapes.
+        ValueError: it is no QuantizedWeight, or the operators refuse the shapes.
 
     Examples:
         >>> import paddle
@@ -76,6 +76,7 @@ def pack(weight: QuantizedWeight, *, place: Any = None) -> PackedWeight:
         >>> list(packed.weight.shape), list(packed.group_scale.shape)
         ([2, 128, 128], [2, 2, 96, 4])
     """
+    check_type("weight", weight, QuantizedWeight)
     weight_scale, group_scale = _pack_scales(weight)
     codes = _tensor(weight.codes, place)
     packed_groups = None
@@ -106,7 +107,7 @@ def unpack(packed: PackedWeight) -> QuantizedWeight:
         QuantizedWeight: the same codes and scales that were packed, bit for bit.
 
     Raises:
-        ValueError: something was folded into the weight scale.
+        ValueError: it is no PackedWeight, or something was folded into the weight scale.
 
     Examples:
         >>> import paddle
@@ -115,6 +116,7 @@ def unpack(packed: PackedWeight) -> QuantizedWeight:
         >>> bool((unpack(pack(quantized)).codes == quantized.codes).all())
         True
     """
+    check_type("packed", packed, PackedWeight)
     codes = ops.unpack_weight(
         packed.weight,
         weight_format=packed.weight_format,

@@ -28,6 +28,7 @@ from w4afp8.quant.weights import (
     WeightFormat,
     check_choice,
     check_group_size,
+    check_type,
 )
 
 
@@ -99,6 +100,9 @@ def dequantize(weight: QuantizedWeight) -> NDArray[np.float32]:
         float32 ``[experts, out_features, in_features]``: exact but for one rounding of the product
         of an int4 code and its scale.
 
+    Raises:
+        ValueError: it is no QuantizedWeight.
+
     Examples:
         >>> import numpy as np
         >>> from w4afp8.quant import dequantize, quantize
@@ -106,6 +110,7 @@ def dequantize(weight: QuantizedWeight) -> NDArray[np.float32]:
         >>> float(abs(dequantize(quantize(weight)) - weight).max()) <= 0.5  # half a step
         True
     """
+    check_type("weight", weight, QuantizedWeight)
     values = CODE_VALUES[weight.weight_format][split_nibbles(weight.codes)]
     scale = weight.scale
     if weight.weight_format == "mxfp4":

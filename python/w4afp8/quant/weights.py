@@ -37,6 +37,12 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
+def check_type(name: str, value: object, expected: type) -> None:
+    """Raises ValueError unless `value` is an instance of `expected`."""
+    if not isinstance(value, expected):
+        raise ValueError(f"{name}: expected a {expected.__name__}, got {type(value).__name__}")
+
+
 def check_group_size(weight_format: str, group_size: int, in_features: int) -> int:
     """The group size that `group_size` stands for: -1 with mxfp4 is its own 32.
 
