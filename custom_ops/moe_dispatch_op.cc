@@ -66,7 +66,7 @@ std::vector<Tensor> moe_dispatch_kernel(const Tensor& x, const Tensor& topk_ids,
 
 std::vector<Shape> moe_dispatch_shape(const Shape& x, const Shape& topk_ids, int64_t experts) {
   const int64_t rows = times(size_at(x, 0), size_at(topk_ids, 1));
-  return {{rows, size_at(x, 1)}, {rows}, {experts + 1}, topk_ids};
+  return {{rows, size_at(x, 1)}, {rows}, {one_more(experts)}, topk_ids};
 }
 
 std::vector<PaddleType> moe_dispatch_type(PaddleType, PaddleType) {

@@ -78,7 +78,7 @@ std::vector<Tensor> moe_route_kernel(const Tensor& logits, const OptionalTensor&
 
 std::vector<Shape> moe_route_shape(const Shape& logits, const OptionalShape&, int64_t topk,
                                    const std::string& score, bool, float) {
-  const Shape slots{size_at(logits, 0), topk};
+  const Shape slots{size_at(logits, 0), known_size(topk)};
   return {slots, slots};
 }
 

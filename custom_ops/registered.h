@@ -55,9 +55,16 @@ std::vector<Tensor> to_vector(const std::array<Tensor, kCount>& tensors) {
 inline int64_t size_at(const Shape& shape, size_t axis) {
   return axis < shape.size() ? shape[axis] : -1;
 }
-inline int64_t times(int64_t a, int64_t b) { return a < 0 || b < 0 ? -1 : a * b; }
+// -1 too where a result would be beyond every real size: their sums and products stay in 64 bits.
+inline int64_t known_size(int64_t size) { return size < 0 || size > INT32_MAX ? -1 : size; }
+inline int64_t times(int64_t a, int64_t b) {
+  return known_size(a) < 0 || known_size(b) < 0 ? -1 : a * b;
+}
 inline int64_t halved(int64_t size) { return size < 0 ? -1 : size / 2; }
-inline int64_t rounded(int64_t size, int64_t unit) { return size < 0 ? -1 : round_up(size, unit); }
+inline int64_t rounded(int64_t size, int64_t unit) {
+  return known_size(size) < 0 ? -1 : round_up(size, unit);
+}
+inline int64_t one_more(int64_t size) { return known_size(size) < 0 ? -1 : size + 1; }
 
 // `shape` with another last dimension.
 inline Shape with_last(Shape shape, int64_t size) {

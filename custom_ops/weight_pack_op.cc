@@ -103,7 +103,7 @@ std::vector<Tensor> unpack_weight_kernel(const Tensor& packed, const std::string
 
 std::vector<Shape> unpack_weight_shape(const Shape& packed, const std::string& weight_format,
                                        int64_t out_features, int64_t in_features) {
-  return {{size_at(packed, 0), out_features, in_features / 2}};
+  return {{size_at(packed, 0), known_size(out_features), halved(known_size(in_features))}};
 }
 
 std::vector<PaddleType> unpack_weight_type(PaddleType packed) { return {packed}; }
