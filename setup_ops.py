@@ -86,8 +86,11 @@ def toolkit_homes() -> Iterator[pathlib.Path]:
 
 
 def nvcc_version(nvcc: pathlib.Path) -> str:
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+\.\d+)", text)
+    try:
+        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoToolkit(f"{nvcc} does not run: {error}") from None
+    found = re.search(r"release (\d+\.\d+)", done.stdout)
     if found is None:
         raise NoToolkit(f"{nvcc} --version names no release")
     return found.group(1)
