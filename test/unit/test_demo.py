@@ -19,13 +19,14 @@ import importlib.util
 import os
 from math import erf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
 import pytest
 from demo_inputs import PAIR, load_pair
 
-from w4afp8.demo import DemoOptions, model_files, run_demo
+from w4afp8.demo import DemoOptions, model_files, run, run_demo
 from w4afp8.demo.blocks import FORMATS, QuantizedBlock, cut_into_experts, quantize_block
 from w4afp8.demo.encoder import DenseFeedForward, SentenceEncoder, feed_forward_of
 from w4afp8.demo.inputs import DemoInputs, load_copy, load_inputs, save_copy
@@ -90,6 +91,14 @@ def test_tokens_are_berts(pair: DemoInputs) -> None:
     """[CLS] this is an example sentence [SEP], lower case, no padding to a fixed length."""
     np.testing.assert_array_equal(pair.ids[0], [101, 2023, 2003, 2019, 2742, 6251, 102])
     assert pair.ids.shape[1] == pair.mask.sum(axis=1).max()
+
+
+def test_long_sentences_are_cut(pair: DemoInputs) -> None:
+    """To what the model was trained on, [CLS] and [SEP] included; it has 512 positions."""
+    inputs = load_inputs(("word " * 600, PAIR[0]))
+    assert inputs.ids.shape == (2, 256)
+    assert (inputs.ids[0, [0, -1]] == [101, 102]).all()
+    assert np.isfinite(embed(SentenceEncoder(inputs.weights), inputs, runs=1)[0]).all()
 
 
 def test_padding_changes_nothing(pair: DemoInputs) -> None:
@@ -199,6 +208,19 @@ def test_runs_end_to_end_on_the_users_sentences(
     assert format_table(results) in printed
     assert (tmp_path / "out" / "demo.md").read_text() == format_table(results) + "\n"
     assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_reach_the_measurement(
+    pair: DemoInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    one = Result("float32", np.ones(2), np.ones(2), 2, 1, 1.0)
+    monkeypatch.setattr(run, "measure", lambda inputs, **options: given.update(options) or [one])
+    save_copy(pair, tmp_path / "copy.npz")
+    options = {"dtype": "float16", "rounding": "mse"}
+    run_demo(DemoOptions(copy=tmp_path / "copy.npz", out=tmp_path, **options))
+    assert {name: given[name] for name in options} == options
+    assert given["place"].is_cpu_place()
 
 
 def test_copy_has_what_the_sentences_need(pair: DemoInputs, tmp_path: Path) -> None:

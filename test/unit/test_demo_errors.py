@@ -59,9 +59,18 @@ def test_missing_model_names_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
         model_files.find_model_files()
 
 
-def test_altered_model_is_refused(pair: DemoInputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "TOKENIZER_SHA256", "0" * 64)
-    with pytest.raises(DemoError, match=r"tokenizer.json: expected SHA-256 000.*got be50c3"):
+@pytest.mark.parametrize(
+    ("constant", "file", "own"),
+    [
+        ("MODEL_SHA256", "model.safetensors", "53aa51"),
+        ("TOKENIZER_SHA256", "tokenizer.json", "be50c3"),
+    ],
+)
+def test_altered_model_is_refused(
+    pair: DemoInputs, monkeypatch: pytest.MonkeyPatch, constant: str, file: str, own: str
+) -> None:
+    monkeypatch.setattr(model_files, constant, "0" * 64)
+    with pytest.raises(DemoError, match=rf"{file}: expected SHA-256 000.*got {own}"):
         model_files.find_model_files()
 
 

@@ -268,24 +268,18 @@ def test_tokens_do_not_influence_each_other(routed: W4AFP8MoEFFN, place: Any) ->
     np.testing.assert_array_equal(together, alone)
 
 
-@pytest.mark.cpu_only
-def test_takes_paddle_tensors_and_half_floats() -> None:
-    rng = np.random.default_rng(0)
-    half = [
-        float_tensor(rng.standard_normal(shape), "bfloat16", paddle.CPUPlace())
-        for shape in ((2, 128, 64), (2, 64, 64))
-    ]
-    x, logits = random_x(rng, 5, 64, place=paddle.CPUPlace()), paddle.randn([5, 2])
-    outs = [
-        W4AFP8MoEFFN.from_float(*weights, topk=1)(x, logits)
-        for weights in (half, [values(w) for w in half])
-    ]
-    np.testing.assert_array_equal(values(outs[0]), values(outs[1]))
-
-
-@pytest.mark.cpu_only
-def test_counts_its_bytes() -> None:
-    layer, _, _ = build(Case(weight_format="int4", group_size=32), np.random.default_rng(0))
-    # 4 experts: packed [128, 128 / 2] and [64, 128 / 2] codes (in padded to 128), a float32 scale
-    # for each channel and for each of two groups of it.
-    assert layer.weight_bytes == 4 * (128 + 64) * (64 + 4 + 2 * 4)
+def test_router_chooses_in_float32(place: Any) -> None:
+    """1 and 1 + 2^-12 are one number in bfloat16 and float16; the biases tell who was chosen."""
+    gate_weight = np.zeros((64, 2), np.float32)
+    gate_weight[0] = 1, 1 + 2.0**-12
+    layer = W4AFP8MoEFFN.from_float(
+        np.zeros((2, 128, 64), np.float32),
+        np.zeros((2, 64, 64), np.float32),
+        topk=1,
+        gate_weight=gate_weight,
+        down_bias=np.stack([np.zeros(64), np.ones(64)]),
+    )
+    layer.to(device=place)
+    x = np.array([[1.0], [-1.0]]) * np.ones(64)
+    chosen = values(layer(float_tensor(x, "bfloat16", place)))
+    np.testing.assert_array_equal(chosen[:, 0], [1, 0])

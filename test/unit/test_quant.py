@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import paddle
 import pytest
@@ -281,3 +282,13 @@ def test_bad_quantized_weight(changes: Any, message: str) -> None:
 def test_arrays_are_no_quantized_weights(function: Any) -> None:
     with pytest.raises(ValueError, match=r"expected a \w+Weight, got ndarray"):
         function(np.zeros((2, 8, 32), np.float32))
+
+
+def test_bfloat16_rounds_to_nearest_even() -> None:
+    """Every bfloat16 number but infinities and NaN, with what decides its rounding behind it."""
+    upper = np.arange(1 << 16, dtype=np.uint32)[:, None] << np.uint32(16)
+    bits = upper | np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    values = bits[np.isfinite(upper.view(np.float32))[:, 0]].view(np.float32)
+    with np.errstate(over="ignore"):
+        expected = values.astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert round_to_bfloat16(values).tobytes() == expected.tobytes()
