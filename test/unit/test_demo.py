@@ -214,8 +214,8 @@ def test_options_reach_the_measurement(
     pair: DemoInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
-    one = Result("float32", np.ones(2), np.ones(2), 2, 1, 1.0)
-    monkeypatch.setattr(run, "measure", lambda inputs, **options: given.update(options) or [one])
+    same = Result("float32", np.ones(2), np.ones(2), 2, 1, 1.0)
+    monkeypatch.setattr(run, "measure", lambda _, **options: given.update(options) or [same] * 2)
     save_copy(pair, tmp_path / "copy.npz")
     options = {"dtype": "float16", "rounding": "mse"}
     run_demo(DemoOptions(copy=tmp_path / "copy.npz", out=tmp_path, **options))

@@ -21,11 +21,13 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import paddle
 import pytest
 
 from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.layers.format_record import check_record
+from w4afp8.testing.tensors import tensor_bits
 
 pytestmark = pytest.mark.cpu_only
 
@@ -68,7 +70,9 @@ def make_x() -> paddle.Tensor:
 @pytest.mark.parametrize("load", ["set_state_dict", "set_dict", "load_dict"])
 def test_refused_at_once(changed: dict[str, Any], load: str) -> None:
     layer = make()
-    with pytest.raises(ValueError, match=r"expected mxfp4 with group size 32.* got"):
+    with pytest.raises(
+        ValueError, match=r"state_dict: (up_gate|down)_proj\.weight: expected mxfp4 .* got "
+    ):
         getattr(layer, load)(make(**changed).state_dict())
 
 
@@ -78,9 +82,9 @@ def test_refused_in_a_model_when_it_is_called(changed: dict[str, Any]) -> None:
     model(make_x())
     model.set_state_dict(paddle.nn.Sequential(make(**changed)).state_dict())
     for _ in range(2):
-        with pytest.raises(ValueError, match="state_dict: packed weights: expected mxfp4"):
+        with pytest.raises(ValueError, match="weight, as it was loaded: expected mxfp4"):
             model(make_x())
-    with pytest.raises(ValueError, match="state_dict: packed weights: expected mxfp4"):
+    with pytest.raises(ValueError, match="weight, as it was loaded: expected mxfp4"):
         copy.deepcopy(model)(make_x())
 
 
@@ -90,16 +94,49 @@ def test_refused_when_a_model_is_traced(full_graph: bool) -> None:
     model.set_state_dict(paddle.nn.Sequential(make(weight_format="int4")).state_dict())
     model.eval()
     traced = paddle.jit.to_static(model, full_graph=full_graph)
-    with pytest.raises(ValueError, match="packed weights: expected mxfp4"):
+    with pytest.raises(ValueError, match="weight, as it was loaded: expected mxfp4"):
         traced(make_x())
 
 
-def test_runs_again_after_the_right_state() -> None:
-    layer = make()
-    with pytest.raises(ValueError, match="got int4"):
-        layer.set_state_dict(make(weight_format="int4").state_dict())
-    assert layer.set_state_dict(make().state_dict()) == ([], [])
+@pytest.mark.parametrize(
+    ("own", "other", "message"),
+    [
+        (
+            {"has_down_bias": True},
+            {"has_down_bias": True, "dtype": "float16"},
+            r"state_dict: down_proj\.bias: expected bfloat16, got float16",
+        ),
+        (
+            {"weight_format": "int4", "group_size": 32},
+            {"weight_format": "int4", "group_size": 32, "scale_dtype": "bfloat16"},
+            r"state_dict: up_gate_proj\.group_scale: expected float32, got bfloat16",
+        ),
+    ],
+    ids=["bias", "scales"],
+)
+def test_other_types_are_refused(own: dict, other: dict, message: str) -> None:
+    layer = make(**own)
+    with pytest.raises(ValueError, match=message):
+        layer.set_state_dict(make(**other).state_dict())
     assert list(layer(make_x()).shape) == [3, 64]
+
+
+def test_a_refused_state_leaves_the_layer_as_it_was() -> None:
+    layer, other = make(), make(weight_format="int4")
+    before = [tensor_bits(tensor) for tensor in layer.state_dict().values()]
+    other.down_proj.weight_scale.fill_(2.0)
+    with pytest.raises(ValueError, match=r"down_proj\.weight: .* got int4"):
+        layer.set_state_dict({n: t for n, t in other.state_dict().items() if "up_gate" not in n})
+    after = [tensor_bits(tensor) for tensor in layer.state_dict().values()]
+    assert all(np.array_equal(a, b) for a, b in zip(after, before, strict=True))
+    assert list(layer(make_x()).shape) == [3, 64]
+
+
+def test_a_model_runs_again_after_the_right_state() -> None:
+    model = paddle.nn.Sequential(make())
+    model.set_state_dict(paddle.nn.Sequential(make(weight_format="int4")).state_dict())
+    model.set_state_dict(paddle.nn.Sequential(make()).state_dict())
+    assert list(model(make_x()).shape) == [3, 64]
 
 
 def test_the_message_says_both_formats() -> None:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import paddle
@@ -161,11 +162,18 @@ class ExpertLinear(QuantizedLayer):
         self._record_is_checked = False
         return super()._state_dict_impl(*args, **kwargs)
 
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        given = state_dict.get(prefix + "format")
+        if given is not None:
+            check_record(f"state_dict: {prefix}weight", given.tolist(), self._record)
+        super().check_state(state_dict, prefix)
+
     def check_loaded(self) -> None:
+        """Raises ValueError if weights of another format or size were loaded."""
         if not self._record_is_checked:
             # From the buffers themselves: while a program is traced, attributes have no values.
             record = self._buffers["format"].numpy().tolist()
-            check_record("state_dict: packed weights", record, self._record)
+            check_record("weight, as it was loaded", record, self._record)
             self._record_is_checked = True
 
     def forward(self, x: Tensor, tokens: Tensor, x_scale: Tensor) -> Tensor:

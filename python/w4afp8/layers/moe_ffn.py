@@ -271,7 +271,11 @@ class W4AFP8MoEFFN(QuantizedLayer):
 
     @run_as_written
     def _compute(self, x: Tensor, logits: Tensor | None) -> Tensor:
+        # All refusals come before the first tensor of the layer: where tracing ends in an error after
+        # one, Paddle keeps a record of it that a later program may trip over.
         check_activations("x", x, self.activation_dtype, self.hidden_size)
+        self.up_gate_proj.check_loaded()
+        self.down_proj.check_loaded()
         rows = contiguous(x if x.ndim == 2 else x.reshape([-1, self.hidden_size]))
         topk_weights, topk_ids = self.router(rows, None if logits is None else contiguous(logits))
         permuted, scale, tokens, row_index = ops.moe_dispatch(

@@ -15,13 +15,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import paddle
 from paddle import nn
 
-from w4afp8.layers.checks import dtype_name
+from w4afp8.layers.checks import check_same, dtype_name
 
 _ACTIVATION_DTYPES = ("bfloat16", "float16")
 
@@ -76,26 +76,29 @@ class QuantizedLayer(nn.Layer):
     def set_state_dict(
         self, state_dict: Any, use_structured_name: bool = True
     ) -> tuple[list[str], list[str]]:
-        """As Paddle's, and refuses packed weights of another format or size.
+        """As Paddle's, but refuses packed weights of another format or size, and other types.
 
         Paddle itself only warns of tensors of another shape, and leaves them out. Where a model
         that holds this layer is loaded, the layer refuses when it is called.
 
         Raises:
-            ValueError: the weights are others than this layer's; it will refuse to run until right
-                ones are loaded.
+            ValueError: the state is another layer's; nothing was loaded.
         """
-        result = super().set_state_dict(state_dict, use_structured_name)
-        for layer in self.sublayers(include_self=True):
+        for path, layer in self.named_sublayers(include_self=True):
             if isinstance(layer, QuantizedLayer):
-                layer.check_loaded()
-        return result
+                layer.check_state(state_dict, f"{path}." if path else "")
+        return super().set_state_dict(state_dict, use_structured_name)
 
     set_dict = set_state_dict
     load_dict = set_state_dict
 
-    def check_loaded(self) -> None:
-        """Raises ValueError if the state that was loaded last cannot be this layer's."""
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raises ValueError unless what a state holds under `prefix` can be this layer's."""
+        for name, own in self._buffers.items():
+            given = state_dict.get(prefix + name)
+            if own is not None and isinstance(given, paddle.Tensor):
+                got, expected = dtype_name(given.dtype), dtype_name(own.dtype)
+                check_same(f"state_dict: {prefix}{name}", got, expected)
 
     def set_activation_dtype(self, dtype: str) -> None:
         """Called with "bfloat16" or "float16" when the layer is converted."""
