@@ -231,12 +231,10 @@ class W4AFP8MoEFFN(QuantizedLayer):
         )
         layer.up_gate_proj.set_weight(up_gate, name="up_gate")
         layer.down_proj.set_weight(down, name="down")
-        for linear, name, bias in (
-            (layer.up_gate_proj, "up_gate_bias", up_gate_bias),
-            (layer.down_proj, "down_bias", down_bias),
-        ):
-            if bias is not None:
-                linear.set_bias(as_float32(bias), name=name)
+        if up_gate_bias is not None:
+            layer.up_gate_proj.set_bias(as_float32(up_gate_bias), name="up_gate_bias")
+        if down_bias is not None:
+            layer.down_proj.set_bias(as_float32(down_bias), name="down_bias")
         for name, called, value in (
             ("weight", "gate_weight", gate_weight),
             ("correction_bias", "correction_bias", correction_bias),
@@ -271,8 +269,8 @@ class W4AFP8MoEFFN(QuantizedLayer):
 
     @run_as_written
     def _compute(self, x: Tensor, logits: Tensor | None) -> Tensor:
-        # All refusals come before the first tensor of the layer: where tracing ends in an error after
-        # one, Paddle keeps a record of it that a later program may trip over.
+        # Refusals come first: where a trace fails later, Paddle keeps a record of the tensors used so
+        # far that another program may trip over.
         check_activations("x", x, self.activation_dtype, self.hidden_size)
         self.up_gate_proj.check_loaded()
         self.down_proj.check_loaded()
