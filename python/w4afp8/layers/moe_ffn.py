@@ -269,7 +269,7 @@ class W4AFP8MoEFFN(QuantizedLayer):
 
     @run_as_written
     def _compute(self, x: Tensor, logits: Tensor | None) -> Tensor:
-        # Refusals come first: where a trace fails later, Paddle keeps records of the tensors it used
+        # Refusals come first: where a trace fails later, Paddle keeps records of the tensors so far
         # that another program may trip over.
         check_activations("x", x, self.activation_dtype, self.hidden_size)
         self.up_gate_proj.check_loaded()
