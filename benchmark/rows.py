@@ -31,6 +31,7 @@ KEYS = (
     *("op", "heads", "tokens", "nope", "lora", "v"),
     *("model", "topk", "gemm_us", "kernels_us"),
     *("passed", "failed", "skipped", "seconds"),
+    "variant",  # of a kernel, in the rows behind docs/kernel-log.md
 )
 
 

@@ -46,7 +46,7 @@ void read_weight(const Tensor& x, const Tensor& weight, const Tensor& weight_sca
   check_rank(weight_scale, "weight_scale", 2, "[experts, out_features]");
   params->tokens.experts = weight_scale.dims()[0];
   params->out_features = weight_scale.dims()[1];
-  check_range(params->tokens.experts, "experts of weight_scale", 1, INT32_MAX);
+  check_range(params->tokens.experts, "experts of weight_scale", 1, kMaxExperts);
   check_multiple(params->out_features, "out_features of weight_scale", kOutUnit);
   check_range(params->out_features, "out_features of weight_scale", 1, INT32_MAX);
 

@@ -56,6 +56,9 @@ enum class Activation : int32_t {
 
 enum class RouteScore : int32_t { kSoftmax, kSigmoid };
 
+// Experts of one call, at most: blocks keep a few words for each in shared memory.
+constexpr int64_t kMaxExperts = 1024;
+
 W4AFP8_HOST_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 W4AFP8_HOST_DEVICE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

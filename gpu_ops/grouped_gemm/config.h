@@ -21,7 +21,6 @@
 
 namespace w4afp8 {
 
-constexpr int64_t kMaxExperts = 1024;
 constexpr int kMaxSharedBytes = 232448;  // of one block on sm_90: 227 KB
 
 // The product runs transposed: outputs are the m of wgmma, 64 for each of kOutGroups fragments of a

@@ -20,8 +20,7 @@
 
 namespace w4afp8 {
 
-constexpr int64_t kMaxExperts = 1024;  // 32 of every lane of a warp
-constexpr int64_t kMaxTopk = 32;       // one of every lane of a warp
+constexpr int64_t kMaxTopk = 32;  // one of every lane of a warp
 
 // scores = softmax or sigmoid(logits); the topk experts with the largest scores + correction_bias
 // (ties: the lower expert) in falling order; weights are the scores without the bias, divided by

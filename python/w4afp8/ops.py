@@ -78,7 +78,8 @@ def group_gemm(
         x: Activations, float8_e4m3fn ``[num_tokens, in_features]`` or
             ``[experts, token_padding, in_features]``; in_features is a multiple of 32.
         weight: Packed codes (``pack_weight``), uint8 ``[experts, padded_out, padded_in / 2]``.
-        weight_scale: Float32 ``[experts, out_features]``; out_features is a multiple of 8.
+        weight_scale: Float32 ``[experts, out_features]``, up to 1024 experts; out_features is a
+            multiple of 8.
         tokens: Prefix sums or counts, see the module.
         group_scale: None with ``group_size=-1``; int4 groups: float32 or bfloat16
             ``[experts, in_features / group_size, out_features]``; mxfp4: uint8

@@ -133,6 +133,11 @@ BIG = 2**62
 CASES = [
     # Sizes of the grouped GEMM.
     bad_gemm("in_features of x: expected a positive multiple of 32", "176", x=Zeros(FP8, (6, 176))),
+    bad_gemm(
+        "experts of weight_scale: expected at least 1 and at most 1024",
+        "1025",
+        weight_scale=Zeros("float32", (1025, OUT)),
+    ),
     bad_gemm("in_features of x: expected a positive multiple of 32", "0", x=Zeros(FP8, (6, 0))),
     bad_gemm("weight: expected the shape [2, 128, 128]", "[2, 72, 80]",
              weight=Zeros("uint8", (2, 72, 80))),
