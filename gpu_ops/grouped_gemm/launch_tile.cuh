@@ -101,4 +101,18 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_map);
 }
 
+// Promotion needs a second set of accumulators, so its widest tile is another.
+template <class Format>
+cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
+  if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
+  if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
+  if constexpr (Format::kPromotes) {
+    return launch_tile<TilePromoted, Format>(params, stream);
+  } else if (tile == TileKind::kMedium) {
+    return launch_tile<TileMedium, Format>(params, stream);
+  } else {
+    return launch_tile<TileLarge, Format>(params, stream);
+  }
+}
+
 }  // namespace w4afp8

@@ -18,14 +18,7 @@
 namespace w4afp8 {
 
 cudaError_t launch_int4(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
-  switch (tile) {
-    case TileKind::kDecode: return launch_tile<TileDecode, Int4PerChannel>(params, stream);
-    case TileKind::kSmall: return launch_tile<TileSmall, Int4PerChannel>(params, stream);
-    case TileKind::kMedium: return launch_tile<TileMedium, Int4PerChannel>(params, stream);
-    case TileKind::kLarge: return launch_tile<TileLarge, Int4PerChannel>(params, stream);
-    case TileKind::kPromoted: break;
-  }
-  return cudaErrorInvalidValue;
+  return launch_format<Int4PerChannel>(tile, params, stream);
 }
 
 }  // namespace w4afp8

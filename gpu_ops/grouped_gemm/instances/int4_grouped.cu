@@ -16,21 +16,6 @@
 #include "grouped_gemm/launch_tile.cuh"
 
 namespace w4afp8 {
-namespace {
-
-template <class Format>
-cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
-  switch (tile) {
-    case TileKind::kDecode: return launch_tile<TileDecode, Format>(params, stream);
-    case TileKind::kSmall: return launch_tile<TileSmall, Format>(params, stream);
-    case TileKind::kPromoted: return launch_tile<TilePromoted, Format>(params, stream);
-    case TileKind::kMedium:
-    case TileKind::kLarge: break;
-  }
-  return cudaErrorInvalidValue;
-}
-
-}  // namespace
 
 // Groups of whole k blocks are promoted once a k block, shorter ones once a k step.
 cudaError_t launch_int4_grouped(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {

@@ -18,14 +18,7 @@
 namespace w4afp8 {
 
 cudaError_t launch_mxfp4(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
-  switch (tile) {
-    case TileKind::kDecode: return launch_tile<TileDecode, Mxfp4>(params, stream);
-    case TileKind::kSmall: return launch_tile<TileSmall, Mxfp4>(params, stream);
-    case TileKind::kMedium: return launch_tile<TileMedium, Mxfp4>(params, stream);
-    case TileKind::kLarge: return launch_tile<TileLarge, Mxfp4>(params, stream);
-    case TileKind::kPromoted: break;
-  }
-  return cudaErrorInvalidValue;
+  return launch_format<Mxfp4>(tile, params, stream);
 }
 
 }  // namespace w4afp8
