@@ -77,12 +77,6 @@ using TileLarge = TileShape<1, 2, 256, 128, 4, 2>;     // 128 x 256
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kPromoted, kLarge };
 
-inline const char* name(TileKind kind) {
-  constexpr const char* kNames[] = {"decode 256x16", "small 256x64", "medium 256x128",
-                                    "promoted 128x128", "large 128x256"};
-  return kNames[static_cast<int>(kind)];
-}
-
 // Tokens that the fullest expert probably has: the caller's hint, else an even split (prefix mode)
 // or all that fits (padded mode). Only speed depends on it.
 inline int64_t expected_tokens(const GroupGemmParams& params) {
