@@ -17,11 +17,16 @@ with them. ``make gpu`` runs this folder; elsewhere every test of it is skipped.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 from typing import Any
 
 import pytest
+
+# Before Paddle is imported. The device plugin copies from the host on CUDA's default stream, and
+# such a copy may return before it has arrived; only blocking streams wait for it.
+os.environ.setdefault("HOPPER_STREAM_BLOCKING", "1")
 
 from w4afp8.testing.compare import HOPPER_ACCUMULATOR, Accumulator
 from w4afp8.testing.gpu import gpu_place
