@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import paddle
 import pytest
+from paddle.jit.dy2static.parameter_recorder import _global_inplace_map, _global_parameter_recorder
 
 from w4afp8._routes import Route, force_route
 
@@ -34,6 +35,18 @@ def _cpu_is_current() -> Iterator[None]:
     paddle.device.set_device("cpu")
     yield
     paddle.device.set_device(before)
+
+
+@pytest.fixture(autouse=True)
+def _failed_traces_are_forgotten() -> Iterator[None]:
+    """Paddle keeps the parameters of a trace that raised, under the address of its program.
+
+    Another trace whose program lands on that address would take them for its own and crash.
+    """
+    yield
+    _global_parameter_recorder.params_dict.clear()
+    _global_parameter_recorder.tensor2value.clear()
+    _global_inplace_map.params_dict.clear()
 
 
 @pytest.fixture(params=["pybind", "registered"])
