@@ -1,0 +1,325 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The native format: what is written is read, and is used where the file is mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from checkpoint_sources import (
+    FORMATS,
+    MemoryCheckpoint,
+    assert_same_expert,
+    make_checkpoint,
+)
+from safetensors import safe_open
+
+from w4afp8 import ops
+from w4afp8.checkpoint import CheckpointError, SafetensorsFiles
+from w4afp8.checkpoint.native import NativeCheckpoint, is_native
+from w4afp8.checkpoint.native_layout import packed_bytes
+from w4afp8.checkpoint.native_writer import NativeWriter, update_digest
+from w4afp8.layers import W4AFP8MoEFFN
+from w4afp8.quant import QuantizedWeight, pack
+from w4afp8.testing.tensors import tensor_bits
+
+pytestmark = pytest.mark.cpu_only
+
+FULL: dict[str, Any] = {"has_bias": True, "activation": "swiglu_oai", "extras": True}
+
+
+def write(source: MemoryCheckpoint, folder: Path) -> NativeCheckpoint:
+    writer = NativeWriter()
+    for number, shard in enumerate(writer.shards(source)):
+        writer.write(folder / f"{number}.safetensors", source, shard, lambda: None)
+    return NativeCheckpoint(SafetensorsFiles(folder))
+
+
+def whole(source: MemoryCheckpoint, name: str) -> QuantizedWeight:
+    """All experts of the first layer in one."""
+    parts = [getattr(weights, name) for weights in source.experts.values()]
+    return dataclasses.replace(
+        parts[0],
+        codes=np.concatenate([part.codes for part in parts]),
+        scale=np.concatenate([part.scale for part in parts]),
+    )
+
+
+@pytest.mark.parametrize("changed", [{}, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_every_number_comes_back(
+    weight_format: str, changed: dict[str, Any], tmp_path: Path
+) -> None:
+    source = make_checkpoint(2, 7, **FORMATS[weight_format], **changed)
+    native = write(source, tmp_path)
+    assert native.layers == source.layers
+    for layer in source.layers:
+        for expert in range(layer.experts):
+            assert_same_expert(native.read_expert(layer, expert), source.read_expert(layer, expert))
+        router, expected = native.read_router(layer), source.read_router(layer)
+        if expected is None:
+            assert router is None
+        else:
+            assert router is not None
+            assert np.array_equal(router.weight, expected.weight)
+            assert np.array_equal(router.correction_bias, expected.correction_bias)  # type: ignore[arg-type]
+            assert router.bias is None
+            assert router.options == expected.options
+
+
+def test_the_error_of_a_rounded_source_is_kept(tmp_path: Path) -> None:
+    source = make_checkpoint(exact=False)
+    native = write(source, tmp_path)
+    layer = native.layers[0]
+    assert not layer.exact
+    assert [native.read_expert(layer, expert).error for expert in range(3)] == [
+        source.read_expert(layer, expert).error for expert in range(3)
+    ]
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_the_file_holds_the_layers_own_tensors(weight_format: str, tmp_path: Path) -> None:
+    """Read with the safetensors package itself, which checks the file too."""
+    source = make_checkpoint(**FORMATS[weight_format])
+    write(source, tmp_path)
+    layer = W4AFP8MoEFFN.from_quantized(whole(source, "up_gate"), whole(source, "down"), topk=2)
+    state = layer.state_dict()
+    with safe_open(tmp_path / "0.safetensors", framework="paddle") as file:
+        names = set(file.keys())
+        assert names == {f"model.layers.3.mlp.{name}" for name in state}
+        for name, tensor in state.items():
+            got = file.get_tensor(f"model.layers.3.mlp.{name}")
+            assert got.dtype == tensor.dtype
+            assert np.array_equal(tensor_bits(got), tensor_bits(tensor))
+        metadata = file.metadata()
+    assert metadata["format"] == "w4afp8"
+    assert metadata["version"] == "1"
+    assert json.loads(metadata["layer"])["hidden_size"] == 160
+
+
+def test_bytes_in_the_file_are_those_in_memory(tmp_path: Path) -> None:
+    source = make_checkpoint()
+    native = write(source, tmp_path)
+    layer = W4AFP8MoEFFN.from_quantized(whole(source, "up_gate"), whole(source, "down"), topk=2)
+    assert packed_bytes(native.layers[0]) == layer.weight_bytes
+
+
+def test_the_source_hash_is_of_the_numbers(tmp_path: Path) -> None:
+    source = make_checkpoint(**FORMATS["mxfp4"], **FULL)
+    native = write(source, tmp_path)
+    digest = hashlib.sha256()
+    for weights in source.experts.values():
+        for name in ("up_gate", "down"):
+            weight, scale = getattr(weights, name), getattr(weights, f"{name}_input_scale")
+            digest.update(weight.codes.tobytes() + weight.scale.tobytes())
+            digest.update(getattr(weights, f"{name}_bias").tobytes())
+            digest.update(np.float32(scale).tobytes())
+    assert native.sources["model.layers.3.mlp"].sha256 == digest.hexdigest()
+    assert native.sources["model.layers.3.mlp"].format == "memory"
+    again = hashlib.sha256()
+    for expert in range(3):
+        update_digest(again, native.read_expert(native.layers[0], expert))
+    assert again.hexdigest() == digest.hexdigest()
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_loads_without_packing_or_copying(
+    weight_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_checkpoint(**FORMATS[weight_format])
+    expected = W4AFP8MoEFFN.from_quantized(whole(source, "up_gate"), whole(source, "down"), topk=2)
+    native = write(source, tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("packed again")
+
+    for name in ("pack_weight", "unpack_weight"):
+        monkeypatch.setattr(ops, name, fail)
+    packed = native.packed_layer(native.layers[0])
+    layer = W4AFP8MoEFFN.from_quantized(packed.up_gate, packed.down, topk=2)
+    for projection, operands in (
+        (layer.up_gate_proj, packed.up_gate),
+        (layer.down_proj, packed.down),
+    ):
+        for name in ("weight", "weight_scale", "group_scale"):
+            tensor = getattr(projection, name)
+            if tensor is not None:
+                assert tensor.data_ptr() == getattr(operands, name).data_ptr()
+                assert tensor.data_ptr() % 16 == 0  # what the operators ask for
+                assert f"{tensor.data_ptr():x}" in mapped_addresses(
+                    tmp_path / "0.safetensors", tensor
+                )
+    x, logits = paddle.randn([5, 160]).astype("bfloat16"), paddle.randn([5, 3])
+    assert np.array_equal(tensor_bits(layer(x, logits)), tensor_bits(expected(x, logits)))
+
+
+def mapped_addresses(path: Path, tensor: paddle.Tensor) -> list[str]:
+    """The tensor's address, if the process has that file mapped there."""
+    address = int(tensor.data_ptr())
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if begin <= address < end and line.endswith(str(path)):
+            return [f"{address:x}"]
+    return []
+
+
+def test_the_map_is_private(tmp_path: Path) -> None:
+    native = write(make_checkpoint(), tmp_path)
+    before = (tmp_path / "0.safetensors").read_bytes()
+    packed = native.packed_layer(native.layers[0])
+    packed.up_gate.weight_scale.fill_(7.0)
+    assert (packed.up_gate.weight_scale.numpy() == 7).all()
+    assert (tmp_path / "0.safetensors").read_bytes() == before
+
+
+def test_tensors_outlive_the_checkpoint(tmp_path: Path) -> None:
+    source = make_checkpoint()
+    native = write(source, tmp_path)
+    packed = native.packed_layer(native.layers[0])
+    del native
+    (tmp_path / "0.safetensors").unlink()
+    expected = pack(whole(source, "down"))
+    assert np.array_equal(tensor_bits(packed.down.weight), tensor_bits(expected.weight))
+
+
+def rewrite_metadata(path: Path, **changed: str | None) -> None:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata = header["__metadata__"] | changed
+    header["__metadata__"] = {name: text for name, text in metadata.items() if text is not None}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def layer_with(path: Path, **changed: Any) -> str:
+    with safe_open(path, framework="numpy") as file:
+        fields = json.loads(file.metadata()["layer"])
+    return json.dumps({**fields, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"version": "2"}, r"version: expected '1' \(convert the original checkpoint again\)"),
+        ({"version": None}, "version: expected '1'"),
+        ({"layer": None}, "layer: expected a JSON object, got None"),
+        ({"layer": "{"}, "layer: expected JSON"),
+        ({"layer": "[]"}, "layer: expected a JSON object"),
+        ({"layer": "[" * 100_000}, "layer: expected JSON"),
+        ({"source": "{}"}, "source: expected"),
+        ({"router": '{"options": {"scoring": "dice"}, "limits_groups": false}'}, "router.scoring"),
+        ({"router": '{"options": {"hacks": 1}, "limits_groups": false}'}, "router.options.hacks"),
+        ({"router": '{"options": {}, "limits_groups": false}'}, r"router\.weight: expected this"),
+    ],
+    ids=str,
+)
+def test_wrong_metadata(changed: dict[str, str], message: str, tmp_path: Path) -> None:
+    write(make_checkpoint(), tmp_path)
+    rewrite_metadata(tmp_path / "0.safetensors", **changed)
+    with pytest.raises(CheckpointError, match=message):
+        NativeCheckpoint(SafetensorsFiles(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"experts": 4}, r"up_gate_proj.weight: expected shape \[4, "),
+        ({"experts": 10**9}, "layer.experts: expected 1 to 1024"),
+        ({"experts": True}, "layer.experts: expected"),
+        ({"hidden_size": 128}, "expected shape"),
+        ({"hidden_size": 100}, "layer.in_features: expected a positive multiple of 32"),
+        ({"hidden_size": 2**60}, "layer.hidden_size: expected 1 to"),
+        ({"group_size": 7}, "layer.group_size: expected"),
+        ({"group_size": 64}, "layer.group_size: expected a divisor"),
+        ({"scale_dtype": "bfloat16"}, "group_scale: expected BF16, got F32"),
+        ({"weight_format": "mxfp4"}, "group_scale: expected U8, got F32"),
+        ({"weight_format": "int8"}, "layer.weight_format: expected one of"),
+        ({"activation": "gelu"}, "expected shape"),
+        ({"has_bias": True}, "bias: expected this tensor, got none"),
+        ({"index": "3"}, "layer.index: expected"),
+        ({"more": 1}, "layer: expected"),
+    ],
+    ids=str,
+)
+def test_wrong_layers(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write(make_checkpoint(), tmp_path)
+    path = tmp_path / "0.safetensors"
+    rewrite_metadata(path, layer=layer_with(path, **changed))
+    with pytest.raises(CheckpointError, match=message):
+        NativeCheckpoint(SafetensorsFiles(tmp_path))
+
+
+def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
+    """Packed int4 per channel and in_features of 96 or 128 have the same types and shapes."""
+    write(make_checkpoint(**FORMATS["int4 per channel"]), tmp_path)
+    path = tmp_path / "0.safetensors"
+    rewrite_metadata(path, layer=layer_with(path, intermediate_size=128))
+    with pytest.raises(CheckpointError, match="expected"):
+        NativeCheckpoint(SafetensorsFiles(tmp_path))
+
+
+def test_a_layer_twice_is_refused(tmp_path: Path) -> None:
+    source = make_checkpoint()
+    write(source, tmp_path)
+    (tmp_path / "1.safetensors").write_bytes((tmp_path / "0.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="expected it once"):
+        NativeCheckpoint(SafetensorsFiles(tmp_path))
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_scales_that_are_no_numbers_are_refused(weight_format: str, tmp_path: Path) -> None:
+    native = write(make_checkpoint(**FORMATS[weight_format]), tmp_path)
+    path, layer = tmp_path / "0.safetensors", native.layers[0]
+    info = SafetensorsFiles(path).info(f"{layer.prefix}.down_proj.weight_scale")
+    data = bytearray(path.read_bytes())
+    data[info.offset : info.offset + 4] = np.float32(np.nan).tobytes()
+    path.write_bytes(data)
+    native = NativeCheckpoint(SafetensorsFiles(path))
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight_scale: "):
+        native.packed_layer(layer)
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight_scale: expert 0"):
+        native.read_expert(layer, 0)
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_negative_scales_are_refused(weight_format: str, tmp_path: Path) -> None:
+    native = write(make_checkpoint(**FORMATS[weight_format]), tmp_path)
+    path, layer = tmp_path / "0.safetensors", native.layers[0]
+    groups = "weight_scale" if layer.group_size == -1 else "group_scale"
+    info = SafetensorsFiles(path).info(f"{layer.prefix}.up_gate_proj.{groups}")
+    data = bytearray(path.read_bytes())
+    # The sign, at the end of the first number; for E8M0 a byte above the channel's largest.
+    last = info.offset + {"F32": 3, "BF16": 1, "U8": 0}[info.dtype]
+    data[last] = 255 if info.dtype == "U8" else data[last] | 0x80
+    path.write_bytes(data)
+    native = NativeCheckpoint(SafetensorsFiles(path))
+    with pytest.raises(CheckpointError, match=rf"{groups}: expected finite positive scales"):
+        native.packed_layer(layer)
+    with pytest.raises(CheckpointError, match="expert 0: "):
+        native.read_expert(layer, 0)
+
+
+def test_is_native(tmp_path: Path) -> None:
+    write(make_checkpoint(), tmp_path)
+    assert is_native(SafetensorsFiles(tmp_path))
+    rewrite_metadata(tmp_path / "0.safetensors", format="pt")
+    assert not is_native(SafetensorsFiles(tmp_path))
