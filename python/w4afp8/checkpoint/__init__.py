@@ -16,15 +16,20 @@
 Formats: docs/checkpoints.md.
 """
 
+from w4afp8.checkpoint.detect import open_checkpoint
 from w4afp8.checkpoint.errors import CheckpointError
 from w4afp8.checkpoint.files import SafetensorsFiles
+from w4afp8.checkpoint.load import LoadReport, load_moe_ffn
 from w4afp8.checkpoint.model import Checkpoint, ExpertWeights, MoELayerInfo, RouterWeights
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ExpertWeights",
+    "LoadReport",
     "MoELayerInfo",
     "RouterWeights",
     "SafetensorsFiles",
+    "load_moe_ffn",
+    "open_checkpoint",
 ]
