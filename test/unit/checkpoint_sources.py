@@ -55,7 +55,7 @@ class MemoryCheckpoint(Checkpoint):
         }
 
     def _make(self, layer: MoELayerInfo, expert: int) -> ExpertWeights:
-        rng = np.random.default_rng([layer.index, expert])
+        rng = np.random.default_rng([*layer.prefix.encode(), expert])
         hidden, intermediate = layer.hidden_size, layer.intermediate_size
         extra: dict[str, Any] = {}
         if layer.has_bias:

@@ -11,25 +11,36 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints that others have quantised: read exactly, expert by expert.
+"""Checkpoints that others have quantised: read exactly, expert by expert, converted and compared.
 
 Formats: docs/checkpoints.md.
 """
 
+from w4afp8.checkpoint.convert import ConvertReport, convert
 from w4afp8.checkpoint.detect import open_checkpoint
 from w4afp8.checkpoint.errors import CheckpointError
 from w4afp8.checkpoint.files import SafetensorsFiles
+from w4afp8.checkpoint.inspect import CheckpointSummary, LayerSummary, inspect
 from w4afp8.checkpoint.load import LoadReport, load_moe_ffn
 from w4afp8.checkpoint.model import Checkpoint, ExpertWeights, MoELayerInfo, RouterWeights
+from w4afp8.checkpoint.verify import Difference, VerifyReport, verify
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "CheckpointSummary",
+    "ConvertReport",
+    "Difference",
     "ExpertWeights",
+    "LayerSummary",
     "LoadReport",
     "MoELayerInfo",
     "RouterWeights",
     "SafetensorsFiles",
+    "VerifyReport",
+    "convert",
+    "inspect",
     "load_moe_ffn",
     "open_checkpoint",
+    "verify",
 ]

@@ -34,7 +34,7 @@ from w4afp8.checkpoint.native_layout import (
 )
 from w4afp8.checkpoint.native_metadata import Source, native_metadata
 from w4afp8.checkpoint.shard_writer import SafetensorsWriter, TensorSpec
-from w4afp8.checkpoint.writers import Shard
+from w4afp8.checkpoint.writers import Shard, model_config
 from w4afp8.layers.format_record import format_record
 from w4afp8.quant import PackedWeight, QuantizedWeight, pack
 
@@ -73,8 +73,8 @@ class NativeWriter:
             file.replace_metadata(native_metadata(layer, source, router))
         return error
 
-    def config(self, checkpoint: Checkpoint) -> None:
-        return None
+    def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return model_config(checkpoint)
 
 
 def update_digest(digest: Any, weights: ExpertWeights) -> None:

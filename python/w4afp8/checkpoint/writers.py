@@ -23,15 +23,24 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from w4afp8.checkpoint.config import CONFIG_NAME
 from w4afp8.checkpoint.errors import CheckpointError
+from w4afp8.checkpoint.files import read_json_object
 from w4afp8.checkpoint.model import Checkpoint, ExpertWeights, MoELayerInfo
 from w4afp8.checkpoint.shard_writer import SafetensorsWriter, TensorSpec
 from w4afp8.quant import QuantizedWeight
 from w4afp8.quant.bfloat16 import bfloat16_bits, bfloat16_values
 
+Stored = tuple[str, NDArray[Any]]  # safetensors type, and an array that holds its bits
 Target = Literal["native", "compressed-tensors"]
 
 _TO_OFFSET_BINARY = np.uint8(0x88)  # value + 8 in both nibbles: the sign bits flipped
+_QUANTIZATION = "quantization_config"
+_ROUTER_KEYS = {
+    "scoring": "scoring_func",
+    "norm_topk_prob": "norm_topk_prob",
+    "routed_scaling_factor": "routed_scaling_factor",
+}
 _COMPRESSED_FORMAT = {"int4": "pack-quantized", "mxfp4": "mxfp4-pack-quantized"}
 
 
@@ -56,8 +65,8 @@ class Writer(Protocol):
         """Writes one file, calls `advance` after each expert; returns the largest error."""
         ...
 
-    def config(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
-        """What goes into config.json, None where there is none."""
+    def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What goes into config.json."""
         ...
 
 
@@ -90,7 +99,7 @@ class CompressedTensorsWriter:
     def write(
         self, path: Path, checkpoint: Checkpoint, shard: Shard, advance: Callable[[], None]
     ) -> float:
-        tensors: dict[str, tuple[str, NDArray[Any]]] = {}
+        tensors = dict(_router(checkpoint, shard.layer)) if 0 in shard.experts else {}
         error = 0.0
         for expert in shard.experts:
             weights = checkpoint.read_expert(shard.layer, expert)
@@ -105,7 +114,8 @@ class CompressedTensorsWriter:
         return error
 
     def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        return {"quantization_config": compressed_quantization(checkpoint.layers[0])}
+        quantization = compressed_quantization(checkpoint.layers[0])
+        return {**model_config(checkpoint), "quantization_config": quantization}
 
 
 def _check_one_format(checkpoint: Checkpoint) -> None:
@@ -122,7 +132,35 @@ def _check_one_format(checkpoint: Checkpoint) -> None:
             )
 
 
-def compressed_expert(prefix: str, weights: ExpertWeights) -> dict[str, tuple[str, NDArray[Any]]]:
+def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config.json beside the source without its quantisation, or what the layers tell of it."""
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if (folder / CONFIG_NAME).is_file():
+        found = read_json_object(folder / CONFIG_NAME)
+        return {name: value for name, value in found.items() if name != _QUANTIZATION}
+    layer = checkpoint.layers[0]
+    router = checkpoint.read_router(layer)
+    options = {} if router is None else dict(router.options)
+    config = {_ROUTER_KEYS[name]: value for name, value in options.items()}
+    if layer.activation == "swiglu_oai":
+        config |= {"model_type": "gpt_oss", "swiglu_limit": 7.0}
+    return config
+
+
+def _router(checkpoint: Checkpoint, layer: MoELayerInfo) -> Iterator[tuple[str, Stored]]:
+    router = checkpoint.read_router(layer)
+    if router is None:
+        return
+    yield f"{layer.prefix}.gate.weight", _as_stored(np.ascontiguousarray(router.weight.T))
+    if router.bias is not None:
+        yield f"{layer.prefix}.gate.bias", _as_stored(router.bias)
+    if router.correction_bias is not None:
+        # Other programs hold it in float32 too: rounding it changes which experts are chosen.
+        name = f"{layer.prefix}.gate.e_score_correction_bias"
+        yield name, ("F32", router.correction_bias)
+
+
+def compressed_expert(prefix: str, weights: ExpertWeights) -> dict[str, Stored]:
     """Name to safetensors type and array of one expert's tensors.
 
     Args:
@@ -150,7 +188,7 @@ def _projection(
     rows: slice,
     bias: NDArray[np.float32] | None,
     input_scale: float | None,
-) -> Iterator[tuple[str, tuple[str, NDArray[Any]]]]:
+) -> Iterator[tuple[str, Stored]]:
     codes, scale = weight.codes[0, rows], weight.scale[0, rows]
     if weight.weight_format == "mxfp4":
         yield "weight_packed", ("U8", codes)
@@ -167,7 +205,7 @@ def _projection(
         yield "input_scale", ("F32", np.array([input_scale], dtype=np.float32))
 
 
-def _as_stored(values: NDArray[np.float32]) -> tuple[str, NDArray[Any]]:
+def _as_stored(values: NDArray[np.float32]) -> Stored:
     """bfloat16 where that holds the values exactly, else float32."""
     bits = bfloat16_bits(values)
     exact = (
