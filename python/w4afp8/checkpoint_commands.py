@@ -153,7 +153,8 @@ def _open_either(path: Path, options: argparse.Namespace) -> Checkpoint:
 
     checkpoint = open_checkpoint(path)
     rounding = _rounding_options(options)
-    if rounding and not all(layer.exact for layer in checkpoint.layers):
+    rounded_here = checkpoint.format != "native" and not all(x.exact for x in checkpoint.layers)
+    if rounding and rounded_here:
         return open_checkpoint(path, **rounding)
     return checkpoint
 

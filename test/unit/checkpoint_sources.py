@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from w4afp8.checkpoint import Checkpoint, ExpertWeights, MoELayerInfo, RouterWeights
+from w4afp8.checkpoint.atomic import write_json
+from w4afp8.checkpoint.writers import CompressedTensorsWriter
 from w4afp8.quant import QuantizedWeight, quantize
 
 # in_features of 160 and out_features of 96 and 160 leave padding in every packed tensor.
@@ -119,6 +121,15 @@ def make_checkpoint(*indices: int, extras: bool = False, **changed: Any) -> Memo
     return MemoryCheckpoint(
         [make_layer(index, **changed) for index in indices or (3,)], extras=extras
     )
+
+
+def write_compressed(source: MemoryCheckpoint, folder: Path, **options: Any) -> None:
+    """Writes files that `open_checkpoint` opens; a file an expert with ``shard_bytes=1``."""
+    writer = CompressedTensorsWriter(**options)
+    folder.mkdir(exist_ok=True)
+    for number, shard in enumerate(writer.shards(source)):
+        writer.write(folder / f"{number}.safetensors", source, shard, lambda: None)
+    write_json(folder / "config.json", writer.config(source))
 
 
 def assert_same_expert(got: ExpertWeights, expected: ExpertWeights) -> None:

@@ -16,10 +16,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 UNFINISHED_SUFFIX = ".unfinished"
 _BLOCK = 1 << 22
@@ -52,6 +54,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all; the same content gives the same bytes."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def sync(path: Path) -> None:

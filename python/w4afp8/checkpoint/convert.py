@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from w4afp8.checkpoint.atomic import UNFINISHED_SUFFIX, sha256_of, sync, whole_file
+from w4afp8.checkpoint.atomic import UNFINISHED_SUFFIX, sha256_of, sync, whole_file, write_json
 from w4afp8.checkpoint.config import CONFIG_NAME
 from w4afp8.checkpoint.detect import open_checkpoint
 from w4afp8.checkpoint.errors import CheckpointError
@@ -204,13 +204,8 @@ def _write_shard(
     with whole_file(written) as unfinished:
         error = writer.write(unfinished, checkpoint, shard, advance)
     note = {"job": job, "sha256": sha256_of(written), "error": error}
-    _write_json(folder / (name + _NOTE_SUFFIX), note)
+    write_json(folder / (name + _NOTE_SUFFIX), note)
     return note
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _finish(
@@ -224,8 +219,8 @@ def _finish(
     headers = {name: read_header(folder / (name + _WRITTEN_SUFFIX)) for name in names}
     size = sum(info.nbytes for header in headers.values() for info in header.tensors.values())
     index = {tensor: name for name, header in headers.items() for tensor in header.tensors}
-    _write_json(folder / INDEX_NAME, {"metadata": {"total_size": size}, "weight_map": index})
-    _write_json(folder / CONFIG_NAME, config)
+    write_json(folder / INDEX_NAME, {"metadata": {"total_size": size}, "weight_map": index})
+    write_json(folder / CONFIG_NAME, config)
     for name in names:
         os.replace(folder / (name + _WRITTEN_SUFFIX), folder / name)
     _remove_traces(folder, names)
