@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from w4afp8 import checkpoint_commands
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Describes the commands and their options."""
@@ -28,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
+    checkpoint_commands.add_parsers(commands)
     commands.add_parser("info", help="print what was built into this package")
     return parser
 
@@ -76,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(argv)
     try:
+        if options.command in checkpoint_commands.COMMANDS:
+            return checkpoint_commands.run(options)
         return _run_demo(options) if options.command == "demo" else _print_info()
     except ImportError as error:  # no Paddle, or the operators were not built
         print(f"w4afp8 {options.command}: {error}", file=sys.stderr)
