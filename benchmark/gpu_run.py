@@ -24,38 +24,21 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "python")]
 
 try:
-    import torch
+    import torch  # noqa: F401
 except ImportError:
     sys.exit("the GPU run needs PyTorch, which was not found: nothing was run")
 
 from gpu_tests import run_tests  # noqa: E402
-from quick import print_tables, run_benchmark, say, wrong_results  # noqa: E402
-from rows import Machine, driver_version, write_rows  # noqa: E402
+from quick import print_tables, run_benchmark, wrong_results  # noqa: E402
 
-import w4afp8  # noqa: E402
-from w4afp8.testing.gpu import gpu_place  # noqa: E402
-
-
-def find_gpu() -> Any | None:
-    """Paddle's place of the GPU; None, after saying why, where the run is impossible."""
-    if not torch.cuda.is_available():
-        say("there is no GPU here: nothing was run")
-        return None
-    place = gpu_place()
-    if place is None:
-        say("Paddle sees no GPU here: nothing was run")
-    return place
-
-
-def machine_of(commit: str) -> Machine:
-    cuda = w4afp8.build_info()["cuda_version"]
-    return Machine(torch.cuda.get_device_name(), driver_version(), cuda, commit)
+from w4afp8.bench.errors import BenchError  # noqa: E402
+from w4afp8.bench.on_gpu.device import find_gpu, say, this_machine  # noqa: E402
+from w4afp8.bench.rows import QUICK_KEYS, write_rows  # noqa: E402
 
 
 def main() -> int:
@@ -66,10 +49,12 @@ def main() -> int:
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()
 
-    place = find_gpu()
-    if place is None:
+    try:
+        place = find_gpu()
+    except BenchError as error:
+        say(f"{error}: nothing was run")
         return 2
-    machine = machine_of(arguments.commit)
+    machine = this_machine(arguments.commit)
     say(f"{machine}")
     say("running the tests")
     tests = run_tests(arguments.pytest)
@@ -84,7 +69,9 @@ def main() -> int:
 
     if not arguments.no_benchmark:
         measured, gemm_rows, small_rows = run_benchmark(place)
-        rows = [machine.row("gemm", {**measured, **row}) for row in gemm_rows]
+        rows = [
+            machine.row("gemm", {**measured, **row}, extra_keys=QUICK_KEYS) for row in gemm_rows
+        ]
         rows += [machine.row("moe", {**measured, **row}) for row in small_rows]
         write_rows(arguments.results / "quick.jsonl", rows, append=False)
         complaints += wrong_results([*gemm_rows, *small_rows])

@@ -15,15 +15,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import ceilings
-from gemm import GemmCase, run_case
-from rows import format_table
 from small_ops import run_small_op, small_ops
 
+from w4afp8.bench.case_sets import Contest
+from w4afp8.bench.cases import GemmCase
+from w4afp8.bench.on_gpu import ceilings
+from w4afp8.bench.on_gpu.device import say
+from w4afp8.bench.on_gpu.gemm import Bench, run_contest
+from w4afp8.bench.rows import format_table
 from w4afp8.testing.gpu import torch_on_paddle_stream
 
 SHAPE = (8, 7168, 8192)  # experts, out_features, in_features
@@ -39,10 +41,6 @@ SMALL_TOKENS = (64, 4096)
 Row = dict[str, Any]
 
 
-def say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
-
-
 def run_benchmark(place: Any) -> tuple[dict[str, float], list[Row], list[Row]]:
     """Ceilings, rows of the GEMM and rows of the small operators."""
     say("measuring the ceilings")
@@ -50,8 +48,12 @@ def run_benchmark(place: Any) -> tuple[dict[str, float], list[Row], list[Row]]:
     say(f"{measured}")
     gemm_rows, small_rows = [], []
     with torch_on_paddle_stream(place) as stream:
+        bench = Bench(stream, say)
         for case in QUICK_CASES:
-            gemm_rows.append(run_case(case, stream))
+            (values,) = run_contest(bench, Contest((case,)))
+            is_mxfp4 = case.weight_format == "mxfp4"
+            values["scale_binades"] = case.scale_binades if is_mxfp4 else None
+            gemm_rows.append(values)
             say(f"{case}: {gemm_rows[-1]['us']} us, error {gemm_rows[-1]['error']:.1e}")
         for op in small_ops(SMALL_TOKENS):
             small_rows.append(run_small_op(op, stream))

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from w4afp8 import checkpoint_commands
+from w4afp8.bench import command as bench_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     checkpoint_commands.add_parsers(commands)
+    bench_command.add_parser(commands)
     commands.add_parser("info", help="print what was built into this package")
     return parser
 
@@ -79,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(argv)
     try:
+        if options.command == "bench":
+            return bench_command.run(options)
         if options.command in checkpoint_commands.COMMANDS:
             return checkpoint_commands.run(options)
         return _run_demo(options) if options.command == "demo" else _print_info()

@@ -11,15 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The two ceilings of a GPU, measured: reading device memory, and FP8 matrix products.
-
-python3 benchmark/ceilings.py
-"""
+"""The two ceilings of a GPU, measured: reading device memory, and FP8 matrix products."""
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -27,16 +25,11 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "python"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+import torch
 
-import torch  # noqa: E402
+from w4afp8.testing.timing import time_launches
 
-import setup_ops  # noqa: E402
-from w4afp8.testing.timing import time_launches  # noqa: E402
-
+ROOT = pathlib.Path(__file__).resolve().parents[4]  # of the checkout
 READ_BYTES = 4 << 30
 MATRIX = 8192  # m = n = k of the matrix product
 
@@ -49,10 +42,24 @@ class Ceilings:
     tensor_tflops: float
 
 
+def import_setup_ops() -> Any:
+    """The build script of the checkout, which knows how to find nvcc.
+
+    Raises:
+        ImportError: The package is not used from a checkout.
+    """
+    if not (ROOT / "setup_ops.py").is_file():
+        raise ImportError("the ceilings are measured from a checkout only: no setup_ops.py found")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module("setup_ops")
+
+
 def build_bulk_read(folder: str) -> Callable[..., int]:
     """Compiles bulk_read.cu into ``folder``: f(data, bytes, stream) -> cudaError_t."""
     library = str(pathlib.Path(folder) / "libbulk_read.so")
     source = str(ROOT / "benchmark" / "bulk_read.cu")
+    setup_ops = import_setup_ops()
     nvcc = str(setup_ops.find_toolkit().home / "bin" / "nvcc")
     flags = [*setup_ops.NVCC_FLAGS, "-shared", "-Xcompiler", "-fPIC"]
     subprocess.run([nvcc, *flags, "-I", str(ROOT / "gpu_ops"), source, "-o", library], check=True)
@@ -95,8 +102,3 @@ def measure() -> Ceilings:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         return Ceilings(measure_read(stream), measure_matrix_products(stream))
-
-
-if __name__ == "__main__":
-    ceilings = measure()
-    print(f"hbm_gbs {ceilings.hbm_gbs:.0f}  tensor_tflops {ceilings.tensor_tflops:.0f}")

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows of results: one JSON object a line, with the same keys in every file."""
+"""Rows of results: one JSON object a line, with the same keys in every file of one kind."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# What every row has, null where it does not apply. docs/performance.md says what they mean.
 KEYS = (
     *("bench", "gpu", "driver", "cuda", "commit", "time", "hbm_gbs", "tensor_tflops"),
     *("experts", "out_features", "in_features", "tokens_per_expert", "routing", "mode", "format"),
-    *("group_size", "scale_binades", "act_scale", "out_dtype", "us", "floor_us", "peer", "peer_us"),
+    *("group_size", "act_scale", "out_dtype", "us", "floor_us", "peer", "peer_us"),
     *("error", "error_bound"),
     *("op", "heads", "tokens", "nope", "lora", "v"),
     *("model", "topk", "gemm_us", "kernels_us"),
     *("passed", "failed", "skipped", "seconds"),
-    "variant",  # of a kernel, in the rows behind docs/kernel-log.md
 )
+# Besides, in the quick benchmark, in numerics.jsonl and in host.jsonl.
+QUICK_KEYS = ("scale_binades",)
+NUMERICS_KEYS = ("data", "accumulation", "rounding", "accumulator", "tiles_agree")
+HOST_KEYS = ("call", "fastest_us", "over_empty_us")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +48,21 @@ class Machine:
     cuda: str | None
     commit: str
 
-    def row(self, bench: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def row(
+        self, bench: str, values: Mapping[str, Any], *, extra_keys: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """A whole row: the machine, the time, ``values``, and null for the rest.
 
         Raises:
-            ValueError: A key of ``values`` is not in KEYS.
+            ValueError: A key of ``values`` is neither in KEYS nor in ``extra_keys``.
         """
-        unknown = set(values) - set(KEYS)
+        keys = (*KEYS, *extra_keys)
+        unknown = set(values) - set(keys)
         if unknown:
-            raise ValueError(f"values: expected keys of KEYS, got also {sorted(unknown)}")
+            raise ValueError(f"values: expected keys of {keys}, got also {sorted(unknown)}")
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         known = {**dataclasses.asdict(self), "bench": bench, "time": now, **values}
-        return {key: known.get(key) for key in KEYS}
+        return {key: known.get(key) for key in keys}
 
 
 def driver_version() -> str | None:
@@ -69,9 +76,17 @@ def driver_version() -> str | None:
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]], *, append: bool) -> None:
+    """Writes rows; flushed and closed, so that a later crash loses nothing of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a" if append else "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a file; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def format_table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
@@ -85,3 +100,10 @@ def format_table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
         ).rstrip()
         for line in table
     )
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """The same as Markdown: the first column to the left, the others to the right."""
+    rule = ["-", *("-:" for _ in header[1:])]
+    table = [header, rule, *lines]
+    return "\n".join("|" + "|".join(str(cell) for cell in line) + "|" for line in table)
