@@ -71,16 +71,17 @@ class Awq(ProjectionFormat):
 def _transposed(words: NDArray[np.int32]) -> NDArray[np.uint8]:
     """``[in, out / 8]`` words to bytes ``[out, in / 2]``.
 
-    Nibbles of neighbouring in_features meet in a byte before anything is transposed, so that no
-    array is larger than the weight itself.
+    Nibbles of neighbouring in_features meet in a byte while they are four to a word, so that words
+    are transposed and not nibbles: no array is larger than the weight itself.
     """
     in_features, groups = words.shape
-    octets = np.ascontiguousarray(words, dtype="<i4").view(np.uint8).reshape(in_features, groups, 4)
-    even, odd = octets[0::2], octets[1::2]
-    low = even & np.uint8(15) | odd << np.uint8(4)
-    high = even >> np.uint8(4) | odd & np.uint8(0xF0)
+    even, odd = words.view(np.uint32)[0::2], words.view(np.uint32)[1::2]
+    nibble = np.uint32(0x0F0F0F0F)
+    low = even & nibble | (odd & nibble) << np.uint32(4)
+    high = even >> np.uint32(4) & nibble | odd & ~nibble
     codes = np.empty((groups, 8, in_features // 2), np.uint8)
-    for position, output in enumerate(ORDER):
-        source = high if position % 2 else low
-        codes[:, output] = source[:, :, position // 2].T
+    for parity, pairs in enumerate((low, high)):
+        octets = np.ascontiguousarray(pairs.T, dtype="<u4").view(np.uint8)
+        for byte in range(4):
+            codes[:, ORDER[2 * byte + parity]] = octets[:, byte::4]
     return codes.reshape(8 * groups, in_features // 2)
