@@ -85,6 +85,24 @@ def test_inspect_prints_json_alone(source: Path, capsys: pytest.CaptureFixture[s
     assert printed.err == ""
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_terminal_sees_progress(
+    quiet: bool,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["inspect", str(source), "--json", *(["--quiet"] if quiet else [])]) == 0
+    assert ("inspect" in capsys.readouterr().err) != quiet
+
+
+def test_a_pipe_sees_no_progress(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(source), "--json"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_inspect_rounds_floats_as_it_is_told(
     floats: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

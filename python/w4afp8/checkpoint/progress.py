@@ -21,7 +21,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def show_progress(title: str, total: int, *, shown: bool = True) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, which a terminal erases when it is done; nothing without rich.
+    """A bar on standard error, erased when it is done; nothing without rich, or where
+    standard error is no terminal.
 
     Args:
         title: stands before the bar.
@@ -40,6 +41,9 @@ def show_progress(title: str, total: int, *, shown: bool = True) -> Iterator[Cal
         yield lambda: None
         return
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # In a file or a pipe the bar would only leave empty lines.
+    disable = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
