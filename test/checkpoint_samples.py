@@ -257,7 +257,7 @@ def _projections(case: Case, expert: Expert) -> Iterator[tuple[str, Matrix]]:
 
 def write_tensors(file: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     """As the ecosystems' own library writes them."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     save_file(contiguous, str(file), metadata)
 
 
