@@ -315,6 +315,13 @@ def test_negative_scales_are_refused(weight_format: str, tmp_path: Path) -> None
         native.read_expert(layer, 0)
 
 
+@pytest.mark.parametrize("expert", [-1, 3])
+def test_an_expert_that_is_not_there(expert: int, tmp_path: Path) -> None:
+    native = write(make_checkpoint(), tmp_path)
+    with pytest.raises(CheckpointError, match=f"expert: expected 0 to 2, got {expert}"):
+        native.read_expert(native.layers[0], expert)
+
+
 def test_is_native(tmp_path: Path) -> None:
     write(make_checkpoint(), tmp_path)
     assert is_native(SafetensorsFiles(tmp_path))

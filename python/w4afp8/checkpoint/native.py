@@ -119,6 +119,10 @@ class NativeCheckpoint(Checkpoint):
             raise self._files.error(name, f"expected {list(expected)}, got {list(got)}")
 
     def read_expert(self, layer: MoELayerInfo, expert: int) -> ExpertWeights:
+        if not 0 <= expert < layer.experts:
+            raise CheckpointError(
+                self.path, f"expert: expected 0 to {layer.experts - 1}, got {expert}"
+            )
         up_gate, down = (self._unpacked(layer, name, expert) for name in PROJECTIONS)
         biases = [self._row(native_prefix(layer, p) + "bias", expert) for p in PROJECTIONS]
         scales = [self._row(native_prefix(layer, p) + "input_scale", expert) for p in PROJECTIONS]
