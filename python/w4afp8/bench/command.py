@@ -81,12 +81,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_kind(options: argparse.Namespace) -> int:
-    # Before Paddle makes a stream: copies from the host to a custom device are ordered before its
-    # operators only on blocking streams.
-    os.environ.setdefault("HOPPER_STREAM_BLOCKING", "1")
     if options.kind == "gemm":
         return _run_gemm(options)
     if options.kind == "numerics":
+        # Copies from the host to a custom device are ordered before its operators on blocking
+        # streams only, and Paddle has made none yet.
+        os.environ.setdefault("HOPPER_STREAM_BLOCKING", "1")
         from w4afp8.bench.numerics import run as run_numerics
 
         commit = options.commit or clean_commit()

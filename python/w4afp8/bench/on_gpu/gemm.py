@@ -25,7 +25,8 @@ from w4afp8.bench.case_sets import Contest
 from w4afp8.bench.cases import GemmCase
 from w4afp8.bench.goals import Shape
 from w4afp8.bench.on_gpu import gemm_data, peer
-from w4afp8.bench.on_gpu.turns import captured, medians_in_turns, replay_us
+from w4afp8.bench.on_gpu.graphs import captured, replay_us
+from w4afp8.bench.turns import medians_in_turns
 
 ROUNDS = 5
 EVEN_SPLIT = "even split of the same total over as many experts"

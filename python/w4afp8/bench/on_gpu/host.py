@@ -39,8 +39,8 @@ from w4afp8.bench.cases import GemmCase
 from w4afp8.bench.on_gpu import gemm_data
 from w4afp8.bench.on_gpu.ceilings import ROOT, import_setup_ops
 from w4afp8.bench.on_gpu.device import find_gpu, say, this_machine
-from w4afp8.bench.on_gpu.turns import medians_in_turns
 from w4afp8.bench.rows import HOST_KEYS, write_rows
+from w4afp8.bench.turns import medians_in_turns
 from w4afp8.testing.gpu import torch_on_paddle_stream
 
 # Small enough that the GPU keeps up, so that the host never waits for it.

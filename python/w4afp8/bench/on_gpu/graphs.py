@@ -11,19 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Times several things in turns, so that a card's drift and temperature are the same for all."""
+"""Work as a CUDA graph, and the time of its replay."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 TURN_US = 6_000.0  # length of one timed replay
-REST_SECONDS = 0.06  # before each: sustained load reaches the card's power limit
 SLOWER_THAN_FLOOR = 1.3  # a guess, for the number of launches in a graph
 
 
@@ -63,18 +60,3 @@ def replay_us(graph: Any, repeats: int) -> float:
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) * 1e3 / repeats
-
-
-def medians_in_turns(
-    contenders: Mapping[str, Callable[[], float]],
-    rounds: int,
-    *,
-    rest: Callable[[], None] = lambda: time.sleep(REST_SECONDS),
-) -> dict[str, float]:
-    """The median of each contender's measurements: every round measures all of them once."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, measure in contenders.items():
-            rest()
-            times[name].append(measure())
-    return {name: statistics.median(values) for name, values in times.items()}
