@@ -78,6 +78,9 @@ def _add_source(parser: argparse.ArgumentParser, name: str, description: str) ->
         choices=("absmax/7", "absmax/7.5", "mse"),
         help="rule for the scales of int4; mse searches the best",
     )
+    rounded.add_argument(
+        "--scale-dtype", choices=("float32", "bfloat16"), help="of the scales of int4 groups"
+    )
 
 
 def _positive(text: str) -> int:
@@ -104,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _rounding_options(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("weight_format", "group_size", "rounding")
+    names = ("weight_format", "group_size", "rounding", "scale_dtype")
     given = {name: getattr(options, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

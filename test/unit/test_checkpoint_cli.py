@@ -157,6 +157,16 @@ def test_verify_rounds_only_what_is_not_in_4_bits(
     assert main(["verify", str(floats), native, *options]) == 0
 
 
+def test_scales_rounded_to_bfloat16_stay_so(
+    floats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--group-size", "32", "--scale-dtype", "bfloat16", "--to", "compressed-tensors"]
+    assert main(["convert", str(floats), str(tmp_path / "new"), *options]) == 0
+    assert "float32" not in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "new")]) == 0
+    assert "int4, 32" in capsys.readouterr().out
+
+
 def test_a_broken_run_is_told_to_go_on(
     source: Path,
     tmp_path: Path,
