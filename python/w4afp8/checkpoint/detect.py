@@ -109,9 +109,8 @@ def _superfluous(path: Path, asked: dict[str, object], name: str) -> CheckpointE
 
 
 def _open(files: SafetensorsFiles, config: Config, quantization: Quantization) -> Checkpoint:
-    fused = [name for name in files.tensors if name.endswith(gpt_oss.SUFFIX)]
-    if fused:
-        prefixes = (name.removesuffix(gpt_oss.SUFFIX) for name in fused)
+    prefixes = gpt_oss.find_prefixes(files)
+    if prefixes:
         return gpt_oss.GptOss(files, config, prefixes)
     layers = find_layers(files)
     if not layers:

@@ -32,6 +32,7 @@ from w4afp8.checkpoint.projection import Fields, Projection, ProjectionFormat, P
 _LARGEST_CODE = np.float32(7)
 _LARGEST_E4M3 = 448.0
 _CODE_UNIT = np.float32(512)  # the operator reads a code v as v * 2^-9, an E4M3 number
+_CODE_FIELDS = ("quant_weight", "weight")
 _BLOCK = 64  # in_features whose codes share 32 bytes
 _SCALE_BLOCK = 128
 
@@ -48,10 +49,19 @@ class _FastDeploy(ProjectionFormat):
                 f"expected -1 (the layer does not rotate its activations), got {block!r:.80}",
             )
 
-    @staticmethod
-    def weight_field(fields: Fields) -> str:
-        """The name of the tensor of codes."""
-        return fields["quant_weight" if "quant_weight" in fields else "weight"]
+    def weight_field(self, fields: Fields) -> str:
+        """The name of the tensor of codes.
+
+        Raises:
+            CheckpointError: there is none, or there are two.
+        """
+        names = [fields[field] for field in _CODE_FIELDS if field in fields]
+        if len(names) != 1:
+            raise self.files.error(
+                fields["weight_scale"],
+                f"expected one of {' and '.join(_CODE_FIELDS)} beside it, got {len(names)}",
+            )
+        return names[0]
 
 
 class FastDeploy(_FastDeploy):

@@ -18,6 +18,7 @@ Layout: https://github.com/openai/gpt-oss, as the Hugging Face checkpoints of it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -33,7 +34,7 @@ from w4afp8.checkpoint.router import read_router
 from w4afp8.quant import QuantizedWeight
 from w4afp8.quant.weights import MXFP4_GROUP_SIZE
 
-SUFFIX = ".experts.gate_up_proj_blocks"
+_NAME = re.compile(r"(.+)\.experts\.(?:gate_up|down)_proj_(?:blocks|scales)")
 _BYTES = MXFP4_GROUP_SIZE // 2
 
 
@@ -88,6 +89,12 @@ class GptOss(Checkpoint):
         scale = read_e8m0_of(self._files, f"{name}_scales", expert)
         arrange = gate_first if interleaved else np.array
         return QuantizedWeight(arrange(codes)[None], arrange(scale)[None], "mxfp4")
+
+
+def find_prefixes(files: SafetensorsFiles) -> list[str]:
+    """Of the layers that are spelled like this, or in part."""
+    matches = (_NAME.fullmatch(name) for name in files.tensors)
+    return sorted({match[1] for match in matches if match is not None})
 
 
 def gate_first(rows: NDArray) -> NDArray:
