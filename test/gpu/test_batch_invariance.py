@@ -1,0 +1,154 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A token's bits depend on the token and its expert alone, not on the batch around it.
+
+No option is needed: each output is one fixed chain of sums over in_features, whatever the tile. It
+does not hold for the CPU kernel, whose sums are Paddle's matmul: their order depends on its shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from w4afp8 import ops
+from w4afp8.quant import pack
+from w4afp8.testing.compare import assert_bits_equal
+from w4afp8.testing.gemm_inputs import NAN_BYTE, GemmInputs, GemmProblem, random_inputs
+from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor, tensor_bits
+
+FORMATS = {"int4": -1, "int4 groups": 128, "mxfp4": 32}
+TOKENS = 300
+EXPERTS = 2
+CUTS = (1, 8, 17, 64, 65, 129, 257, 300)
+HINTS = (-1, 1, 4096)  # the tile that suits the counts, the narrowest, the widest
+OUT_FEATURES, IN_FEATURES = 136, 1152  # tails in out, many k blocks
+
+Bits = NDArray[np.uint16]
+
+
+@functools.cache
+def inputs_of(form: str) -> GemmInputs:
+    """The same tokens for every expert, so that any of them can hold any token."""
+    weight_format: Any = form.partition(" ")[0]
+    p = GemmProblem(
+        counts=(TOKENS,) * EXPERTS,
+        out_features=OUT_FEATURES,
+        in_features=IN_FEATURES,
+        weight_format=weight_format,
+        group_size=FORMATS[form],
+        x_scale="token",
+    )
+    inputs = random_inputs(p)
+    assert inputs.x_scale is not None
+    again = np.tile(np.arange(TOKENS), EXPERTS)
+    return dataclasses.replace(inputs, x=inputs.x[again], x_scale=inputs.x_scale[again])
+
+
+class Batches:
+    """One weight, and any batch of its tokens."""
+
+    def __init__(self, place: Any, form: str) -> None:
+        self._place, self._inputs = place, inputs_of(form)
+        self._packed = pack(self._inputs.weight, place=place)
+
+    def run(
+        self, chosen: Sequence[NDArray[Any]], *, padding: int = 0, hint: int = -1
+    ) -> list[Bits]:
+        """Bits of each expert's tokens ``[count, out_features]``.
+
+        Args:
+            chosen: of each expert, which of the tokens it holds, in which order.
+            padding: rows of each expert in padded mode; 0 for prefix sums.
+            hint: ``max_tokens``.
+        """
+        x, scale, rows = self._rows(chosen, padding)
+        lead = (EXPERTS, padding) if padding else (len(x),)
+        counts = [len(tokens) for tokens in chosen]
+        p = self._inputs.problem
+        out = ops.group_gemm(
+            float8_tensor(x.reshape(*lead, IN_FEATURES), self._place),
+            self._packed.weight,
+            self._packed.weight_scale,
+            int_tensor(counts if padding else [0, *np.cumsum(counts)], "int32", self._place),
+            group_scale=self._packed.group_scale,
+            x_scale=float_tensor(scale.reshape(lead), "float32", self._place),
+            weight_format=p.weight_format,
+            group_size=p.group_size,
+            token_padding=padding,
+            max_tokens=hint,
+        )
+        bits = tensor_bits(out).reshape(-1, OUT_FEATURES)
+        return [bits[begin : begin + n] for begin, n in zip(rows, counts, strict=True)]
+
+    def _rows(
+        self, chosen: Sequence[NDArray[Any]], padding: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[int]]:
+        """x and its scales, NaN where there is no token; the first row of each expert."""
+        counts = [len(tokens) for tokens in chosen]
+        begins = [e * padding for e in range(EXPERTS)] if padding else [0, *np.cumsum(counts)[:-1]]
+        num_rows = EXPERTS * padding if padding else sum(counts)
+        x = np.full((num_rows, IN_FEATURES), NAN_BYTE, np.uint8)
+        scale = np.full(num_rows, np.nan, np.float32)
+        source = self._inputs.x_scale
+        assert source is not None
+        for begin, tokens in zip(begins, chosen, strict=True):
+            x[begin : begin + len(tokens)] = self._inputs.x[tokens]
+            scale[begin : begin + len(tokens)] = source[tokens]
+        return x, scale, [int(begin) for begin in begins]
+
+
+ALL = np.arange(TOKENS)
+NONE = ALL[:0]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_bits_do_not_depend_on_the_batch(place: Any, form: str) -> None:
+    batches = Batches(place, form)
+    first, second = batches.run([ALL, ALL])
+    assert (first != second).any()  # the experts differ
+    order = np.random.default_rng(0).permutation(TOKENS)
+    cases: dict[str, tuple[Sequence[NDArray[Any]], dict[str, int]]] = {
+        "permuted": ([order, ALL[::-1]], {}),
+        "alone": ([ALL, NONE], {}),
+        "beside others": ([ALL[:3], order], {}),
+        "padded": ([ALL, ALL], {"padding": TOKENS}),
+        "padded, permuted, beside few": ([order, ALL[:5]], {"padding": TOKENS + 84}),
+        "repeated": ([np.full(TOKENS, 7), order], {}),
+    }
+    for name, (chosen, options) in cases.items():
+        outs = batches.run(chosen, **options)
+        for out, tokens, expected in zip(outs, chosen, (first, second), strict=True):
+            assert_bits_equal(out, expected[tokens], name)
+
+
+@pytest.mark.parametrize("padding", [0, TOKENS + 4])
+@pytest.mark.parametrize("form", FORMATS)
+def test_bits_do_not_depend_on_how_many_tokens_there_are(
+    place: Any, form: str, padding: int
+) -> None:
+    batches = Batches(place, form)
+    first, second = batches.run([ALL, ALL])
+    for cut in CUTS:
+        some = ALL[TOKENS - cut :]
+        for hint in HINTS:
+            outs = batches.run([some, ALL[:1]], padding=padding, hint=hint)
+            assert_bits_equal(outs[0], first[some], f"{cut} tokens, hint {hint}")
+            assert_bits_equal(outs[1], second[:1], f"beside {cut} tokens, hint {hint}")
