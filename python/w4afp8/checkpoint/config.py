@@ -25,6 +25,10 @@ from w4afp8.layers.moe_ffn import Activation
 
 CONFIG_NAME = "config.json"
 _SILU = ("silu", "swish")
+# What a config leaves out where it is its model's default: transformers' configuration classes and
+# routers. W4AFP8MoEFFN's own defaults are softmax and normalised weights.
+_SIGMOID_MODELS = ("deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite")
+_NOT_NORMALISED_MODELS = ("deepseek_v2", "olmoe", "qwen2_moe", "qwen3_moe")
 _SWIGLU_OAI_LIMIT = 7.0  # where W4AFP8MoEFFN's "swiglu_oai" clamps
 
 
@@ -106,6 +110,10 @@ class Config:
             CheckpointError: an option is of another type.
         """
         options: dict[str, Any] = {}
+        if self.model.get("model_type") in _SIGMOID_MODELS:
+            options["scoring"] = "sigmoid"
+        if self.model.get("model_type") in _NOT_NORMALISED_MODELS:
+            options["norm_topk_prob"] = False
         for key, option, kinds in (
             ("scoring_func", "scoring", (str,)),
             ("norm_topk_prob", "norm_topk_prob", (bool,)),
