@@ -32,6 +32,7 @@ from safetensors.numpy import save_file
 from w4afp8.checkpoint import (
     Checkpoint,
     CheckpointError,
+    SafetensorsFiles,
     convert,
     load_moe_ffn,
     open_checkpoint,
@@ -150,6 +151,54 @@ def test_a_rounded_source_tells_its_error_by_layer(tmp_path: Path) -> None:
     native = open_checkpoint(tmp_path / "native")
     assert not native.layers[0].exact
     assert native.read_expert(native.layers[1], 1).error == np.float32(errors[1])
+
+
+FIXTURES = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FIXTURES.glob("*/")))
+def test_what_others_wrote(name: str, tmp_path: Path) -> None:
+    """Each ecosystem's checkpoint, to the native format and on to compressed-tensors."""
+    first, native, second = FIXTURES / name, tmp_path / "native", tmp_path / "second"
+    report = run(first, native)
+    run(native, second, to="compressed-tensors")
+    assert_same(first, native)
+    assert_same(first, second)
+    exact = all(layer.exact for layer in open_checkpoint(first).layers)
+    assert all((error == 0) == exact for error in report.errors.values())
+    source, got = open_checkpoint(first), open_checkpoint(second)
+    for layer, other in zip(source.layers, got.layers, strict=True):
+        router, kept = source.read_router(layer), got.read_router(other)
+        assert (router is None) == (kept is None)
+        if router is not None and kept is not None:
+            assert np.array_equal(router.weight, kept.weight)
+            assert router.options == kept.options
+
+
+@pytest.mark.parametrize("name", ["group", "channel", "mxfp4"])
+def test_the_packages_own_bytes_come_back(name: str, tmp_path: Path) -> None:
+    """What the compressed-tensors package wrote, through packing and back: the same tensors."""
+    source = FIXTURES / f"compressed_tensors_{name}"
+    run(source, tmp_path / "native")
+    run(tmp_path / "native", tmp_path / "again", to="compressed-tensors")
+    theirs, ours = SafetensorsFiles(source), SafetensorsFiles(tmp_path / "again")
+    names = [name for name in theirs.tensors if ".experts." in name]
+    assert names
+    assert {name for name in ours.tensors if ".experts." in name} == set(names)
+    for tensor in names:
+        assert ours.info(tensor).dtype == theirs.info(tensor).dtype
+        assert np.array_equal(ours.view(tensor), theirs.view(tensor))
+    configs = [json.loads((path / "config.json").read_text()) for path in (source, ours.path)]
+    theirs_said, we_say = (config.pop("quantization_config") for config in configs)
+    assert configs[0] == configs[1]
+    for key in ("format", "quant_method", "quantization_status"):
+        assert theirs_said[key] == we_say[key]
+    weights = [said["config_groups"]["group_0"]["weights"] for said in (theirs_said, we_say)]
+    assert weights[0] == weights[1]
+
+
+def test_there_are_fixtures() -> None:
+    assert len(list(FIXTURES.glob("*/"))) >= 10
 
 
 class Killed(BaseException):

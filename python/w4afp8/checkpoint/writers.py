@@ -225,6 +225,7 @@ def compressed_quantization(layer: MoELayerInfo) -> dict[str, Any]:
         "strategy": "channel" if per_channel else "group",
         "group_size": None if per_channel else layer.group_size,
         "dynamic": False,
+        **({"scale_dtype": "torch.uint8"} if mxfp4 else {}),
     }
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
     name = _COMPRESSED_FORMAT[layer.weight_format]
