@@ -81,7 +81,8 @@ def test_same_bits_in_a_hundred_runs_beside_load(place: Any, form: str, hint: in
     product = torch.empty_like(a)
     torch.cuda.synchronize()
     with torch_on_paddle_stream(place) as stream:
-        first = as_torch(launch()).clone()
+        out = launch()
+        first = as_torch(out).clone()
         assert not first.isnan().any()
         different = torch.zeros((), dtype=torch.int64, device="cuda")
         for _ in range(RUNS):  # nothing waits in here: both streams have work all the time

@@ -23,6 +23,7 @@ import torch
 
 from w4afp8 import ops
 from w4afp8.bench.cases import GemmCase
+from w4afp8.bench.on_gpu.random_fp8 import random_fp8
 from w4afp8.testing.gpu import as_torch, from_torch
 from w4afp8.testing.timing import num_rotations
 
@@ -97,7 +98,7 @@ class Activations:
 
 def make_rows(case: GemmCase) -> Any:
     """Random activations, torch.float8_e4m3fn ``[tokens, in_features]``."""
-    return (16 * torch.randn(case.tokens, case.in_features, device="cuda")).to(torch.float8_e4m3fn)
+    return random_fp8(case.tokens, case.in_features)
 
 
 def make_activations(case: GemmCase, rows: Any) -> Activations:

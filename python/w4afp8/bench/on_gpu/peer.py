@@ -32,6 +32,7 @@ import torch
 
 from w4afp8.bench.cases import GemmCase
 from w4afp8.bench.goals import Shape
+from w4afp8.bench.on_gpu.random_fp8 import random_fp8
 from w4afp8.testing.timing import num_rotations
 
 NAME = "DeepGEMM FP8"
@@ -55,10 +56,6 @@ class Blocks:
 
 def _ceil_div(value: int, unit: int) -> int:
     return -(-value // unit)
-
-
-def random_fp8(*shape: int) -> Any:
-    return (16 * torch.randn(shape, device="cuda")).to(torch.float8_e4m3fn)
 
 
 def make_blocks(shape: Shape) -> Blocks:
