@@ -27,7 +27,7 @@ from w4afp8.bench.errors import BenchError
 from w4afp8.bench.numerics_table import numerics_block
 from w4afp8.bench.performance_tables import FIGURES, NOT_MEASURED, performance_block
 from w4afp8.bench.report import BEGIN, END, block_of, blocks, with_block, write_documents
-from w4afp8.bench.rows import NUMERICS_KEYS, Machine, read_rows, write_rows
+from w4afp8.bench.rows import HOST_KEYS, NUMERICS_KEYS, Machine, read_rows, write_rows
 
 pytestmark = pytest.mark.cpu_only
 
@@ -71,7 +71,7 @@ def test_figures_are_there_where_they_are_shown() -> None:
 
 
 def test_committed_rows_are_of_the_gpu_of_their_folder() -> None:
-    for name in ("gemm.jsonl", "numerics.jsonl"):
+    for name in ("gemm.jsonl", "host.jsonl", "numerics.jsonl"):
         for row in read_rows(RESULTS / name):
             assert "H100 80GB" in row["gpu"]
 
@@ -128,6 +128,13 @@ def test_models_have_a_line_for_both_formats() -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("|Qwen3")]
     assert "|100.0|" in line
     assert "|110.0|" in line
+
+
+def test_host_table() -> None:
+    values = {"call": "pybind", "us": 6.254, "fastest_us": 6.0, "over_empty_us": 1.5}
+    text = performance_block([], [MACHINE.row("host", values, extra_keys=HOST_KEYS)])
+    assert text.startswith(NOT_MEASURED)
+    assert "|pybind|6.25|6.00|1.50|" in text
 
 
 def test_numerics_cells_and_summary() -> None:

@@ -147,8 +147,8 @@ class GemmCase:
         """
         binade = 3 / (8 * math.log(2))
         half = 2.0**-8 if self.out_dtype == "bfloat16" else 2.0**-11
-        promotes = self.weight_format == "int4" and self.has_groups()
-        steps = (min(self.group_size, 128) if promotes else self.in_features) / 32
+        promotes = self.weight_format == "int4" and self.group_size in (32, 64)
+        steps = (self.group_size if promotes else self.in_features) / 32
         return math.sqrt(binade * (half**2 / 3 + 32 / 3 * 2.0**-26 * (steps + 3) / 2))
 
     def row_values(self) -> dict[str, Any]:

@@ -42,10 +42,20 @@ _SKEW_HEADER = (
 )
 
 
-def performance_block(rows: Sequence[Row]) -> str:
-    """What stands between the marks of docs/performance.md."""
-    if not rows:
-        return NOT_MEASURED
+def performance_block(rows: Sequence[Row], host: Sequence[Row] = ()) -> str:
+    """What stands between the marks of docs/performance.md.
+
+    Args:
+        rows: of ``gemm.jsonl``.
+        host: of ``host.jsonl``.
+    """
+    parts = _gemm_parts(rows) if rows else [NOT_MEASURED]
+    if host:
+        parts += ["### Host", _host_line(host), _host_table(host)]
+    return "\n\n".join(parts)
+
+
+def _gemm_parts(rows: Sequence[Row]) -> list[str]:
     goals, models, skews = split_by_set(rows)
     parts = [_machine_line(rows), _summary(rows)]
     parts += [f"![{name}](figures/{name})" for name in FIGURES if goals]
@@ -55,7 +65,7 @@ def performance_block(rows: Sequence[Row]) -> str:
         parts += ["### Models", _model_table(models)]
     if skews:
         parts += ["### Skew", _skew_table(skews)]
-    return "\n\n".join(parts)
+    return parts
 
 
 def split_by_set(rows: Iterable[Row]) -> tuple[list[Row], list[Row], list[Row]]:
@@ -183,6 +193,17 @@ def _skew_table(skews: Sequence[Row]) -> str:
         for row in skews
     )
     return markdown_table(_SKEW_HEADER, lines)
+
+
+def _host_line(host: Sequence[Row]) -> str:
+    first = host[0]
+    return f"{first['gpu']}, commit `{first['commit']}`, {first['time'][:10]}."
+
+
+def _host_table(host: Sequence[Row]) -> str:
+    columns = ("us", "fastest_us", "over_empty_us")
+    lines = ([row["call"], *(f"{row[key]:.2f}" for key in columns)] for row in host)
+    return markdown_table(("call", "us", "the fastest", "over the empty call"), lines)
 
 
 def _shape_cell(row: Row) -> str:

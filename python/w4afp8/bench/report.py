@@ -24,7 +24,7 @@ from w4afp8.bench.performance_tables import performance_block, split_by_set
 from w4afp8.bench.rows import read_rows
 
 BEGIN, END = "<!-- made by w4afp8 bench report -->", "<!-- end -->"
-GEMM_ROWS, NUMERICS_ROWS = "gemm.jsonl", "numerics.jsonl"
+GEMM_ROWS, HOST_ROWS, NUMERICS_ROWS = "gemm.jsonl", "host.jsonl", "numerics.jsonl"
 
 
 def blocks(results: pathlib.Path) -> dict[str, str]:
@@ -34,7 +34,9 @@ def blocks(results: pathlib.Path) -> dict[str, str]:
         results: folder of one GPU's rows.
     """
     return {
-        "performance.md": performance_block(read_rows(results / GEMM_ROWS)),
+        "performance.md": performance_block(
+            read_rows(results / GEMM_ROWS), read_rows(results / HOST_ROWS)
+        ),
         "numerics.md": numerics_block(read_rows(results / NUMERICS_ROWS)),
     }
 
