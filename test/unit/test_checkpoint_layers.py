@@ -117,6 +117,7 @@ def test_layer_matches_the_ecosystems_block(
     expected.assert_matches(run(layer, tokens, place, by_own_router=own_router))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("case", EXACT, ids=name_layer)
 def test_routing_is_the_ecosystems(case: CheckpointCase) -> None:
     """The reference routes as transformers does: float32 there, 2^-20 for exp and the sums."""
@@ -133,6 +134,7 @@ def test_routing_is_the_ecosystems(case: CheckpointCase) -> None:
         np.testing.assert_allclose(got[got_order], want[want_order], rtol=2.0**-20)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("name", "left_out", "default"),
     [
@@ -186,6 +188,7 @@ def test_layer_of_weights_rounded_on_the_way(
     assert [list(report.errors) for report in reports] == [errors]
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("case", EXACT, ids=name_layer)
 def test_the_layer_holds_the_checkpoints_bits(case: CheckpointCase) -> None:
     """Streaming into the layer gives what packing all experts at once gives."""
