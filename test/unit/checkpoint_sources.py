@@ -21,8 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from w4afp8.checkpoint import Checkpoint, ExpertWeights, MoELayerInfo, RouterWeights
+from w4afp8.checkpoint import (
+    Checkpoint,
+    ConvertReport,
+    ExpertWeights,
+    MoELayerInfo,
+    RouterWeights,
+    SafetensorsFiles,
+    convert,
+    open_checkpoint,
+    verify,
+)
 from w4afp8.checkpoint.atomic import write_json
+from w4afp8.checkpoint.native import NativeCheckpoint
+from w4afp8.checkpoint.native_writer import NativeWriter
 from w4afp8.checkpoint.writers import CompressedTensorsWriter
 from w4afp8.quant import QuantizedWeight, quantize
 
@@ -39,6 +51,9 @@ FORMATS: dict[str, dict[str, Any]] = {
     },
     "mxfp4": {"weight_format": "mxfp4", "group_size": 32},
 }
+
+# Everything that a layer may have besides its weights.
+FULL: dict[str, Any] = {"has_bias": True, "activation": "swiglu_oai", "extras": True}
 
 
 class MemoryCheckpoint(Checkpoint):
@@ -132,6 +147,14 @@ def write_compressed(source: MemoryCheckpoint, folder: Path, **options: Any) -> 
     write_json(folder / "config.json", writer.config(source))
 
 
+def write_native(source: MemoryCheckpoint, folder: Path) -> NativeCheckpoint:
+    """Writes native files, and opens them."""
+    writer = NativeWriter()
+    for number, shard in enumerate(writer.shards(source)):
+        writer.write(folder / f"{number}.safetensors", source, shard, lambda: None)
+    return NativeCheckpoint(SafetensorsFiles(folder))
+
+
 def assert_same_expert(got: ExpertWeights, expected: ExpertWeights) -> None:
     """Every number of both experts has the same bits."""
     for name in ("up_gate", "down"):
@@ -148,3 +171,20 @@ def assert_same_expert(got: ExpertWeights, expected: ExpertWeights) -> None:
         assert own is None or (own.dtype, own.tobytes()) == (other.dtype, other.tobytes())
     for name in ("up_gate_input_scale", "down_input_scale", "error"):
         assert getattr(got, name) == getattr(expected, name)
+
+
+def run_convert(source: Path, destination: Path, **options: Any) -> ConvertReport:
+    """`convert` without a bar."""
+    return convert(source, destination, progress=False, **options)
+
+
+def assert_same(first: Path, second: Path) -> None:
+    """Both checkpoints hold the same numbers."""
+    report = verify(open_checkpoint(first), open_checkpoint(second), progress=False)
+    assert report.same, (report.mismatches, report.differences)
+    assert report.experts > 0
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a folder by name."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}

@@ -11,36 +11,32 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Conversions are exact, go on where they were broken off, and are whole or not there."""
+"""Conversions are exact, whatever wrote the source, and keep what belongs to the layers."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_sources import FORMATS, make_checkpoint, write_compressed
+from checkpoint_sources import (
+    FORMATS,
+    assert_same,
+    content,
+    make_checkpoint,
+    write_compressed,
+)
+from checkpoint_sources import run_convert as run
 from safetensors.numpy import save_file
 
 from w4afp8.checkpoint import (
-    Checkpoint,
-    CheckpointError,
     SafetensorsFiles,
-    convert,
     load_moe_ffn,
     open_checkpoint,
-    verify,
 )
 from w4afp8.checkpoint.files import INDEX_NAME
 from w4afp8.checkpoint.native import NativeCheckpoint
-from w4afp8.checkpoint.per_expert import PerExpertCheckpoint
 from w4afp8.testing.tensors import tensor_bits
 
 pytestmark = pytest.mark.cpu_only
@@ -51,20 +47,6 @@ def source(tmp_path: Path) -> Path:
     """Two layers of int4 groups."""
     write_compressed(make_checkpoint(2, 7), tmp_path / "source")
     return tmp_path / "source"
-
-
-def run(source: Path, destination: Path, **options: Any) -> Any:
-    return convert(source, destination, progress=False, **options)
-
-
-def assert_same(first: Path, second: Path) -> None:
-    report = verify(open_checkpoint(first), open_checkpoint(second), progress=False)
-    assert report.same, (report.mismatches, report.differences)
-    assert report.experts > 0
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.parametrize("extras", [False, True])
@@ -199,192 +181,6 @@ def test_the_packages_own_bytes_come_back(name: str, tmp_path: Path) -> None:
 
 def test_there_are_fixtures() -> None:
     assert len(list(FIXTURES.glob("*/"))) >= 10
-
-
-class Killed(BaseException):
-    """Nothing runs after it, not even what cleans up."""
-
-
-@contextmanager
-def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """From the given operation on files on, none has an effect, as in a process that is gone."""
-    done = [0]
-
-    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            done[0] += 1
-            if done[0] > step:
-                raise Killed
-            return call(*args, **kwargs)
-
-        return wrapper
-
-    with monkeypatch.context() as patch:
-        for name in ("replace", "rename", "fsync", "pwrite", "ftruncate"):
-            patch.setattr(os, name, counted(getattr(os, name)))
-        for name in ("unlink", "write_text", "mkdir"):
-            patch.setattr(Path, name, counted(getattr(Path, name)))
-        yield done
-
-
-def openable(folder: Path) -> list[Path]:
-    """Everything under `folder` that opens as a checkpoint, the folder itself too."""
-    opened = []
-    for path in [folder, *(folder.iterdir() if folder.is_dir() else [])]:
-        try:
-            open_checkpoint(path)
-        except CheckpointError:
-            continue
-        opened.append(path)
-    return opened
-
-
-@pytest.mark.parametrize("to", ["native", "compressed-tensors"])
-def test_killed_at_every_step(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, destination = tmp_path / "source", tmp_path / "new"
-    write_compressed(make_checkpoint(2, 7, experts=1, group_size=-1), source)
-    run(source, tmp_path / "expected", to=to)
-    expected = content(tmp_path / "expected")
-    unfinished = tmp_path / "new.unfinished"
-    outcomes = set()
-    step = 0
-    while True:
-        try:
-            with killed_at(step, monkeypatch):
-                run(source, destination, to=to)
-        except Killed:
-            pass
-        else:
-            break
-        if destination.exists():  # killed after it got its name
-            assert content(destination) == expected
-            outcomes.add("done")
-        else:
-            for path in openable(unfinished):  # only what is whole
-                files = content(unfinished)
-                names = expected if path == unfinished else [path.name]
-                assert [files[name] for name in names] == [expected[name] for name in names]
-            report = run(source, destination, to=to)
-            outcomes.add(f"{report.reused} reused")
-            assert content(destination) == expected
-        assert not unfinished.exists()
-        for file in destination.iterdir():
-            file.unlink()
-        destination.rmdir()
-        step += 1
-    assert outcomes == {"0 reused", "1 reused", "2 reused", "done"}
-
-
-def break_at(expert: int, kind: type[Checkpoint], monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes the reader of layer 7 fail at that expert, and counts the experts read."""
-    read, read_expert = [0], kind.read_expert
-
-    def broken(self: Any, layer: Any, number: int) -> Any:
-        read[0] += 1
-        if layer.index == 7 and number == expert:
-            raise CheckpointError(self.path, "expected a light that burns")
-        return read_expert(self, layer, number)
-
-    monkeypatch.setattr(kind, "read_expert", broken)
-    return read
-
-
-def test_a_broken_run_leaves_nothing_that_loads(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        break_at(2, PerExpertCheckpoint, patch)
-        with pytest.raises(CheckpointError, match="a light"):
-            run(source, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    assert openable(tmp_path / "new.unfinished") == []
-    report = run(source, tmp_path / "new")
-    assert report.reused == 1
-    assert_same(source, tmp_path / "new")
-
-
-def leave_the_first_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Breaks a run off after its first file; returns that file."""
-    with monkeypatch.context() as patch:
-        break_at(0, PerExpertCheckpoint, patch)
-        with pytest.raises(CheckpointError):
-            run(source, tmp_path / "new")
-    return tmp_path / "new.unfinished" / "model-00001-of-00002.safetensors.written"
-
-
-def test_files_that_are_there_are_not_read_again(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leave_the_first_file(source, tmp_path, monkeypatch)
-    read = break_at(-1, PerExpertCheckpoint, monkeypatch)
-    assert run(source, tmp_path / "new").reused == 1
-    assert read == [3]
-
-
-def test_a_damaged_file_is_written_again(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = leave_the_first_file(source, tmp_path, monkeypatch)
-    data = bytearray(file.read_bytes())
-    data[-1000] ^= 1
-    file.write_bytes(data)
-    assert run(source, tmp_path / "new").reused == 0
-    assert_same(source, tmp_path / "new")
-
-
-def test_a_changed_source_is_converted_anew(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leave_the_first_file(source, tmp_path, monkeypatch)
-    file = source / "0.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1000] ^= 1
-    file.write_bytes(data)
-    os.utime(file, ns=(0, 0))
-    assert run(source, tmp_path / "new").reused == 0
-    assert_same(source, tmp_path / "new")
-
-
-def test_another_target_starts_anew_and_leaves_no_traces(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leave_the_first_file(source, tmp_path, monkeypatch)
-    report = run(source, tmp_path / "new", to="compressed-tensors", shard_bytes=1)
-    assert (report.reused, report.files) == (0, 6)
-    assert len(content(tmp_path / "new")) == 8  # with index and config
-    assert_same(source, tmp_path / "new")
-
-
-def test_a_destination_that_exists_is_left_alone(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "new").mkdir()
-    with pytest.raises(CheckpointError, match="expected a name that is free"):
-        run(source, tmp_path / "new")
-    assert content(tmp_path / "new") == {}
-    assert not (tmp_path / "new.unfinished").exists()
-
-
-def test_two_processes_do_not_write_one_destination(source: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "new.unfinished"
-    folder.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(CheckpointError, match="another process is writing"):
-        run(source, tmp_path / "new")
-    os.close(descriptor)
-    run(source, tmp_path / "new")
-
-
-def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
-        with pytest.raises(OSError, match="No space left"):
-            run(source, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    assert content(tmp_path / "new.unfinished") == {}
-    assert run(source, tmp_path / "new").reused == 0
 
 
 def test_an_unknown_target(source: Path, tmp_path: Path) -> None:

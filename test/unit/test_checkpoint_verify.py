@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_sources import FORMATS, MemoryCheckpoint, make_checkpoint, make_layer
+from checkpoint_sources import FORMATS, FULL, MemoryCheckpoint, make_checkpoint, make_layer
 
 from w4afp8.checkpoint import ExpertWeights
 from w4afp8.checkpoint.verify import verify
@@ -28,7 +28,6 @@ from w4afp8.quant import dequantize
 
 pytestmark = pytest.mark.cpu_only
 
-FULL: dict[str, Any] = {"has_bias": True, "activation": "swiglu_oai", "extras": True}
 SPOT = ("model.layers.3.mlp", 1)  # the expert that the tests change
 
 

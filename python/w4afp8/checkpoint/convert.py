@@ -100,6 +100,21 @@ def convert(
         CheckpointError: the source cannot be read, the destination exists, another process writes
             it, or the target format cannot hold the source.
         OSError: a file cannot be written.
+
+    Examples:
+        >>> import numpy as np, tempfile
+        >>> from safetensors.numpy import save_file
+        >>> from w4afp8.checkpoint import convert
+        >>> shapes = {"gate_proj": (64, 32), "up_proj": (64, 32), "down_proj": (32, 64)}
+        >>> weights = {
+        ...     f"model.layers.0.mlp.experts.0.{name}.weight": np.ones(shape, np.float32)
+        ...     for name, shape in shapes.items()
+        ... }
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(weights, f"{folder}/model.safetensors")
+        ...     report = convert(f"{folder}/model.safetensors", f"{folder}/native", progress=False)
+        ...     report.path.name, report.files, report.reused, sorted(report.errors)
+        ('native', 1, 0, [0])
     """
     check_choice("to", to, Target)
     checkpoint, destination = open_checkpoint(source, **options), Path(destination)

@@ -97,6 +97,21 @@ def inspect(checkpoint: Checkpoint, *, progress: bool = True) -> CheckpointSumma
 
     Raises:
         CheckpointError: a tensor cannot be read.
+
+    Examples:
+        >>> import numpy as np, tempfile
+        >>> from safetensors.numpy import save_file
+        >>> from w4afp8.checkpoint import inspect, open_checkpoint
+        >>> shapes = {"gate_proj": (64, 32), "up_proj": (64, 32), "down_proj": (32, 64)}
+        >>> weights = {
+        ...     f"model.layers.0.mlp.experts.0.{name}.weight": np.ones(shape, np.float32)
+        ...     for name, shape in shapes.items()
+        ... }
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(weights, f"{folder}/model.safetensors")
+        ...     summary = inspect(open_checkpoint(folder), progress=False)
+        >>> summary.layers[0].weight_format, summary.layers[0].share_of_minus_8
+        ('int4', 0.0)
     """
     with show_progress(
         "inspect", sum(layer.experts for layer in checkpoint.layers), shown=progress

@@ -155,9 +155,17 @@ class NativeCheckpoint(Checkpoint):
         if name not in self._files.tensors:
             return None
         row = self._files.view(name)[expert].copy()
-        if not np.isfinite(row).all():
-            raise self._files.error(name, f"expert {expert}: expected finite numbers, got others")
+        self._check_finite(name, row)
         return row
+
+    def _read(self, name: str) -> NDArray[np.float32]:
+        values = self._files.view(name).copy()
+        self._check_finite(name, values)
+        return values
+
+    def _check_finite(self, name: str, values: NDArray[np.float32]) -> None:
+        if not np.isfinite(values).all():
+            raise self._files.error(name, "expected finite numbers, got NaN or infinity")
 
     def read_router(self, layer: MoELayerInfo) -> RouterWeights | None:
         router = self._routers.get(layer.prefix)
@@ -165,7 +173,7 @@ class NativeCheckpoint(Checkpoint):
             return None
         prefix = native_prefix(layer, "router")
         tensors = {
-            name: self._files.view(prefix + name).copy()
+            name: self._read(prefix + name)
             for name in ROUTER_TENSORS
             if prefix + name in self._files.tensors
         }
@@ -189,11 +197,11 @@ class NativeCheckpoint(Checkpoint):
             layer: one of `layers`.
 
         Raises:
-            CheckpointError: a scale is not finite.
+            CheckpointError: a scale or bias is not finite, or a scale negative.
         """
         up_gate, down = (self._mapped(layer, projection) for projection in PROJECTIONS)
         up_gate_bias, down_bias = (
-            self._files.view(native_prefix(layer, p) + "bias") if layer.has_bias else None
+            self._read(native_prefix(layer, p) + "bias") if layer.has_bias else None
             for p in PROJECTIONS
         )
         return PackedLayer(up_gate, down, up_gate_bias, down_bias)

@@ -101,6 +101,22 @@ def verify(first: Checkpoint, second: Checkpoint, *, progress: bool = True) -> V
 
     Raises:
         CheckpointError: a tensor cannot be read.
+
+    Examples:
+        >>> import numpy as np, tempfile
+        >>> from safetensors.numpy import save_file
+        >>> from w4afp8.checkpoint import open_checkpoint, verify
+        >>> shapes = {"gate_proj": (64, 32), "up_proj": (64, 32), "down_proj": (32, 64)}
+        >>> weights = {
+        ...     f"model.layers.0.mlp.experts.0.{name}.weight": np.full(shape, 1.1, np.float32)
+        ...     for name, shape in shapes.items()
+        ... }
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(weights, f"{folder}/model.safetensors")
+        ...     int4 = open_checkpoint(folder)
+        ...     mxfp4 = open_checkpoint(folder, weight_format="mxfp4")
+        ...     verify(int4, int4, progress=False).same, verify(int4, mxfp4, progress=False).same
+        (True, False)
     """
     mismatches: list[str] = []
     differences: list[Difference] = []
