@@ -53,8 +53,8 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     verify = commands.add_parser(
         "verify",
         help="compare two checkpoints bit by bit",
-        description="Dequantises both checkpoints and compares every weight, bias and input scale. "
-        "The exit status is 1 where they differ.",
+        description="Dequantises both checkpoints and compares every weight, bias, input scale and "
+        "router. The exit status is 1 where they differ.",
     )
     _add_source(verify, "first", "a checkpoint")
     verify.add_argument("second", type=Path, help="another, of any format")
@@ -102,7 +102,8 @@ def run(options: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f"w4afp8 {options.command}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"w4afp8 {options.command}: interrupted; run it again to go on", file=sys.stderr)
+        go_on = "; run it again to go on" if options.command == "convert" else ""
+        print(f"w4afp8 {options.command}: interrupted{go_on}", file=sys.stderr)
     return 1
 
 

@@ -84,6 +84,15 @@ def test_the_layer_runs_the_same_from_both(source: Path, tmp_path: Path) -> None
     assert np.array_equal(outputs[0], outputs[1])
 
 
+def test_the_source_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source)
+    run(Path("."), tmp_path / "native")
+    native = open_checkpoint(tmp_path / "native")
+    assert isinstance(native, NativeCheckpoint)
+    assert [s.name for s in native.sources.values()] == ["source", "source"]
+    assert {s.format for s in native.sources.values()} == {"compressed-tensors"}
+
+
 def test_scales_that_are_no_bfloat16_numbers_are_counted(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "native")
     report = run(tmp_path / "native", tmp_path / "again", to="compressed-tensors")

@@ -129,6 +129,23 @@ def test_input_scales_are_compared(name: str) -> None:
     assert not report.same
 
 
+def test_routers_are_compared() -> None:
+    first, second, without = (make_checkpoint(extras=extras) for extras in (True, True, False))
+    router = first.read_router(first.layers[0])
+    assert router is not None
+    weight = router.weight.copy()
+    weight[7, 2] += 1
+    second.read_router = lambda _: dataclasses.replace(router, weight=weight)  # type: ignore[method-assign]
+    (difference,) = verify(first, second, progress=False).differences
+    assert (difference.expert, difference.tensor, difference.place) == (None, "weight", (7, 2))
+    assert str(difference).startswith("layer 3, router, weight[7, 2]: ")
+    messages = verify(first, without, progress=False).mismatches
+    assert messages[:2] == (
+        "layer 3, router: weight only in the first",
+        "layer 3, router: correction_bias only in the first",
+    )
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

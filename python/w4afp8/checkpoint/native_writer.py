@@ -57,7 +57,7 @@ class NativeWriter:
             name: TensorSpec("I32" if array.dtype == np.int32 else "F32", array.shape)
             for name, array in fixed.items()
         }
-        source = Source(checkpoint.format, checkpoint.path.name, _UNKNOWN_SHA256)
+        source = Source(checkpoint.format, checkpoint.path.resolve().name, _UNKNOWN_SHA256)
         with SafetensorsWriter(path, specs, native_metadata(layer, source, router)) as file:
             for name, array in fixed.items():
                 file.write(name, array)

@@ -15,27 +15,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from w4afp8.checkpoint.model import Checkpoint, ExpertWeights, MoELayerInfo
+from w4afp8.checkpoint.model import Checkpoint, ExpertWeights, MoELayerInfo, RouterWeights
+from w4afp8.checkpoint.native_layout import ROUTER_TENSORS
 from w4afp8.checkpoint.progress import show_progress
 from w4afp8.quant import dequantize
 
 _COMPARED_FIELDS = ("experts", "hidden_size", "intermediate_size", "activation")
+_OPTIONAL_OF_EXPERTS = ("up_gate_bias", "down_bias", "up_gate_input_scale", "down_input_scale")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where one tensor of one expert differs most.
+    """Where one tensor of one expert, or of the router, differs most.
 
     Attributes:
         layer: index of the layer.
-        expert: index of the expert.
-        tensor: "up_gate" (gate rows first), "down", or one of their biases and input scales.
+        expert: index of the expert; None for the router.
+        tensor: "up_gate" (gate rows first), "down", or one of their biases and input scales;
+            "weight", "bias" or "correction_bias" of the router.
         count: elements whose bits differ.
         size: elements of the tensor.
         place: index of the element that differs most.
@@ -44,7 +48,7 @@ class Difference:
     """
 
     layer: int
-    expert: int
+    expert: int | None
     tensor: str
     count: int
     size: int
@@ -59,7 +63,7 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"layer {self.layer}, expert {self.expert}, {self.tensor}{list(self.place)}: "
+            f"{_place(self.layer, self.expert)}, {self.tensor}{list(self.place)}: "
             f"{self.first!r} against {self.second!r} ({self.count} of {self.size} differ)"
         )
 
@@ -86,7 +90,7 @@ class VerifyReport:
 
 
 def verify(first: Checkpoint, second: Checkpoint, *, progress: bool = True) -> VerifyReport:
-    """Dequantises both checkpoints and compares every weight, bias and input scale.
+    """Dequantises both checkpoints and compares every weight, bias, input scale and router.
 
     Bit by bit: 0 and -0 differ. Formats, scales and names may be others, as long as the weights
     that they stand for are the same float32 numbers.
@@ -125,6 +129,8 @@ def verify(first: Checkpoint, second: Checkpoint, *, progress: bool = True) -> V
     total = sum(a.experts for a, _ in pairs)
     with show_progress("verify", total, shown=progress) as advance:
         for own, other in pairs:
+            routers = (first.read_router(own), second.read_router(other))
+            differences += _compare_routers(own.index, *routers, mismatches)
             for expert in range(own.experts):
                 a, b = first.read_expert(own, expert), second.read_expert(other, expert)
                 differences += _compare(own.index, expert, a, b, mismatches)
@@ -176,17 +182,34 @@ def _compare(
     for name in ("up_gate", "down"):
         values = [dequantize(getattr(weights, name))[0] for weights in (a, b)]
         yield from _difference(layer, expert, name, *values)
-    for name in ("up_gate_bias", "down_bias", "up_gate_input_scale", "down_input_scale"):
-        own, other = getattr(a, name), getattr(b, name)
+    yield from _compare_optional(layer, expert, _OPTIONAL_OF_EXPERTS, a, b, mismatches)
+
+
+def _compare_routers(
+    layer: int, a: RouterWeights | None, b: RouterWeights | None, mismatches: list[str]
+) -> Iterator[Difference]:
+    yield from _compare_optional(layer, None, ROUTER_TENSORS, a, b, mismatches)
+
+
+def _compare_optional(
+    layer: int, expert: int | None, names: Sequence[str], a: Any, b: Any, mismatches: list[str]
+) -> Iterator[Difference]:
+    """Compares attributes that may be None."""
+    for name in names:
+        own, other = getattr(a, name, None), getattr(b, name, None)
         if (own is None) != (other is None):
             which = "second" if own is None else "first"
-            mismatches.append(f"layer {layer}, expert {expert}: {name} only in the {which}")
+            mismatches.append(f"{_place(layer, expert)}: {name} only in the {which}")
         elif own is not None:
             yield from _difference(layer, expert, name, np.float32(own), np.float32(other))
 
 
+def _place(layer: int, expert: int | None) -> str:
+    return f"layer {layer}, " + ("router" if expert is None else f"expert {expert}")
+
+
 def _difference(
-    layer: int, expert: int, tensor: str, a: ArrayLike, b: ArrayLike
+    layer: int, expert: int | None, tensor: str, a: ArrayLike, b: ArrayLike
 ) -> Iterator[Difference]:
     first, second = (np.atleast_1d(np.asarray(values, dtype=np.float32)) for values in (a, b))
     differs = first.view(np.uint32) != second.view(np.uint32)
