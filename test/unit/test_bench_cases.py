@@ -29,7 +29,7 @@ from w4afp8.bench.case_sets import (
     model_contests,
     skew_contests,
 )
-from w4afp8.bench.cases import GemmCase
+from w4afp8.bench.cases import GemmCase, error_bound
 from w4afp8.bench.goals import goal_us
 from w4afp8.bench.routing import SKEWS, even_among_busy, even_split, skewed_counts
 
@@ -161,9 +161,16 @@ def test_skews_are_held_against_as_many_busy_experts() -> None:
     assert {case.routing for c in skew_contests() for case in c.cases} == set(SKEWS)
 
 
-def test_error_bound_grows_with_in_features_unless_groups_are_promoted() -> None:
+def test_error_bound_grows_with_in_features_unless_sums_are_promoted() -> None:
     case = GemmCase(8, 7168, 1024, 1)
     longer = dataclasses.replace(case, in_features=8192)
     assert longer.error_bound() > case.error_bound()
-    groups = dataclasses.replace(case, group_size=128)
-    assert dataclasses.replace(longer, group_size=128).error_bound() == groups.error_bound()
+    promoted = dataclasses.replace(case, group_size=64)
+    assert dataclasses.replace(longer, group_size=64).error_bound() == promoted.error_bound()
+    assert promoted.error_bound() == error_bound("bfloat16", 64)
+
+
+def test_error_bound_is_hardly_more_than_the_rounding_of_a_short_sum() -> None:
+    # sqrt(0.541 / 3) of half a unit: 1.66e-3 and 2.07e-4. A step's cut adds 32 units of 2^-13.
+    assert 1.66e-3 < error_bound("bfloat16", 32) < 1.05 * 1.66e-3
+    assert 2.07e-4 < error_bound("float16", 32) < 2.5 * 2.07e-4

@@ -126,30 +126,9 @@ class GemmCase:
         return max(self.memory_us(), self.tensor_us())
 
     def error_bound(self) -> float:
-        """Relative error (2-norm) that the number formats explain, on data of both signs.
-
-        A number v is rounded, or cut, in units of a fraction of 2^floor(log2 |v|). Where mantissas
-        are spread evenly on a log scale, the mean of 4^floor(log2 |v|) is 3 / (8 ln 2) = 0.541 of
-        that of v^2 (for normal v within 0.5%): `binade`.
-
-        Output: uniform within half a unit, 2^-8 (bfloat16) or 2^-11 (float16) of the binade, has
-        the variance half^2 / 3.
-
-        Accumulation (w4afp8.testing.compare has the model): each step of 32 products is cut to
-        units L of 2^-13 of the binade of the largest number M in it. A cut loses up to L towards
-        zero, in the mean square L^2 / 3, and products have either sign: 32 L^2 / 3 a step. The sum
-        is a random walk: after j of K steps its mean square is j / K of the last, and M^2 exceeds
-        that by one step's at most. The sum of (j + 1) / K over K steps is (K + 3) / 2. K counts the
-        steps up to a promotion to float32.
-
-        Executed on normal data of many bits, the model loses 0.94 of this; on int4 times FP8, whose
-        products have so few bits that many are cut without loss, 0.35 in 8192 in_features.
-        """
-        binade = 3 / (8 * math.log(2))
-        half = 2.0**-8 if self.out_dtype == "bfloat16" else 2.0**-11
+        """Relative error that the number formats explain; see :func:`error_bound`."""
         promotes = self.weight_format == "int4" and self.group_size in (32, 64)
-        steps = (self.group_size if promotes else self.in_features) / 32
-        return math.sqrt(binade * (half**2 / 3 + 32 / 3 * 2.0**-26 * (steps + 3) / 2))
+        return error_bound(self.out_dtype, self.group_size if promotes else self.in_features)
 
     def row_values(self) -> dict[str, Any]:
         """The case's keys of a row of results."""
@@ -161,3 +140,33 @@ class GemmCase:
             "floor_us": round(self.floor_us(), 3),
             "error_bound": self.error_bound(),
         }
+
+
+def error_bound(out_dtype: str, promoted_every: int) -> float:
+    """Relative error (2-norm) of a product of FP8 numbers of both signs.
+
+    A number v is rounded, or cut, in units of a fraction of 2^floor(log2 |v|). Where mantissas are
+    spread evenly on a log scale, the mean of 4^floor(log2 |v|) is 3 / (8 ln 2) = 0.541 of that of
+    v^2 (for normal v within 0.5%): `binade`.
+
+    Output: uniform within half a unit, 2^-8 (bfloat16) or 2^-11 (float16) of the binade, has the
+    variance half^2 / 3.
+
+    Accumulation (w4afp8.testing.compare has the model): each step of 32 products is cut to units L
+    of 2^-13 of the binade of the largest number M in it. A cut loses up to L towards zero, in the
+    mean square L^2 / 3, and products have either sign: 32 L^2 / 3 a step. The sum is a random walk:
+    after j of K steps its mean square is j / K of the last, and M^2 exceeds that by one step's at
+    most. The sum of (j + 1) / K over K steps is (K + 3) / 2. K counts the steps up to a promotion
+    to float32.
+
+    Executed on normal data of many bits, the model loses 0.94 of this; on int4 times FP8, whose
+    products have so few bits that many are cut without loss, 0.35 in 8192 in_features.
+
+    Args:
+        out_dtype: "bfloat16" or "float16".
+        promoted_every: in_features after which the sum goes to float32; all of them: never.
+    """
+    binade = 3 / (8 * math.log(2))
+    half = 2.0**-8 if out_dtype == "bfloat16" else 2.0**-11
+    steps = promoted_every / 32
+    return math.sqrt(binade * (half**2 / 3 + 32 / 3 * 2.0**-26 * (steps + 3) / 2))
