@@ -34,7 +34,7 @@ from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import NAN_BYTE, GemmInputs, GemmProblem, random_inputs
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor, tensor_bits
 
-FORMATS = {"int4": -1, "int4 groups": 128, "mxfp4": 32}
+FORMATS = {"int4": -1, "int4 groups of 32": 32, "int4 groups of 128": 128, "mxfp4": 32}
 TOKENS = 300
 EXPERTS = 2
 CUTS = (1, 8, 17, 64, 65, 129, 257, 300)
