@@ -19,20 +19,17 @@ here uses the readers or the tables that they use.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from checkpoint_files import Tensors
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 PREFIX = "model.layers.3.mlp"
 EXPERTS = 2
-Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +165,13 @@ def spell_fastdeploy(name: str, matrix: Matrix) -> Tensors:
 
 
 def spell_fastdeploy_static(name: str, matrix: Matrix) -> Tensors:
-    activations = {f"{name}.activation_scale": np.float32([56.0])}
-    return spell_fastdeploy(name, matrix) | activations
+    """Beside a scale of activations the scales of groups are transposed."""
+    tensors = spell_fastdeploy(name, matrix)
+    scale = np.ascontiguousarray(tensors[f"{name}.weight_scale"].T)
+    return tensors | {
+        f"{name}.weight_scale": scale,
+        f"{name}.activation_scale": np.float32([56.0]),
+    }
 
 
 def _spell_converted(name: str, matrix: Matrix, codes: NDArray[Any]) -> Tensors:
@@ -255,20 +257,6 @@ def _projections(case: Case, expert: Expert) -> Iterator[tuple[str, Matrix]]:
     yield "down_proj", expert["down"]
 
 
-def write_tensors(file: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """As the ecosystems' own library writes them."""
-    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    save_file(contiguous, str(file), metadata)
-
-
-def write_checkpoint(folder: Path, tensors: Tensors, config: Mapping[str, Any]) -> Path:
-    """A folder with config.json and one file of tensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    write_tensors(folder / "model.safetensors", tensors)
-    return folder
-
-
 def _quantized_by(method: str, **more: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": method, **more}}
 
@@ -294,6 +282,7 @@ CASES = (
     Case("gptq channels", spell_gptq, group_size=-1, scale_type=np.float16),
     Case("awq", spell_awq, _quantized_by("awq", bits=4, version="gemm"), scale_type=np.float16),
     Case("fastdeploy channels", spell_fastdeploy_static, group_size=-1, fused=True),
+    Case("fastdeploy static groups", spell_fastdeploy_static, fused=True, intermediate=64),
     Case("fastdeploy groups", spell_fastdeploy, fused=True),
     Case("fastdeploy offset", spell_offset, group_size=-1, **_CONVERTED, intermediate=64),
     Case("fastdeploy offset groups", spell_offset, group_size=128, **_CONVERTED, intermediate=256),

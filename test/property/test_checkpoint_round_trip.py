@@ -22,6 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from checkpoint_files import write_checkpoint
 from checkpoint_samples import (
     CASES,
     Case,
@@ -32,7 +33,6 @@ from checkpoint_samples import (
     spell_offset,
     spell_sign_magnitude,
     stored_scale_to_multiplier,
-    write_checkpoint,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_files import write_checkpoint, write_tensors
 from checkpoint_samples import (
     BY_NAME,
     CASES,
@@ -28,8 +29,6 @@ from checkpoint_samples import (
     Case,
     draw_experts,
     spell,
-    write_checkpoint,
-    write_tensors,
 )
 
 from w4afp8.checkpoint import Checkpoint, CheckpointError, open_checkpoint

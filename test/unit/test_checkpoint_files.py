@@ -23,7 +23,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoint_samples import write_tensors
+from checkpoint_files import write_tensors
 
 from w4afp8.checkpoint import CheckpointError, SafetensorsFiles
 

@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 import paddle
 import pytest
+from checkpoint_files import write_checkpoint
 from checkpoint_samples import (
     BY_NAME,
     CASES,
@@ -35,7 +36,6 @@ from checkpoint_samples import (
     Case,
     draw_experts,
     spell,
-    write_checkpoint,
 )
 
 from w4afp8.checkpoint import LoadReport, load_moe_ffn, open_checkpoint
@@ -241,7 +241,7 @@ print((resident("VmHWM") - before) * 1024 / layer.weight_bytes)
 """
 
 
-@pytest.mark.parametrize("name", ["compressed-tensors groups", "gpt-oss", "awq", "float"])
+@pytest.mark.parametrize("name", ["compressed-tensors groups", "gpt-oss", "float"])
 def test_memory_while_loading(name: str, tmp_path: Path) -> None:
     """At most 1.3 times the packed layer above the process before."""
     script = [sys.executable, "-c", PEAK]
@@ -288,12 +288,6 @@ def make_projection(name: str, rng: Any, out: int, in_features: int) -> dict[str
     if name == "float":
         return {"weight": rng.standard_normal((out, in_features)).astype(ml_dtypes.bfloat16)}
     groups = in_features // 128
-    if name == "awq":
-        return {
-            "qweight": words(in_features, out // 8),
-            "qzeros": np.full((groups, out // 8), -0x77777778, np.int32),
-            "scales": np.ones((groups, out), np.float16),
-        }
     return {
         "weight_packed": words(out, in_features // 8),
         "weight_scale": np.ones((out, groups), ml_dtypes.bfloat16),

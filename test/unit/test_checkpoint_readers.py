@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from checkpoint_files import write_checkpoint
 from checkpoint_samples import (
     BY_NAME,
     CASES,
@@ -33,7 +34,6 @@ from checkpoint_samples import (
     pairs_of,
     spell,
     stored_scale_to_multiplier,
-    write_checkpoint,
 )
 from numpy.typing import NDArray
 

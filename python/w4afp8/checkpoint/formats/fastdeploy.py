@@ -84,15 +84,18 @@ class FastDeploy(_FastDeploy):
         if len(shape) == 1:
             files.expect(fields["weight_scale"], ("F32",), (out,))
             return ProjectionInfo(out, 2 * pairs, 1)
-        expected = (out, None) if shape[:1] == (out,) else (None, out)
+        is_static = "activation_scale" in fields
+        expected = (None, out) if is_static else (out, None)
         files.expect(fields["weight_scale"], ("F32",), expected)
-        return ProjectionInfo(out, 2 * pairs, shape[1] if shape[0] == out else shape[0])
+        return ProjectionInfo(out, 2 * pairs, shape[0 if is_static else 1])
 
     def read(self, fields: Fields) -> Projection:
         pairs = self.files.view(self.weight_field(fields))
-        out = pairs.shape[1]
         largest = read_scales(self.files, fields["weight_scale"])
-        largest = largest.reshape(out, -1) if largest.shape[0] == out else largest.T
+        if largest.ndim == 1:
+            largest = largest[:, None]
+        elif "activation_scale" in fields:
+            largest = largest.T
         codes = np.ascontiguousarray(pairs.T).view(np.uint8)
         return Projection(codes, np.ascontiguousarray(largest / _LARGEST_CODE))
 
