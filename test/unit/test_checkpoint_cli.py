@@ -15,7 +15,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,8 @@ from checkpoint_sources import make_checkpoint, write_compressed
 from safetensors.numpy import save_file
 
 from w4afp8.checkpoint.convert import convert
-from w4afp8.cli import main
+from w4afp8.checkpoint.model import MoELayerInfo
+from w4afp8.cli import build_parser, main
 
 pytestmark = pytest.mark.cpu_only
 
@@ -69,6 +73,22 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         main([command, "--help"])
     assert ended.value.code == 0
     assert "--weight-format" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_documents_exist() -> None:
+    folder = Path(__file__).resolve().parents[2]
+    for document, least in (("README.md", 3), ("docs/checkpoints.md", 4)):
+        lines = (folder / document).read_text(encoding="utf-8").splitlines()
+        commands = [line for line in lines if re.match(r"w4afp8 (inspect|convert|verify) ", line)]
+        assert len(commands) >= least
+        for line in commands:
+            build_parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def test_the_document_names_what_the_native_header_says() -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
+    (row,) = re.findall(r"\| `layer` \| JSON: (.*) \|", document.read_text(encoding="utf-8"))
+    assert row.split(", ") == [field.name for field in dataclasses.fields(MoELayerInfo)]
 
 
 def test_inspect_prints_a_table(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
