@@ -181,6 +181,15 @@ def test_options_without_anything_to_quantise(option: dict[str, Any], tmp_path: 
         ({"weight_format": "int8"}, "weight_format: expected one of int4, mxfp4, got 'int8'"),
         ({"rounding": "up"}, "rounding: expected one of"),
         ({"scale_dtype": "float16"}, "scale_dtype: expected one of float32, bfloat16"),
+        ({"scale_dtype": "bfloat16"}, "scale_dtype: expected float32 without groups of int4"),
+        (
+            {"weight_format": "mxfp4", "scale_dtype": "bfloat16"},
+            "scale_dtype: expected float32 without groups of int4",
+        ),
+        (
+            {"weight_format": "mxfp4", "rounding": "mse"},
+            "rounding: expected the default with mxfp4, got 'mse'",
+        ),
         ({"group_size": 48}, "group_size: expected -1, 32, 64 or a multiple of 128"),
         ({"group_size": 64}, "group_size: expected a divisor of in_features 32, got 64"),
     ],

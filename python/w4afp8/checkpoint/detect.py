@@ -66,6 +66,7 @@ def open_checkpoint(
     Raises:
         CheckpointError: there are no experts of a known format; a header, the index or the config
             is wrong; an option asks for what the checkpoint's own format decides.
+        ValueError: an option is none of its choices, or two do not go together.
 
     Examples:
         >>> import numpy as np, tempfile

@@ -30,12 +30,29 @@ from w4afp8.quant.weights import check_choice, check_group_size
 
 @dataclass(frozen=True)
 class Quantization:
-    """How to quantise; the arguments of `w4afp8.quant.quantize`."""
+    """How to quantise; the arguments of `w4afp8.quant.quantize`.
+
+    Raises:
+        ValueError: an argument is none of its choices, or two do not go together.
+    """
 
     weight_format: WeightFormat = "int4"
     group_size: int = -1
     rounding: Rounding = "absmax/7"
     scale_dtype: ScaleDtype = "float32"
+
+    def __post_init__(self) -> None:
+        check_choice("weight_format", self.weight_format, WeightFormat)
+        check_choice("rounding", self.rounding, Rounding)
+        check_choice("scale_dtype", self.scale_dtype, ScaleDtype)
+        if self.weight_format == "mxfp4" and self.rounding != "absmax/7":
+            raise ValueError(f"rounding: expected the default with mxfp4, got {self.rounding!r}")
+        has_float_groups = self.weight_format == "int4" and self.group_size != -1
+        if self.scale_dtype == "bfloat16" and not has_float_groups:
+            raise ValueError(
+                "scale_dtype: expected float32 without groups of int4, got 'bfloat16' with "
+                f"{self.weight_format}, group_size {self.group_size}"
+            )
 
 
 class Plain(ProjectionFormat):
@@ -54,9 +71,6 @@ class Plain(ProjectionFormat):
 
     def __init__(self, files: SafetensorsFiles, config: Config, quantization: Quantization) -> None:
         super().__init__(files, config)
-        check_choice("weight_format", quantization.weight_format, WeightFormat)
-        check_choice("rounding", quantization.rounding, Rounding)
-        check_choice("scale_dtype", quantization.scale_dtype, ScaleDtype)
         self.quantization = quantization
         self.weight_format = quantization.weight_format
 
