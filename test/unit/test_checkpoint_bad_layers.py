@@ -166,6 +166,16 @@ def test_experts_of_different_formats(tmp_path: Path) -> None:
     assert_refused(folder, "weight: expected this tensor (deepseek-w4afp8), got none")
 
 
+def test_act_order_without_its_groups(tmp_path: Path) -> None:
+    tensors = {n: v for n, v in tensors_of(BY_NAME["gptq"]).items() if not n.endswith("g_idx")}
+    for is_ordered in (False, True):
+        folder = write_checkpoint(tmp_path, tensors, method("gptq", desc_act=is_ordered))
+        if is_ordered:
+            assert_refused(folder, "qweight: expected g_idx beside it (desc_act), got none")
+        else:
+            assert open_checkpoint(folder).format == "gptq"
+
+
 @pytest.mark.parametrize("field", ["weight_zero_point", "weight_global_scale", "lora_a"])
 def test_tensors_whose_meaning_is_unknown(field: str, tmp_path: Path) -> None:
     name = f"{FIRST}.{field}"

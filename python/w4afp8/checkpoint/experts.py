@@ -98,7 +98,7 @@ def _in_order(
         place = f"{prefix}.experts.{number}"
         expert = experts.get(str(number))
         if expert is None:
-            # Not "the first missing one" alone: 01 for 1 is a duplicate or a hole as well.
+            # A number with zeros before it is no other's number, so it is named here too.
             others = sorted(set(experts) - {str(n) for n in range(len(experts))})
             message = f"expected {len(experts)} experts from 0 on, got number {others[0]:.20}"
             raise CheckpointError(_file_of(files, experts[others[0]]), message, tensor=place)

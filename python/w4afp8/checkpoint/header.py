@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,7 @@ def parse_json(file: Path, text: bytes) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            name = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            name = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
             raise CheckpointError(file, "expected one entry of this name, got two", tensor=name)
         return found
 

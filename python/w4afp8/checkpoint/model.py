@@ -146,7 +146,7 @@ class Checkpoint(ABC):
 
     def release(self) -> None:
         """Gives back memory that reading needed: called after each expert."""
-        return None
+        return
 
     def layer(self, layer: int | str) -> MoELayerInfo:
         """A layer by its index, or by its prefix.

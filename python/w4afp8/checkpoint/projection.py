@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from w4afp8.checkpoint.config import Config
+from w4afp8.checkpoint.errors import CheckpointError
 from w4afp8.checkpoint.files import SafetensorsFiles
 from w4afp8.checkpoint.numbers import read_input_scale
 from w4afp8.quant import ScaleDtype, WeightFormat
@@ -93,9 +94,8 @@ class ProjectionFormat(ABC):
         base = anyone.rpartition(".")[0]
         missing = sorted(self.fields - fields.keys())
         if missing:
-            file_error = self.files.error(anyone, "")
-            raise type(file_error)(
-                file_error.path,
+            raise CheckpointError(
+                self.files.info(anyone).file,
                 f"expected this tensor ({self.name}), got none",
                 tensor=f"{base}.{missing[0]}",
             )

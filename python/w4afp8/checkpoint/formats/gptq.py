@@ -61,6 +61,8 @@ class Gptq(ProjectionFormat):
         files.expect(fields["qzeros"], ("I32",), (groups, out // 8))
         if "g_idx" in fields:
             files.expect(fields["g_idx"], ("I32", "I64"), (8 * words,))
+        elif self.config.quantization.get("desc_act"):
+            raise files.error(fields["qweight"], "expected g_idx beside it (desc_act), got none")
         scale_dtype = scale_type(files, fields["scales"])
         return ProjectionInfo(out, 8 * words, groups, scale_dtype, self.config.group_size())
 
