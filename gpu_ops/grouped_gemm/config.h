@@ -35,9 +35,20 @@ struct TileShape {
   static constexpr int kNarrowest = kNarrowest_;
   static constexpr int kStages = kStages_;    // k blocks of 128 in flight
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
+  // How far the later half of the warpgroups is behind the others, in cycles: a k block takes 500 to
+  // 1200. Where memory binds, all take each k block together.
+  static constexpr int kLagCycles = kTokens == 256 ? 1200 : 0;
+  // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
+  static constexpr bool kVariesHeight = kOutGroups == 1 && kConsumers == 4 && kTokens >= 64;
+  // The last wave's tiles may be split along the tokens.
+  static constexpr bool kSplits = kNarrowest < kTokens;
+  // Registers and shared memory are short.
+  static constexpr bool kIsCrowded = kConsumers == 4 && kTokens > 64;
   // 2: the next k block is dequantised while the tensor cores work on this one. 1: only its packed
-  // words are fetched meanwhile, where registers are short.
-  static constexpr int kFragmentBuffers = kOutGroups == 1 ? 2 : 1;
+  // words are fetched meanwhile; the other warpgroups keep the tensor cores busy.
+  static constexpr int kFragmentBuffers = kIsCrowded ? 1 : 2;
+  // k steps that are dequantised together.
+  static constexpr int kStepsAtOnce = 4 / kFragmentBuffers;
 
   static constexpr int kSubBlocks = kOutGroups * kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
@@ -46,14 +57,14 @@ struct TileShape {
   static constexpr int kConsumerThreads = 128 * kConsumers;
   static constexpr int kThreads = kConsumerThreads + (kMovesRegisters ? 128 : 32);
   // Per-thread registers after the move. A block starts with 65536 / threads, rounded down to 8:
-  // 168 * 384 >= 224 * 256 + 56 * 128, 96 * 640 >= 104 * 512 + 40 * 128.
-  static constexpr int kConsumerRegisters = kConsumers == 4 ? 104 : 224;
-  static constexpr int kProducerRegisters = kConsumers == 4 ? 40 : 56;
+  // 168 * 384 >= 224 * 256 + 56 * 128, 96 * 640 >= 112 * 512 + 32 * 128.
+  static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : 224;
+  static constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 56;
   // Tokens of one copy: the widest tile is one from each block of the cluster, half of it is one
   // from the first block.
   static constexpr int kBoxTokens = kTokens / kCluster;
   // Tokens that pass through the staging buffer of the epilogue at a time.
-  static constexpr int kStagedTokens = kNarrowest < 64 ? kNarrowest : 64;
+  static constexpr int kStagedTokens = kIsCrowded ? 32 : kNarrowest < 64 ? kNarrowest : 64;
 
   // Width of a tile with this many tokens: the n of its wgmmas.
   W4AFP8_HOST_DEVICE static int width_of(int num_tokens) {
@@ -64,14 +75,15 @@ struct TileShape {
 
   static_assert(kNarrowest % 16 == 0 && kTokens <= 256, "the epilogue stages 16 tokens at a time");
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
-  static_assert(kSubBlockOut * kSubBlocks <= kBandOut, "a tile never crosses a band of the weight");
+  static_assert(kSubBlockOut * kSubBlocks <= kBandOut,
+                "a tile touches two bands of the weight at most");
   static_assert(kNarrowest >= kBoxTokens && kBoxTokens % 8 == 0, "tiles are whole boxes");
 };
 
 //                fragments, consumers, tokens, narrowest, stages, cluster
 using TileDecode = TileShape<1, 4, 16, 16, 5, 1>;      // 256 x 16
 using TileSmall = TileShape<1, 4, 64, 64, 5, 1>;       // 256 x 64
-using TileMedium = TileShape<2, 2, 128, 128, 5, 1>;    // 256 x 128
+using TileMedium = TileShape<1, 4, 128, 128, 5, 1>;    // 256 x 128
 using TilePromoted = TileShape<1, 2, 128, 128, 6, 1>;  // 128 x 128, a second accumulator set fits
 using TileLarge = TileShape<1, 2, 256, 128, 4, 2>;     // 128 x 256
 
@@ -90,7 +102,8 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   if (tokens <= 16) return TileKind::kDecode;
   if (tokens <= 64) return TileKind::kSmall;
   const bool promoted = params.weight_format == WeightFormat::kInt4 &&
-                        params.group_scale_type != GroupScaleType::kNone;
+                        params.group_scale_type != GroupScaleType::kNone &&
+                        params.group_size % kSubBlockIn != 0;
   if (promoted) return TileKind::kPromoted;
   return tokens <= 128 ? TileKind::kMedium : TileKind::kLarge;
 }

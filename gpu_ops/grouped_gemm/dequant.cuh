@@ -45,8 +45,11 @@ __device__ __forceinline__ uint32_t int4_to_e4m3(uint32_t word) {
   return (word & 0x0E0E0E0Eu) + (word & 0x01010101u) * 0x82u;
 }
 
+// How a format's group scales reach the sums.
+enum class GroupScaling { kNone, kPromoted, kRescaled };
+
 struct Int4PerChannel {
-  static constexpr bool kPromotes = false;
+  static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;
   static constexpr int kScaleBytes = 0;
   static constexpr float kFactor = 256.0f;  // fragments hold 2q * 2^-9
 
@@ -54,6 +57,7 @@ struct Int4PerChannel {
     __device__ __forceinline__ void load(const uint8_t*, int) {}
   };
 
+  template <int kStepsAtOnce>
   __device__ __forceinline__ static void dequantise(const PackedWords& packed, const RowScales&,
                                                     const uint2*, Fragment (&a)[kStepsPerBlock]) {
 #pragma unroll
@@ -64,22 +68,26 @@ struct Int4PerChannel {
   }
 };
 
-// int4 with a scale per group of kStepsPerPromotion k steps (or a multiple): the products of a group
-// are summed by the tensor cores, then promoted to float32 registers with the group's scale.
-template <int kSteps>
-struct Int4Grouped : Int4PerChannel {
-  static constexpr bool kPromotes = true;
-  static constexpr int kStepsPerPromotion = kSteps;
-  static constexpr int kScaleRows = kStepsPerBlock / kSteps;  // groups of a k block, at most
-  static constexpr int kScaleBytes = 4 * kScaleRows;          // room for float32
+// int4 with a scale per group of one or two k steps: the tensor cores sum one step, which is then
+// promoted to float32 registers with its group's scale.
+struct Int4Promoted : Int4PerChannel {
+  static constexpr GroupScaling kGroupScaling = GroupScaling::kPromoted;
+  static constexpr int kScaleBytes = 4 * kStepsPerBlock;  // room for float32, a group a step
+};
+
+// int4 with a scale per group of whole k blocks: the tensor cores' own sums are kept in units of the
+// current group's scale, so that no second set of accumulators is needed.
+struct Int4Rescaled : Int4PerChannel {
+  static constexpr GroupScaling kGroupScaling = GroupScaling::kRescaled;
+  static constexpr int kScaleBytes = 4;  // room for float32
 };
 
 // MXFP4: E2M1 codes with their group's exponent folded in. A table of the E4M3 bytes of
 // {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^r, r = byte - 248 in -14 .. 6, serves as prmt's operand. Exact for
 // r >= -8, which is a spread of 14 binades in a channel; below, rounded to the E4M3 grid of 2^-9.
 struct Mxfp4 {
-  static constexpr bool kPromotes = false;
-  static constexpr int kScaleBytes = 4;  // one byte for each k step
+  static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;  // in the fragments
+  static constexpr int kScaleBytes = 4;                               // one byte for each k step
   static constexpr float kFactor = 0x1p-6f;
   static constexpr int kTableEntries = 21;
   static constexpr int kLowestByte = 234;  // every smaller byte is all zeros too
@@ -90,6 +98,16 @@ struct Mxfp4 {
     __device__ __forceinline__ void load(const uint8_t* scales, int row) {
       bytes[0] = *reinterpret_cast<const uint32_t*>(scales + 4 * row);
       bytes[1] = *reinterpret_cast<const uint32_t*>(scales + 4 * (row + 8));
+    }
+
+    __device__ __forceinline__ uint32_t byte(int step, int half) const {
+      return bytes[half] >> (8 * step) & 0xFF;
+    }
+
+    // Whether near_table has them all: every byte is 248 or more.
+    __device__ __forceinline__ bool are_near() const {
+      constexpr uint32_t kNear = 0xF8F8F8F8u;
+      return (bytes[0] & bytes[1] & kNear) == kNear;
     }
   };
 
@@ -112,9 +130,10 @@ struct Mxfp4 {
     return significand + 8 * binades;
   }
 
+  // `selectors`: four of three bits each, in the low half word.
   __device__ __forceinline__ static uint32_t apply(uint2 table, uint32_t word_at_signs,
-                                                   uint32_t selector) {
-    return __byte_perm(table.x, table.y, selector & 0x7777u) | (word_at_signs & 0x80808080u);
+                                                   uint32_t selectors) {
+    return __byte_perm(table.x, table.y, selectors) | (word_at_signs & 0x80808080u);
   }
 
   // Table of a group within 6 binades of its channel's largest: the seven nonzero bytes of r = 0
@@ -125,34 +144,36 @@ struct Mxfp4 {
     return make_uint2(byte * 0x08080800u + kLow, byte * 0x08080808u + kHigh);
   }
 
-  template <bool kNear>
-  __device__ __forceinline__ static void expand(const PackedWords& packed, const RowScales& scales,
-                                                const uint2* table, Fragment (&a)[kStepsPerBlock]) {
-#pragma unroll
-    for (int step = 0; step < kStepsPerBlock; ++step) {
-      uint2 rows[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t byte = scales.bytes[half] >> (8 * step) & 0xFF;
-        rows[half] = kNear ? near_table(byte) : table[max(static_cast<int>(byte) - kLowestByte, 0)];
-      }
-#pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        const uint32_t word = packed.words[2 * step + column];
-        a[step][2 * column] = apply(rows[0], word, word);
-        a[step][2 * column + 1] = apply(rows[1], word << 4, word >> 16);
-      }
-    }
-  }
-
+  // Only the far tables are branched around, by a whole warp: two ways through everything cost 6% at
+  // 1024 tokens an expert, a branch of each thread's own 3%, predicated loads 4%.
+  template <int kStepsAtOnce>
   __device__ __forceinline__ static void dequantise(const PackedWords& packed,
-                                                    const RowScales& scales, const uint2* table,
+                                                    const RowScales& scales,
+                                                    const uint2* far_tables,
                                                     Fragment (&a)[kStepsPerBlock]) {
-    constexpr uint32_t kAllNear = 0xF8F8F8F8u;  // every byte 248 or more
-    if ((scales.bytes[0] & scales.bytes[1] & kAllNear) == kAllNear) {
-      expand<true>(packed, scales, table, a);
-    } else {
-      expand<false>(packed, scales, table, a);
+    const bool near = __all_sync(0xFFFFFFFFu, scales.are_near());  // all of the warp take one way
+#pragma unroll
+    for (int first = 0; first < kStepsPerBlock; first += kStepsAtOnce) {
+      uint2 tables[kStepsAtOnce][2];
+#pragma unroll
+      for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
+        tables[i / 2][i % 2] = near_table(scales.byte(first + i / 2, i % 2));
+      }
+      if (!near) {
+#pragma unroll
+        for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
+          const int entry = static_cast<int>(scales.byte(first + i / 2, i % 2)) - kLowestByte;
+          tables[i / 2][i % 2] = far_tables[max(entry, 0)];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
+        const int step = first + i / 2, column = i % 2;
+        const uint32_t word = packed.words[2 * step + column];
+        const uint32_t selectors = word & 0x77777777u;
+        a[step][2 * column] = apply(tables[i / 2][0], word, selectors);
+        a[step][2 * column + 1] = apply(tables[i / 2][1], word << 4, selectors >> 16);
+      }
     }
   }
 };

@@ -18,6 +18,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
 
 #include "grouped_gemm/scheduler.cuh"
 #include "ptx/stmatrix.cuh"
@@ -30,15 +31,6 @@ class Epilogue {
   using Storage = SharedStorage<Tile, Format>;
   using Accumulators = float[Tile::kOutGroups][Tile::kTokens / 2];
 
-  // What the epilogue multiplies by and adds, fetched before the main loop so that nobody waits for
-  // memory after it: of output rows g and g + 8 of each fragment, and of this thread's share of the
-  // tile's tokens.
-  struct Scales {
-    float out[Tile::kOutGroups][2];
-    float bias[Tile::kOutGroups][2];
-    float token[(Tile::kTokens + 127) / 128];
-  };
-
   __device__ Epilogue(const GroupGemmParams& params, Storage& shared, uint32_t rank)
       : params_(params),
         shared_(shared),
@@ -46,36 +38,48 @@ class Epilogue {
         thread_(threadIdx.x % 128),
         warpgroup_(threadIdx.x / 128) {}
 
-  __device__ __forceinline__ void load(const TileCoordinates& tile, Scales& scales) const {
-#pragma unroll
-    for (int m = 0; m < Tile::kOutGroups; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int out = first_out(tile, m) + warp() * 16 + lane() / 4 + 8 * half;
-        const int64_t index = tile.expert * params_.out_features + out;
-        const bool valid = out < params_.out_features;
-        scales.out[m][half] = valid ? params_.weight_scale[index] * Format::kFactor : 0.0f;
-        scales.bias[m][half] = valid && params_.bias != nullptr ? bias_at(index) : 0.0f;
+  // Starts the copies of what the epilogue multiplies by and adds, so that nobody waits for memory
+  // after the main loop and no register holds it meanwhile. The last barrier of `store` is behind
+  // every thread's last look at what is overwritten.
+  __device__ __forceinline__ void prefetch(const TileCoordinates& tile) const {
+    const int64_t channels = int64_t{tile.expert} * params_.out_features;
+    const int outs = Tile::kOutGroups * static_cast<int>(kSubBlockOut);
+    for (int i = thread_; i < outs; i += 128) {
+      const int out = first_out(tile, 0) + i;
+      copy_or_zero(&shared_.out_scale[warpgroup_][i], params_.weight_scale + channels + out,
+                   out < params_.out_features);
+    }
+    if (params_.bias != nullptr) {
+      for (int i = 2 * thread_; i < outs; i += 256) {
+        const int out = first_out(tile, 0) + i;
+        copy_or_zero(&shared_.bias[warpgroup_][i],
+                     static_cast<const uint16_t*>(params_.bias) + channels + out,
+                     out < params_.out_features);
       }
     }
-#pragma unroll
-    for (int i = 0; i < (Tile::kTokens + 127) / 128; ++i) {
-      const int token = thread_ + 128 * i;
-      scales.token[i] = token < tile.num_tokens ? token_scale(tile.row_begin + token) : 0.0f;
+    if (params_.x_scale_mode != ActivationScaleMode::kNone) {
+      const bool per_token = params_.x_scale_mode == ActivationScaleMode::kPerToken;
+      for (int token = thread_; token < Tile::kTokens; token += 128) {
+        copy_or_zero(&shared_.token_scale[warpgroup_][token],
+                     params_.x_scale + (per_token ? tile.row_begin + token : 0),
+                     token < tile.num_tokens);
+      }
     }
+    __pipeline_commit();
   }
 
-  __device__ __forceinline__ void store(const TileCoordinates& tile, const Scales& scales,
-                                        const Accumulators& sums) {
-    share_token_scales(scales);
+  __device__ __forceinline__ void store(const TileCoordinates& tile, const Accumulators& sums) {
+    __pipeline_wait_prior(0);
+    sync();
 #pragma unroll
     for (int m = 0; m < Tile::kOutGroups; ++m) {
+      const Channels channels = load_channels(m);
 #pragma unroll
       for (int chunk = 0; chunk < Tile::kTokens; chunk += Tile::kStagedTokens) {
         if (chunk >= tile.num_tokens) break;
 #pragma unroll
         for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-          stage_16_tokens(scales, sums[m], m, chunk, token);
+          stage_16_tokens(channels, sums[m], chunk, token);
         }
         sync();
         write_rows(tile, first_out(tile, m), chunk);
@@ -86,34 +90,42 @@ class Epilogue {
   }
 
  private:
+  // Of output rows g and g + 8 of a fragment.
+  struct Channels {
+    float scale[2], bias[2];
+  };
+
+  __device__ __forceinline__ Channels load_channels(int m) const {
+    Channels channels;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = m * static_cast<int>(kSubBlockOut) + warp() * 16 + lane() / 4 + 8 * half;
+      channels.scale[half] = shared_.out_scale[warpgroup_][i] * Format::kFactor;
+      channels.bias[half] = params_.bias != nullptr ? bias_at(i) : 0.0f;
+    }
+    return channels;
+  }
+
+  // Asynchronous; zero where the source does not exist.
+  template <class T>
+  __device__ __forceinline__ static void copy_or_zero(T* shared, const void* source, bool exists) {
+    __pipeline_memcpy_async(shared, exists ? source : nullptr, 4, exists ? 0 : 4);
+  }
+
   __device__ __forceinline__ int lane() const { return thread_ % 32; }
   __device__ __forceinline__ int warp() const { return thread_ / 32; }
 
   // First of the 64 outputs of this warpgroup's fragment m.
   __device__ __forceinline__ int first_out(const TileCoordinates& tile, int m) const {
-    return (tile.out_block * Tile::kCluster + rank_) * Tile::kOut +
-           (warpgroup_ * Tile::kOutGroups + m) * 64;
+    return (tile.sub_block + rank_ * Tile::kSubBlocks + warpgroup_ * Tile::kOutGroups + m) *
+           kSubBlockOut;
   }
 
-  __device__ __forceinline__ float bias_at(int64_t index) const {
-    if (params_.out_type == DataType::kBFloat16) {
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(params_.bias)[index]);
-    }
-    return __half2float(static_cast<const __half*>(params_.bias)[index]);
-  }
-
-  __device__ __forceinline__ float token_scale(int64_t row) const {
-    if (params_.x_scale_mode == ActivationScaleMode::kNone) return 1.0f;
-    return params_.x_scale[params_.x_scale_mode == ActivationScaleMode::kPerToken ? row : 0];
-  }
-
-  __device__ __forceinline__ void share_token_scales(const Scales& scales) {
-#pragma unroll
-    for (int i = 0; i < (Tile::kTokens + 127) / 128; ++i) {
-      const int token = thread_ + 128 * i;
-      if (token < Tile::kTokens) shared_.token_scale[warpgroup_][token] = scales.token[i];
-    }
-    sync();
+  __device__ __forceinline__ float bias_at(int i) const {
+    const uint16_t* bias = &shared_.bias[warpgroup_][i];
+    return params_.out_type == DataType::kBFloat16
+               ? __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(bias))
+               : __half2float(*reinterpret_cast<const __half*>(bias));
   }
 
   __device__ __forceinline__ uint32_t round_pair(float first, float second) const {
@@ -126,19 +138,21 @@ class Epilogue {
   }
 
   // 16 tokens x 16 outputs of each warp: matrix i holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
-  __device__ __forceinline__ void stage_16_tokens(const Scales& scales,
-                                                  const float (&sums)[Tile::kTokens / 2], int m,
-                                                  int chunk, int token) {
+  __device__ __forceinline__ void stage_16_tokens(const Channels& channels,
+                                                  const float (&sums)[Tile::kTokens / 2], int chunk,
+                                                  int token) {
+    const bool scaled = params_.x_scale_mode != ActivationScaleMode::kNone;
     uint32_t matrix[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int first = chunk + token + i / 2 * 8;  // tokens of this matrix; this thread has two
-      const float2 x = *reinterpret_cast<const float2*>(
-          &shared_.token_scale[warpgroup_][first + lane() % 4 * 2]);
+      const float2 x = scaled ? *reinterpret_cast<const float2*>(
+                                    &shared_.token_scale[warpgroup_][first + lane() % 4 * 2])
+                              : make_float2(1.0f, 1.0f);
       const int half = i % 2;
       const float y0 = sums[first / 2 + half * 2], y1 = sums[first / 2 + half * 2 + 1];
-      matrix[i] = round_pair(fmaf(y0, scales.out[m][half] * x.x, scales.bias[m][half]),
-                             fmaf(y1, scales.out[m][half] * x.y, scales.bias[m][half]));
+      matrix[i] = round_pair(fmaf(y0, channels.scale[half] * x.x, channels.bias[half]),
+                             fmaf(y1, channels.scale[half] * x.y, channels.bias[half]));
     }
     const int row = token + lane() / 16 * 8 + lane() % 8;
     ptx::stmatrix_x4_transposed(

@@ -64,8 +64,8 @@ cudaError_t prepare_kernel() {
 // One block a multiprocessor, fewer where there cannot be that many tiles or parts of tiles.
 template <class Tile>
 int grid_size(const GroupGemmParams& params) {
-  const int64_t out_blocks =
-      ceil_div(params.weight_layout().padded_out(), Tile::kOut * Tile::kCluster);
+  const int64_t lowest = Tile::kOut - (Tile::kVariesHeight ? kSubBlockOut : 0);
+  const int64_t out_blocks = ceil_div(params.weight_layout().padded_out(), lowest * Tile::kCluster);
   const int64_t token_tiles = std::min(
       params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
   const int64_t clusters = std::min<int64_t>(
@@ -106,7 +106,7 @@ template <class Format>
 cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
-  if constexpr (Format::kPromotes) {
+  if constexpr (Format::kGroupScaling == GroupScaling::kPromoted) {
     return launch_tile<TilePromoted, Format>(params, stream);
   } else if (tile == TileKind::kMedium) {
     return launch_tile<TileMedium, Format>(params, stream);

@@ -17,8 +17,10 @@
 // read by the tensor cores where the copy engine left them.
 #pragma once
 
+#include <cfloat>
+
 #include "grouped_gemm/dequant.cuh"
-#include "grouped_gemm/storage.cuh"
+#include "grouped_gemm/scheduler.cuh"
 #include "grouped_gemm/wgmma.cuh"
 
 namespace w4afp8 {
@@ -36,6 +38,20 @@ class MainLoop {
         warpgroup_(threadIdx.x / 128),
         k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))) {}
 
+  // Empties the ring for a tile that has no outputs for this warpgroup; false where it has.
+  __device__ __forceinline__ bool skips(const TileCoordinates& tile) {
+    if constexpr (Tile::kVariesHeight) {
+      if (warpgroup_ < tile.sub_blocks) return false;
+      for (int k = 0; k < k_blocks_; ++k) {
+        ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
+        release(ring_.stage);
+        ring_.advance();
+      }
+      return true;
+    }
+    return false;
+  }
+
   // The warpgroup's sums over in_features for the first `width` tokens of the tile, still in the
   // fixed exponent of Format::kFactor.
   template <int kWidth = Tile::kTokens>
@@ -43,8 +59,10 @@ class MainLoop {
     if constexpr (kWidth > Tile::kNarrowest) {
       if (width < kWidth) return run<kWidth / 2>(width, sums);
     }
-    if constexpr (Format::kPromotes) {
+    if constexpr (Format::kGroupScaling == GroupScaling::kPromoted) {
       run_promoted<kWidth>(sums);
+    } else if constexpr (Format::kGroupScaling == GroupScaling::kRescaled) {
+      run_rescaled<kWidth>(sums);
     } else if constexpr (Tile::kFragmentBuffers == 2) {
       run_overlapped<kWidth>(sums);
     } else {
@@ -59,6 +77,23 @@ class MainLoop {
   };
   struct Fragments {
     Fragment a[Tile::kOutGroups][kStepsPerBlock];
+  };
+  // Units of the sums of rows g and g + 8: the scale of the group that is being summed, and what
+  // takes the sums there from the scale before it.
+  //
+  // A scale under 2^-80 of the largest so far counts as that (a scale of zero must not be divided
+  // by): the group is then off by less than 2^-80 of what its codes would be at the largest scale.
+  struct Units {
+    float scale[2] = {0.0f, 0.0f};
+    float ratio[2];
+    float least[2] = {FLT_MIN, FLT_MIN};
+
+    __device__ __forceinline__ void change(int half, float next) {
+      least[half] = fmaxf(least[half], fabsf(next) * 0x1p-80f);
+      if (fabsf(next) < least[half]) next = least[half];
+      ratio[half] = __fdividef(scale[half], next);
+      scale[half] = next;
+    }
   };
   using Ring = RingPosition<Tile::kStages>;
 
@@ -107,37 +142,113 @@ class MainLoop {
     keep(sums);
   }
 
-  // Group scales: the tensor cores sum one group, which is then added to float32 registers with its
-  // scale. That also keeps their reduced precision to the products of one group.
+  // Group scales of one or two k steps: the tensor cores sum one step, which is then added to float32
+  // registers with its group's scale. That also keeps their reduced precision to 32 products.
   template <int kWidth>
   __device__ __forceinline__ void run_promoted(Accumulators& sums) {
     Accumulators group;
+    clear<kWidth>(sums);
+    const int steps_per_group = static_cast<int>(params_.group_size / 32);
+    Fragments fragments;
+    for (int k = 0; k < k_blocks_; ++k) {
+      fetch(fragments);
+      const int steps =
+          min(kStepsPerBlock, static_cast<int>(params_.in_features / 32) - k * kStepsPerBlock);
+#pragma unroll
+      for (int step = 0; step < kStepsPerBlock; ++step) {
+        if (step >= steps) break;  // beyond in_features there are no scales
+        multiply_step<kWidth>(group, fragments, ring_.stage, step);
+        wgmma_wait<0>();
+        promote<kWidth>(group, sums, step / steps_per_group);
+      }
+      release(ring_.stage);
+      ring_.advance();
+    }
+  }
+
+  // Group scales in place: between two k blocks the sums go from the units of one group's scale to
+  // those of the next. Two fragment buffers as in run_overlapped, where there are two.
+  template <int kWidth>
+  __device__ __forceinline__ void run_rescaled(Accumulators& sums) {
+    clear<kWidth>(sums);
+    Packed packed;
+    Fragments even;
+    Units units[Tile::kOutGroups];
+    load(packed, units);
+    if constexpr (Tile::kFragmentBuffers == 2) {
+      Fragments odd;
+      dequantise(packed, even);
+      for (int k = 0; k < k_blocks_; k += 2) {
+        rescale_and_prepare<kWidth>(sums, units, even, odd, k);
+        if (k + 1 < k_blocks_) rescale_and_prepare<kWidth>(sums, units, odd, even, k + 1);
+      }
+    } else {
+      for (int k = 0; k < k_blocks_; ++k) {
+        dequantise(packed, even);
+        rescale_and_multiply<kWidth>(sums, units, even, [&] {
+          if (k + 1 < k_blocks_) load(packed, units);
+        });
+      }
+    }
+    multiply_rows<kWidth>(sums, [&](int m, int half) { return units[m].scale[half]; });
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void rescale_and_prepare(Accumulators& sums,
+                                                      Units (&units)[Tile::kOutGroups],
+                                                      const Fragments& current, Fragments& next,
+                                                      int k) {
+    rescale_and_multiply<kWidth>(sums, units, current, [&] {
+      if (k + 1 >= k_blocks_) return;
+      Packed packed;
+      load(packed, units);
+      dequantise(packed, next);
+    });
+  }
+
+  // One k block; `meanwhile` runs beside its products.
+  template <int kWidth, class Meanwhile>
+  __device__ __forceinline__ void rescale_and_multiply(Accumulators& sums,
+                                                       const Units (&units)[Tile::kOutGroups],
+                                                       const Fragments& fragments,
+                                                       Meanwhile meanwhile) {
+    multiply_rows<kWidth>(sums, [&](int m, int half) { return units[m].ratio[half]; });
+    multiply<kWidth>(sums, fragments, ring_.stage, true);
+    const int stage = ring_.stage;
+    ring_.advance();
+    meanwhile();
+    wgmma_wait<0>();
+    keep(sums);
+    release(stage);
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void clear(Accumulators& sums) {
 #pragma unroll
     for (int m = 0; m < Tile::kOutGroups; ++m) {
 #pragma unroll
       for (int i = 0; i < kWidth / 2; ++i) sums[m][i] = 0.0f;
     }
-    Fragments fragments;
-    for (int k = 0; k < k_blocks_; ++k) {
-      fetch(fragments);
-      if constexpr (Format::kStepsPerPromotion == kStepsPerBlock) {
-        multiply<kWidth>(group, fragments, ring_.stage, false);
-        wgmma_wait<0>();
-        promote<kWidth>(group, sums, 0);
-      } else {
-        const int steps =
-            min(kStepsPerBlock, static_cast<int>(params_.in_features / 32) - k * kStepsPerBlock);
-        const int steps_per_group = static_cast<int>(params_.group_size / 32);
+  }
+
+  // Multiplies each output's sums by factor(m, half), half 0 and 1 being rows g and g + 8.
+  template <int kWidth, class Factor>
+  __device__ __forceinline__ void multiply_rows(Accumulators& sums, Factor factor) {
 #pragma unroll
-        for (int step = 0; step < kStepsPerBlock; ++step) {
-          if (step >= steps) break;  // beyond in_features there are no scales
-          multiply_step<kWidth>(group, fragments, ring_.stage, step);
-          wgmma_wait<0>();
-          promote<kWidth>(group, sums, step / steps_per_group);
-        }
-      }
-      release(ring_.stage);
-      ring_.advance();
+    for (int m = 0; m < Tile::kOutGroups; ++m) {
+      const float factors[2] = {factor(m, 0), factor(m, 1)};
+#pragma unroll
+      for (int i = 0; i < kWidth / 2; ++i) sums[m][i] *= factors[i / 2 % 2];
+    }
+  }
+
+  __device__ __forceinline__ void load(Packed& packed, Units (&units)[Tile::kOutGroups]) {
+    load(packed);
+    const bool narrow = params_.group_scale_type == GroupScaleType::kBFloat16;
+#pragma unroll
+    for (int m = 0; m < Tile::kOutGroups; ++m) {
+      units[m].change(0, scale_at(first_row(m), narrow));
+      units[m].change(1, scale_at(first_row(m) + 8, narrow));
     }
   }
 
@@ -184,7 +295,8 @@ class MainLoop {
   __device__ __forceinline__ void dequantise(const Packed& packed, Fragments& fragments) {
 #pragma unroll
     for (int m = 0; m < Tile::kOutGroups; ++m) {
-      Format::dequantise(packed.words[m], packed.scales[m], shared_.e2m1_table, fragments.a[m]);
+      Format::template dequantise<Tile::kStepsAtOnce>(packed.words[m], packed.scales[m],
+                                                      shared_.e2m1_table, fragments.a[m]);
     }
   }
 

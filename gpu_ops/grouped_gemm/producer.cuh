@@ -24,23 +24,51 @@
 
 namespace w4afp8 {
 
-// Weights of one tile: each k block is contiguous for all its outputs (weight_layout.h).
+// Weights of one tile. Each k block is contiguous for all outputs of a band (weight_layout.h), and a
+// tile touches two bands at most.
 template <class Tile>
 struct WeightSource {
-  const uint8_t* address;
-  int64_t k_stride;
-  uint32_t bytes;  // of a k block; 0 where the tile lies beyond the outputs (odd cluster)
+  static constexpr int kParts = Tile::kVariesHeight ? 2 : 1;
+  static constexpr int kPerBand = kBandOut / kSubBlockOut;
+  const uint8_t* address[kParts];
+  uint32_t k_stride[kParts];
+  uint32_t bytes[kParts];  // of a k block; 0 where the tile lies beyond the outputs (odd cluster)
 
-  __device__ WeightSource(const GroupGemmParams& params, int expert, int sub_block) {
+  __device__ WeightSource(const GroupGemmParams& params, int expert, int sub_block, int most) {
     const WeightLayout layout = params.weight_layout();
     const int sub_blocks = static_cast<int>(layout.padded_out() / kSubBlockOut);
-    const int band_begin = sub_block / (kBandOut / kSubBlockOut) * (kBandOut / kSubBlockOut);
-    const int in_band = min(static_cast<int>(kBandOut / kSubBlockOut), sub_blocks - band_begin);
-    const int count = min(Tile::kSubBlocks, sub_blocks - sub_block);
-    bytes = count > 0 ? count * kSubBlockBytes : 0;
-    k_stride = in_band * kSubBlockBytes;
-    address =
-        params.weight + expert * layout.expert_bytes() + layout.sub_block_offset(sub_block, 0);
+    const int end = min(sub_block + most, sub_blocks);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const int band_begin = sub_block / kPerBand * kPerBand;
+      const int in_band = min(kPerBand, sub_blocks - band_begin);
+      const int count = min(end, band_begin + kPerBand) - sub_block;
+      bytes[part] = count > 0 ? count * kSubBlockBytes : 0;
+      k_stride[part] = in_band * kSubBlockBytes;
+      address[part] =
+          params.weight + expert * layout.expert_bytes() + layout.sub_block_offset(sub_block, 0);
+      sub_block = band_begin + kPerBand;
+    }
+  }
+
+  __device__ __forceinline__ uint32_t total_bytes() const {
+    return kParts == 1 ? bytes[0] : bytes[0] + bytes[kParts - 1];
+  }
+
+  __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
+                                       uint64_t policy) const {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      if (bytes[part] > 0) {
+        ptx::bulk_copy(destination, address[part], bytes[part], full, policy);
+      }
+      destination += bytes[part];
+    }
+  }
+
+  __device__ __forceinline__ void advance() {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) address[part] += k_stride[part];
   }
 };
 
@@ -56,23 +84,27 @@ struct ScaleSource {
   int block_in_row = 0;
   int shared_stride;  // bytes between rows in shared memory
 
-  __device__ ScaleSource(const GroupGemmParams& params, int expert, int64_t out_begin) {
+  __device__ ScaleSource(const GroupGemmParams& params, int expert, int64_t out_begin,
+                         int sub_blocks) {
     const int bytes_per_out = params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
     rows_left = static_cast<int>(ceil_div(params.in_features, kSubBlockIn));
-    if constexpr (Format::kPromotes) {
+    if constexpr (Format::kGroupScaling != GroupScaling::kNone) {
       rows_left = static_cast<int>(params.in_features / params.group_size);
       rows_per_block = static_cast<int>(max(kSubBlockIn / params.group_size, int64_t{1}));
       blocks_per_row = static_cast<int>(max(params.group_size / kSubBlockIn, int64_t{1}));
     }
     row_stride = params.out_features * bytes_per_out;
     shared_stride = Tile::kOut * bytes_per_out;
-    const int64_t outs = min(static_cast<int64_t>(Tile::kOut), params.out_features - out_begin);
+    const int64_t outs = min(int64_t{sub_blocks} * kSubBlockOut, params.out_features - out_begin);
     row_bytes = outs > 0 ? static_cast<uint32_t>(outs * bytes_per_out) : 0;
     address = static_cast<const uint8_t*>(params.group_scale) +
               int64_t{expert} * rows_left * row_stride + out_begin * bytes_per_out;
   }
 
-  __device__ __forceinline__ int rows() const { return min(rows_per_block, rows_left); }
+  __device__ __forceinline__ int rows() const {
+    if constexpr (Format::kGroupScaling != GroupScaling::kPromoted) return 1;
+    return min(rows_per_block, rows_left);
+  }
 
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
                                        uint64_t policy) const {
@@ -85,17 +117,21 @@ struct ScaleSource {
   }
 
   __device__ __forceinline__ void advance() {
-    if (++block_in_row < blocks_per_row) return;
-    block_in_row = 0;
-    address += rows_per_block * row_stride;
-    rows_left -= rows_per_block;
+    if constexpr (Format::kGroupScaling == GroupScaling::kPromoted) {
+      address += rows_per_block * row_stride;
+      rows_left -= rows_per_block;
+    } else {
+      if (++block_in_row < blocks_per_row) return;
+      block_in_row = 0;
+      address += row_stride;
+    }
   }
 };
 
 // No group scales.
 struct NoScaleSource {
   static constexpr uint32_t row_bytes = 0;
-  __device__ NoScaleSource(const GroupGemmParams&, int, int64_t) {}
+  __device__ NoScaleSource(const GroupGemmParams&, int, int64_t, int) {}
   __device__ __forceinline__ int rows() const { return 0; }
   __device__ __forceinline__ void copy(uint8_t*, uint64_t*, uint64_t) const {}
   __device__ __forceinline__ void advance() {}
@@ -124,9 +160,9 @@ class Producer {
 
  private:
   __device__ void load_tile(const TileCoordinates& tile) {
-    const int block = tile.out_block * Tile::kCluster + rank_;
-    const WeightSource<Tile> weight(params_, tile.expert, block * Tile::kSubBlocks);
-    Scales scales(params_, tile.expert, int64_t{block} * Tile::kOut);
+    const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
+    WeightSource<Tile> weight(params_, tile.expert, sub_block, tile.sub_blocks);
+    Scales scales(params_, tile.expert, int64_t{sub_block} * kSubBlockOut, tile.sub_blocks);
     const uint64_t policy = tile.alone ? read_once_policy_ : shared_policy_;
     const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
@@ -134,11 +170,10 @@ class Producer {
       uint64_t* full = &shared_.full[ring_.stage];
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
       ptx::mbarrier_arrive_expect(full, Tile::width_of(tile.num_tokens) * kSubBlockIn +
-                                            weight.bytes + scales.row_bytes * scales.rows());
-      if (weight.bytes > 0) {
-        ptx::bulk_copy(shared_.weight[ring_.stage], weight.address + k * weight.k_stride,
-                       weight.bytes, full, policy);
-      }
+                                            weight.total_bytes() +
+                                            scales.row_bytes * scales.rows());
+      weight.copy(shared_.weight[ring_.stage], full, policy);
+      weight.advance();
       scales.copy(shared_.scale[ring_.stage], full, policy);
       scales.advance();
       load_tokens(tile, k, full);

@@ -15,6 +15,7 @@
 // Shared memory of one block, and the ring of stages that the producer fills and the consumers empty.
 #pragma once
 
+#include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
 
 #include "grouped_gemm/config.h"
@@ -39,10 +40,15 @@ struct SharedStorage {
   alignas(128) uint8_t scale[Tile::kStages][kScaleBytes > 0 ? kScaleBytes : 16];
   alignas(16) uint8_t staged[Tile::kConsumers][kStagedBuffers][kStagedBytes];
   alignas(8) float token_scale[Tile::kConsumers][Tile::kTokens];
+  float out_scale[Tile::kConsumers][Tile::kOutGroups * kSubBlockOut];
+  alignas(4) uint16_t bias[Tile::kConsumers][Tile::kOutGroups * kSubBlockOut];  // bits
   uint2 e2m1_table[32];
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
   uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
-  typename cub::BlockScan<int32_t, Tile::kThreads>::TempStorage scan;
+  union {
+    typename cub::BlockScan<int32_t, Tile::kThreads>::TempStorage tiles;
+    typename cub::BlockReduce<unsigned long long, Tile::kThreads>::TempStorage heights;
+  } scan;
   // The scheduler's tables follow.
 };
 

@@ -60,7 +60,7 @@ def test_bfloat16_is_that_of_ml_dtypes() -> None:
 
 
 @pytest.mark.parametrize("positive", [False, True])
-@pytest.mark.parametrize("group", [None, 128])
+@pytest.mark.parametrize("group", [None, 64])
 @pytest.mark.parametrize("in_features", [128, 1024, 8192])
 def test_bound_holds_for_a_truncating_accumulator(
     positive: bool, group: int | None, in_features: int
@@ -74,8 +74,9 @@ def test_bound_holds_for_a_truncating_accumulator(
     assert (error <= bound).all()
     # And it is no bound that anything would pass. Of a normal error the mean is 0.8 deviations; the
     # bound takes 8, L / 2 for the deviation of a uniform cut (0.58 of that) and 2^-13 M for L (0.72
-    # of that on average): 8 / (0.8 * 0.58 * 0.72) = 24.
-    assert bound.mean() <= 24 * error.mean()
+    # of that on average): 8 / (0.8 * 0.58 * 0.72) = 24. Promotion adds float32's part.
+    float32 = 0 if group is None else accumulation_error(x, weight, None, CPU_ACCUMULATOR).bound()
+    assert (bound - float32).mean() <= 24 * error.mean()
 
 
 @pytest.mark.parametrize("accumulator", [CPU_ACCUMULATOR, HOPPER_ACCUMULATOR])

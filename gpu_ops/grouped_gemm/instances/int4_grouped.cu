@@ -17,12 +17,12 @@
 
 namespace w4afp8 {
 
-// Groups of whole k blocks are promoted once a k block, shorter ones once a k step.
+// Between groups of whole k blocks the sums are rescaled; shorter ones are promoted step by step.
 cudaError_t launch_int4_grouped(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (params.group_size % kSubBlockIn == 0) {
-    return launch_format<Int4Grouped<kStepsPerBlock>>(tile, params, stream);
+    return launch_format<Int4Rescaled>(tile, params, stream);
   }
-  return launch_format<Int4Grouped<1>>(tile, params, stream);
+  return launch_format<Int4Promoted>(tile, params, stream);
 }
 
 }  // namespace w4afp8

@@ -31,8 +31,11 @@ A grouped GEMM's result differs from the float64 product of the same dequantised
    M) <= 2^-13 M. A cut loses a part of L, L / 2 on average, towards zero, so a step drifts by
    -L / 2 * sum(sign of the addends), and each addend spreads around that by at most L / 2: variance
    33 (L / 2)^2. The drift is what all-positive data shows; an addend that is a multiple of L loses
-   nothing, which the variance covers. Where the kernel promotes to float32 after every group, the
-   accumulator starts anew there: the groups' drifts and variances add up, and float32's.
+   nothing, which the variance covers. Where the kernel promotes to float32 after every group (int4
+   groups shorter than a k block), the accumulator starts anew there: the groups' drifts and
+   variances add up, and float32's. Where it rescales its sums between groups (of whole k blocks),
+   that is an approximate ratio, off by 4 u, and a rounding for every 128 products: 25 n / 128 of
+   u^2 S^2, which float32's variance covers.
 
    *Folded MXFP4*: the kernel rounds a weight that is far below the channel's largest group to the
    E4M3 grid. That costs at most `Accumulator.weight_error` times the largest scale per weight.
@@ -67,10 +70,9 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Accumulator:
-    """How a kernel sums. `promotes_groups`: int4 group sums go to float32 one by one."""
+    """How a kernel sums."""
 
     is_tensor_core: bool
-    promotes_groups: bool = True
     weight_error: float = 0.0  # mxfp4, in units of the channel's largest scale
 
 
@@ -116,17 +118,18 @@ def accumulation_error(
 ) -> AccumulationError:
     """Part 1 of the module's bound for ``x [rows, n] @ weight [out, n].T``.
 
-    `group`: in_features after which the tensor core's sum is promoted to float32; None: never.
+    `group`: in_features that share a scale; None: all of them.
     """
     n = x.shape[1]
     magnitudes = np.abs(x) @ np.abs(weight).T
     float32 = AccumulationError(0 * magnitudes, (n + 2) * (FLOAT32_UNIT * magnitudes) ** 2)
     if not accumulator.is_tensor_core:
         return float32
-    if group is None or not accumulator.promotes_groups:
+    if group is None:
         return _tensor_core_error(x, weight)
-    # The kernel promotes at least at the end of every k block of 128.
-    group = min(group, 128)
+    if group % 128 == 0:
+        rescaled = _tensor_core_error(x, weight)
+        return AccumulationError(rescaled.drift, rescaled.variance + float32.variance)
     parts = [
         _tensor_core_error(x[:, k : k + group], weight[:, k : k + group])
         for k in range(0, n, group)
