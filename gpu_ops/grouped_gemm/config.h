@@ -35,9 +35,6 @@ struct TileShape {
   static constexpr int kNarrowest = kNarrowest_;
   static constexpr int kStages = kStages_;    // k blocks of 128 in flight
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
-  // How far the later half of the warpgroups is behind the others, in cycles: a k block takes 500 to
-  // 1200. Where memory binds, all take each k block together.
-  static constexpr int kLagCycles = kTokens == 256 ? 1200 : 0;
   // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
   static constexpr bool kVariesHeight = kOutGroups == 1 && kConsumers == 4 && kTokens >= 64;
   // The last wave's tiles may be split along the tokens.

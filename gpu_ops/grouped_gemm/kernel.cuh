@@ -47,17 +47,6 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
   }
 }
 
-// Half of the consumers falls behind the others for good, from the arrival of the first data on: then
-// one half multiplies while the other rescales or stores. In step, both would leave the tensor cores
-// idle at the same time.
-template <int kCycles>
-__device__ __forceinline__ void fall_behind(uint64_t* first_data) {
-  ptx::mbarrier_wait(first_data, 0);
-  const uint32_t begin = clock();
-  while (static_cast<uint32_t>(clock()) - begin < kCycles) {
-  }
-}
-
 template <class Tile, class Format>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     group_gemm_kernel(const __grid_constant__ GroupGemmParams params,
@@ -73,13 +62,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   // The other blocks must see these barriers before anything is sent to them.
   if constexpr (Tile::kCluster > 1) ptx::cluster_sync();
 
-  if constexpr (Tile::kLagCycles > 0) {
-    const int warpgroup = threadIdx.x / 128;
-    if (warpgroup >= Tile::kConsumers / 2 && warpgroup < Tile::kConsumers &&
-        scheduler.has_whole_tile()) {
-      fall_behind<Tile::kLagCycles>(&shared.full[0]);
-    }
-  }
   if (threadIdx.x >= Tile::kConsumerThreads) {
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();

@@ -88,11 +88,6 @@ class TileScheduler {
     __syncthreads();
   }
 
-  // Before the first `next`: whether there will be a tile that is not split, which never is empty.
-  __device__ __forceinline__ bool has_whole_tile() const {
-    return (Tile::kSplits ? position_ + stride_ : position_) < plan_[kWhole];
-  }
-
   // The next tile of this block (of this cluster); false when there is none.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
     while (position_ < plan_[kWhole]) {
