@@ -140,9 +140,6 @@ def _convert(options: argparse.Namespace) -> int:
     )
     reused = f", {report.reused} of them from an earlier run" if report.reused else ""
     print(f"{report.path}: {report.files} files{reused}, {report.nbytes / 1e6:.1f} MB")
-    for layer, error in report.errors.items():
-        if error:
-            print(f"layer {layer}: rounded to 4 bits, relative error {error:.4f}")
     if report.float32_scales:
         print(
             f"{report.float32_scales} scale tensors are float32, being no bfloat16 numbers: "

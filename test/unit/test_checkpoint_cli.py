@@ -168,12 +168,13 @@ def test_verify_prints_the_worst_alone(
 
 
 def test_verify_rounds_only_what_is_not_in_4_bits(
-    floats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    floats: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = ["--weight-format", "mxfp4", "--quiet"]
     native = str(tmp_path / "native")
     assert main(["convert", str(floats), native, *options]) == 0
-    assert "layer 0: rounded to 4 bits, relative error 0.1" in capsys.readouterr().out
+    (message,) = caplog.messages
+    assert message.startswith(f"{floats}: layer 0: rounded to 4 bits, relative error 0.1")
     assert main(["verify", str(floats), native, *options]) == 0
 
 

@@ -86,6 +86,7 @@ def test_wrong_metadata(changed: dict[str, str], message: str, tmp_path: Path) -
         ({"weight_format": "int8"}, "layer.weight_format: expected one of"),
         ({"activation": "gelu"}, "expected shape"),
         ({"has_bias": True}, "bias: expected this tensor, got none"),
+        ({"exact": False}, "error: expected this tensor, got none"),
         ({"index": "3"}, "layer.index: expected"),
         ({"more": 1}, "layer: expected"),
     ],

@@ -32,7 +32,12 @@ from checkpoint_sources import (
 )
 from checkpoint_sources import run_convert as run
 
-from w4afp8.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from w4afp8.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    SafetensorsFiles,
+    open_checkpoint,
+)
 from w4afp8.checkpoint.per_expert import PerExpertCheckpoint
 
 pytestmark = pytest.mark.cpu_only
@@ -126,7 +131,7 @@ def break_at(expert: int, kind: type[Checkpoint], monkeypatch: pytest.MonkeyPatc
     def broken(self: Any, layer: Any, number: int) -> Any:
         read[0] += 1
         if layer.index == 7 and number == expert:
-            raise CheckpointError(self.path, "expected a light that burns")
+            raise OSError(errno.EIO, "Input/output error")
         return read_expert(self, layer, number)
 
     monkeypatch.setattr(kind, "read_expert", broken)
@@ -138,7 +143,7 @@ def test_a_broken_run_leaves_nothing_that_loads(
 ) -> None:
     with monkeypatch.context() as patch:
         break_at(2, PerExpertCheckpoint, patch)
-        with pytest.raises(CheckpointError, match="a light"):
+        with pytest.raises(OSError, match="Input/output error"):
             run(source, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     assert openable(tmp_path / "new.unfinished") == []
@@ -151,7 +156,7 @@ def leave_the_first_file(source: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """Breaks a run off after its first file; returns that file."""
     with monkeypatch.context() as patch:
         break_at(0, PerExpertCheckpoint, patch)
-        with pytest.raises(CheckpointError):
+        with pytest.raises(OSError, match="Input/output error"):
             run(source, tmp_path / "new")
     return tmp_path / "new.unfinished" / "model-00001-of-00002.safetensors.written"
 
@@ -197,6 +202,34 @@ def test_another_target_starts_anew_and_leaves_no_traces(
     assert (report.reused, report.files) == (0, 6)
     assert len(content(tmp_path / "new")) == 8  # with index and config
     assert_same(source, tmp_path / "new")
+
+
+def spoil(source: Path) -> None:
+    """Makes scales of the last expert of layer 7 NaN: layer 2 is read, and written, before that."""
+    name = "model.layers.7.mlp.experts.2.down_proj.weight_scale"
+    info = SafetensorsFiles(source).tensors[name]
+    data = bytearray(info.file.read_bytes())
+    data[info.offset : info.offset + info.nbytes] = b"\xff" * info.nbytes
+    info.file.write_bytes(data)
+
+
+@pytest.mark.parametrize("to", ["native", "compressed-tensors"])
+def test_a_wrong_source_leaves_nothing(to: str, source: Path, tmp_path: Path) -> None:
+    spoil(source)
+    with pytest.raises(
+        CheckpointError, match=r"experts\.2\.down_proj\.weight_scale: expected fini"
+    ):
+        run(source, tmp_path / "new", to=to)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_others_left_there_is_kept(source: Path, tmp_path: Path) -> None:
+    spoil(source)
+    (tmp_path / "new.unfinished").mkdir()
+    (tmp_path / "new.unfinished" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="expected finite numbers"):
+        run(source, tmp_path / "new")
+    assert content(tmp_path / "new.unfinished") == {"notes.txt": b"mine"}
 
 
 def test_a_destination_that_exists_is_left_alone(source: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from w4afp8.checkpoint.header import Header, read_header
 from w4afp8.checkpoint.model import Checkpoint
 from w4afp8.checkpoint.native_writer import NativeWriter
 from w4afp8.checkpoint.progress import show_progress
+from w4afp8.checkpoint.rounding import log_rounding
 from w4afp8.checkpoint.writers import CompressedTensorsWriter, Shard, Target, Writer
 from w4afp8.quant.weights import check_choice
 
@@ -83,7 +84,10 @@ def convert(
 ) -> ConvertReport:
     """Writes a checkpoint's mixture-of-experts layers in another format.
 
-    Codes and scales stay what they are, bit for bit. Tensors of other layers are left out.
+    Codes and scales stay what they are, bit for bit. Tensors of other layers are left out. Where
+    weights were rounded, the largest error of each layer is logged as a warning of the logger
+    "w4afp8.checkpoint", which Python prints on standard error. A source that is wrong leaves
+    nothing behind.
 
     Args:
         source: a checkpoint that `open_checkpoint` opens.
@@ -127,12 +131,15 @@ def convert(
         with show_progress("convert", _experts(shards), shown=progress) as advance:
             notes, reused = _write_shards(folder, writer, checkpoint, shards, job, advance)
         headers = _finish(folder, destination, list(notes), writer.config(checkpoint))
+    errors = _largest_errors(shards, list(notes.values()))
+    for index, error in errors.items():
+        log_rounding(checkpoint.path, index, error)
     return ConvertReport(
         path=destination,
         files=len(shards),
         reused=reused,
         nbytes=sum(header.file_bytes for header in headers.values()),
-        errors=_largest_errors(shards, list(notes.values())),
+        errors=errors,
         float32_scales=_count_float32_scales(headers) if to == "compressed-tensors" else 0,
     )
 
@@ -162,12 +169,31 @@ def _unfinished_folder(destination: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
-    except BlockingIOError as error:
-        raise CheckpointError(folder, "another process is writing there; wait for it") from error
+        _lock(folder, descriptor)
+        try:
+            yield folder
+        except CheckpointError:
+            # A wrong source stays wrong until it changes, and a changed one is converted anew.
+            _discard(folder)
+            raise
     finally:
         os.close(descriptor)
+
+
+def _lock(folder: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CheckpointError(folder, "another process is writing there; wait for it") from error
+
+
+def _discard(folder: Path) -> None:
+    """Removes the folder and what runs of `convert` left in it; anything else stays."""
+    _remove_traces(folder, [])
+    for name in (INDEX_NAME, CONFIG_NAME):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _write_shards(

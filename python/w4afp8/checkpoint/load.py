@@ -28,6 +28,7 @@ from w4afp8.checkpoint.detect import open_checkpoint
 from w4afp8.checkpoint.model import Checkpoint, MoELayerInfo, RouterWeights
 from w4afp8.checkpoint.native import NativeCheckpoint
 from w4afp8.checkpoint.progress import show_progress
+from w4afp8.checkpoint.rounding import log_rounding
 from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.layers.expert_linear import ExpertLinear
 from w4afp8.quant import QuantizedWeight, pack
@@ -70,6 +71,9 @@ def load_moe_ffn(
     (gpt-oss) or a choice within groups of experts (DeepSeek-V3's n_group) are left to the caller,
     who then gives the logits.
 
+    Where weights were rounded (`MoELayerInfo.exact` is False), the largest error of an expert is
+    logged as a warning of the logger "w4afp8.checkpoint", which Python prints on standard error.
+
     Args:
         source: a checkpoint, or the path of one.
         layer: index of the layer, or its prefix ("model.layers.3.mlp").
@@ -77,7 +81,7 @@ def load_moe_ffn(
         dtype: "bfloat16" or "float16", of the layer's input and output.
         place: where the layer shall be; None for Paddle's current device.
         progress: show a bar on standard error.
-        report: called once with what was rounded.
+        report: called once with the error of each expert.
         **layer_options: scoring, norm_topk_prob, routed_scaling_factor, as `W4AFP8MoEFFN` has them;
             by default as the config says.
 
@@ -113,12 +117,13 @@ def load_moe_ffn(
         made.to(device=place)
     home = made.up_gate_proj.weight.place
     if isinstance(checkpoint, NativeCheckpoint):
-        errors = _map_experts(made, checkpoint, info, needs_errors=report is not None)
+        errors = _map_experts(made, checkpoint, info)
     else:
         errors = _stream_experts(made, checkpoint, info, progress)
     if router is not None:
         _set_router(made, router)
     made.to(device=home)
+    log_rounding(checkpoint.path, info.index, max(errors))
     if report is not None:
         report(LoadReport(info, errors))
     return made
@@ -173,7 +178,7 @@ def _copy_weight(projection: ExpertLinear, expert: int, weight: QuantizedWeight)
 
 
 def _map_experts(
-    made: W4AFP8MoEFFN, checkpoint: NativeCheckpoint, info: MoELayerInfo, *, needs_errors: bool
+    made: W4AFP8MoEFFN, checkpoint: NativeCheckpoint, info: MoELayerInfo
 ) -> tuple[float, ...]:
     """Lets the layer use the file's pages; returns the experts' quantisation errors."""
     packed = checkpoint.packed_layer(info)
@@ -181,9 +186,7 @@ def _map_experts(
     made.down_proj.set_weight(packed.down, name="down")
     if info.has_bias:
         _set_biases(made, packed.up_gate_bias, packed.down_bias)
-    if not needs_errors or info.exact:
-        return (0.0,) * info.experts
-    return tuple(checkpoint.read_expert(info, number).error for number in range(info.experts))
+    return checkpoint.read_errors(info)
 
 
 def _set_biases(made: W4AFP8MoEFFN, up_gate: Any, down: Any) -> None:

@@ -100,9 +100,10 @@ class NativeCheckpoint(Checkpoint):
             self._expect_record(layer, prefix + "format", out, features)
             if layer.has_bias:
                 self._files.expect(prefix + "bias", ("F32",), (layer.experts, out))
-            for name in (prefix + "input_scale", f"{layer.prefix}.error"):
-                if name in self._files.tensors:
-                    self._files.expect(name, ("F32",), (layer.experts,))
+            if prefix + "input_scale" in self._files.tensors:
+                self._files.expect(prefix + "input_scale", ("F32",), (layer.experts,))
+        if not layer.exact:
+            self._files.expect(f"{layer.prefix}.error", ("F32",), (layer.experts,))
         if layer.prefix in self._routers:
             name = native_prefix(layer, "router") + "weight"
             self._files.expect(name, ("F32",), (layer.hidden_size, layer.experts))
@@ -126,7 +127,6 @@ class NativeCheckpoint(Checkpoint):
         up_gate, down = (self._unpacked(layer, name, expert) for name in PROJECTIONS)
         biases = [self._row(native_prefix(layer, p) + "bias", expert) for p in PROJECTIONS]
         scales = [self._row(native_prefix(layer, p) + "input_scale", expert) for p in PROJECTIONS]
-        error = self._row(f"{layer.prefix}.error", expert)
         return ExpertWeights(
             up_gate=up_gate,
             down=down,
@@ -134,8 +134,21 @@ class NativeCheckpoint(Checkpoint):
             down_bias=biases[1],
             up_gate_input_scale=None if scales[0] is None else float(scales[0]),
             down_input_scale=None if scales[1] is None else float(scales[1]),
-            error=0.0 if error is None else float(error),
+            error=self.read_errors(layer)[expert],
         )
+
+    def read_errors(self, layer: MoELayerInfo) -> tuple[float, ...]:
+        """The experts' quantisation errors (`ExpertWeights.error`), without reading any weight.
+
+        Args:
+            layer: one of `layers`.
+
+        Raises:
+            CheckpointError: one is NaN or infinite.
+        """
+        if layer.exact:
+            return (0.0,) * layer.experts
+        return tuple(self._read(f"{layer.prefix}.error").tolist())
 
     def _unpacked(self, layer: MoELayerInfo, projection: str, expert: int) -> QuantizedWeight:
         prefix = native_prefix(layer, projection)
