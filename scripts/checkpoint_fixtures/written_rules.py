@@ -181,7 +181,12 @@ def _fastdeploy(
         "moe_num_experts": sizes.experts,
         "moe_k": sizes.topk,
         "hidden_act": "silu",
-        "quantization_config": {"quantization": "mix_quant", "moe_quant_type": "w4afp8"},
+        "quantization_config": {
+            "quantization": "mix_quant",
+            "moe_quant_type": "w4afp8",
+            "is_quantized": True,
+            "hadamard_block_size": -1,  # FastDeploy rotates in blocks of 128 where this is left out
+        },
     }
     x = fp8_tokens(rng, sizes.hidden)
     run = qwen3_block(qwen3_config(sizes), x, gate, up_gate, down)

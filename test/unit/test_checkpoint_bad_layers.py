@@ -58,6 +58,21 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"quantization_config": {"hadamard_block_size": 512}},
         "hadamard_block_size: expected -1 (the layer does not rotate its activations), got 512",
     ),
+    "a rotation by default": (
+        "fastdeploy offset",
+        {"quantization_config": {"moe_quant_type": "w4afp8"}},
+        "hadamard_block_size: expected -1 (the layer does not rotate its activations), got 128, ",
+    ),
+    "a rotation of words": (
+        "fastdeploy groups",
+        {"quantization_config": {"hadamard_block_size": "-1"}},
+        "hadamard_block_size: expected -1 (the layer does not rotate its activations), got '-1'",
+    ),
+    "scales with more folded in": (
+        "fastdeploy signs",
+        {"quantization_config": {"hadamard_block_size": -1, "is_permuted": False}},
+        "is_permuted: expected scales of the weights alone, got False",
+    ),
     "another activation": (
         "deepseek",
         {"hidden_act": "relu"},
@@ -174,6 +189,18 @@ def test_act_order_without_its_groups(tmp_path: Path) -> None:
             assert_refused(folder, "qweight: expected g_idx beside it (desc_act), got none")
         else:
             assert open_checkpoint(folder).format == "gptq"
+
+
+@pytest.mark.parametrize("order", [None, False, "weight", "group", "dynamic", True])
+def test_act_order_of_compressed_tensors(order: Any, tmp_path: Path) -> None:
+    case = BY_NAME["compressed-tensors groups"]
+    folder = write_checkpoint(tmp_path, tensors_of(case), scheme(group_size=32, actorder=order))
+    if order in ("group", "dynamic", True):
+        assert_refused(
+            folder, "weight_packed: expected weight_g_idx beside it (actorder), got none"
+        )
+    else:
+        assert open_checkpoint(folder).layers[0].group_size == 32
 
 
 @pytest.mark.parametrize("field", ["weight_zero_point", "weight_global_scale", "lora_a"])

@@ -19,6 +19,9 @@ Layout: https://github.com/vllm-project/compressed-tensors, compressors for "pac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from w4afp8.checkpoint.config import Config
@@ -50,7 +53,10 @@ class PackQuantized(ProjectionFormat):
     def __init__(self, files: SafetensorsFiles, config: Config) -> None:
         super().__init__(files, config)
         config.expect_quantization("quant_method", "compressed-tensors")
-        self._declared = _declared_group_size(config)
+        scheme = _only_scheme(config)
+        self._declared = config.group_size(scheme)
+        # "group" and its other spellings permute in_features; "weight" only changed the rounding.
+        self._has_act_order = scheme.get("actorder") in ("group", "dynamic", True)
 
     def describe(self, fields: Fields) -> ProjectionInfo:
         files = self.files
@@ -62,6 +68,9 @@ class PackQuantized(ProjectionFormat):
         files.expect(fields["weight_scale"], FLOATS, shape)
         if "weight_g_idx" in fields:
             files.expect(fields["weight_g_idx"], ("I32", "I64"), (8 * words,))
+        elif self._has_act_order:
+            message = "expected weight_g_idx beside it (actorder), got none"
+            raise files.error(fields["weight_packed"], message)
         groups = 1 if len(scale.shape) == 1 else scale.shape[1]
         scale_dtype = scale_type(files, fields["weight_scale"])
         return ProjectionInfo(out, 8 * words, groups, scale_dtype, self._declared)
@@ -121,16 +130,19 @@ def check_group_index(files: SafetensorsFiles, name: str, group_size: int) -> No
         )
 
 
-def _declared_group_size(config: Config) -> int | None:
-    """Of the one scheme of the config; refuses one that is not symmetric int4."""
+def _only_scheme(config: Config) -> Mapping[str, Any]:
+    """How the config says weights are quantised; refuses what is not symmetric int4.
+
+    Empty where it says nothing, or has several schemes: then the names of modules would decide, and
+    the tensors alone do.
+    """
     groups = config.quantization.get("config_groups")
     schemes = list(groups.values()) if isinstance(groups, dict) else []
-    # With several, the names of the modules would decide; then the tensors alone do.
     scheme = schemes[0].get("weights") if len(schemes) == 1 and isinstance(schemes[0], dict) else 0
     if not isinstance(scheme, dict):
-        return None
+        return {}
     for key, expected in (("num_bits", 4), ("type", "int"), ("symmetric", True)):
         if scheme.get(key, expected) != expected:
             got = f"expected {expected!r}, got {scheme[key]!r:.80}"
             raise config.error(f"quantization_config.config_groups: weights.{key}", got)
-    return config.group_size(scheme)
+    return scheme

@@ -35,6 +35,8 @@ _CODE_UNIT = np.float32(512)  # the operator reads a code v as v * 2^-9, an E4M3
 _CODE_FIELDS = ("quant_weight", "weight")
 _BLOCK = 64  # in_features whose codes share 32 bytes
 _SCALE_BLOCK = 128
+# What FastDeploy's MixQuantConfig and W4AFP8Config take where a config does not say.
+_DEFAULT_ROTATION = 128
 
 
 class _FastDeploy(ProjectionFormat):
@@ -42,12 +44,7 @@ class _FastDeploy(ProjectionFormat):
 
     def __init__(self, files: SafetensorsFiles, config: Config) -> None:
         super().__init__(files, config)
-        block = config.quantization.get("hadamard_block_size", -1)
-        if block not in (-1, 0, None):
-            raise config.error(
-                "quantization_config.hadamard_block_size",
-                f"expected -1 (the layer does not rotate its activations), got {block!r:.80}",
-            )
+        _refuse_rotation(config)
 
     def weight_field(self, fields: Fields) -> str:
         """The name of the tensor of codes.
@@ -62,6 +59,18 @@ class _FastDeploy(ProjectionFormat):
                 f"expected one of {' and '.join(_CODE_FIELDS)} beside it, got {len(names)}",
             )
         return names[0]
+
+
+def _refuse_rotation(config: Config) -> None:
+    """Raises CheckpointError where FastDeploy would rotate the activations of down_proj."""
+    is_named = config.quantization.keys() & {"moe_quant_type", "quantization"}
+    block = config.quantization.get("hadamard_block_size", _DEFAULT_ROTATION if is_named else -1)
+    if type(block) is not int or block > 0:
+        raise config.error(
+            "quantization_config.hadamard_block_size",
+            f"expected -1 (the layer does not rotate its activations), got {block!r:.80}"
+            + ("" if "hadamard_block_size" in config.quantization else ", FastDeploy's default"),
+        )
 
 
 class FastDeploy(_FastDeploy):
@@ -124,6 +133,12 @@ class FastDeployConverted(_FastDeploy):
 
     def __init__(self, files: SafetensorsFiles, config: Config, codes: Iterable[str]) -> None:
         super().__init__(files, config)
+        if config.quantization.get("is_permuted") is False:
+            raise config.error(
+                "quantization_config.is_permuted",
+                "expected scales of the weights alone, got False: FastDeploy's layers fold the "
+                "activations' range into such scales",
+            )
         self._codes = tuple(codes)
         self._table: NDArray[np.uint8] | None = None
 
