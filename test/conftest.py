@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Markers and the routes that every test of an operator runs through."""
+"""The routes that every test of an operator runs through."""
 
 from __future__ import annotations
 
@@ -22,20 +22,6 @@ import pytest
 from paddle.jit.dy2static.parameter_recorder import _global_inplace_map, _global_parameter_recorder
 
 from w4afp8._routes import Route, force_route
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cpu_only: not to be run with tensors on a GPU")
-    config.addinivalue_line("markers", "slow: takes minutes; run with -m slow")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out slow tests unless -m speaks of them."""
-    if "slow" in config.getoption("markexpr"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow") is not None]
-    items[:] = [item for item in items if item not in slow]
-    config.hook.pytest_deselected(items=slow)
 
 
 @pytest.fixture(autouse=True)
