@@ -81,8 +81,37 @@ def awq(rng: np.random.Generator, out: int, in_features: int) -> Fields:
     }
 
 
+def fastdeploy(rng: np.random.Generator, out: int, in_features: int) -> Fields:
+    return {
+        "quant_weight": rng.integers(-128, 128, (in_features // 2, out), np.int8),
+        "weight_scale": np.ones((out, in_features // GROUP), np.float32),
+    }
+
+
+def fastdeploy_offset(rng: np.random.Generator, out: int, in_features: int) -> Fields:
+    return fastdeploy_operator(rng.integers(0, 15, (2, out, in_features // 2), np.uint8))
+
+
+def fastdeploy_signs(rng: np.random.Generator, out: int, in_features: int) -> Fields:
+    return fastdeploy_operator(rng.integers(1, 16, (2, out, in_features // 2), np.uint8))
+
+
+def fastdeploy_operator(codes: np.ndarray) -> Fields:
+    """From the codes of both halves of the bytes."""
+    high, low = codes
+    out, pairs = high.shape
+    return {
+        "weight": high << np.uint8(4) | low,
+        "weight_scale": np.ones((out // GROUP, 2 * pairs // GROUP, GROUP), np.float32),
+    }
+
+
 FORMATS: dict[str, Spell] = {
-    spell.__name__: spell for spell in (compressed_tensors, mxfp4, deepseek, gptq, awq)
+    spell.__name__: spell
+    for spell in (
+        *(compressed_tensors, mxfp4, deepseek, gptq, awq),
+        *(fastdeploy, fastdeploy_offset, fastdeploy_signs),
+    )
 }
 
 
