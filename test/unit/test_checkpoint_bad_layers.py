@@ -78,6 +78,21 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"hidden_act": "relu"},
         "hidden_act: expected silu or swish",
     ),
+    "fewer experts than there should be": (
+        "deepseek",
+        {"n_routed_experts": 3},
+        "n_routed_experts: expected 2, the experts of model.layers.3.mlp, got 3",
+    ),
+    "more experts than there should be": (
+        "gpt-oss",
+        {"num_local_experts": 1},
+        "num_local_experts: expected 2, the experts of model.layers.3.mlp, got 1",
+    ),
+    "a method that is no object": (
+        "awq",
+        {"quantization_config": "awq"},
+        "quantization_config: expected a JSON object, got 'awq'",
+    ),
     "another limit": ("gpt-oss", {"swiglu_limit": 5.0}, "swiglu_limit: expected 7.0, got 5.0"),
     "a limit of words": ("gpt-oss", {"swiglu_limit": "7"}, "swiglu_limit: expected 7.0, got '7'"),
 }

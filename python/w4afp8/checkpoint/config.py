@@ -29,6 +29,7 @@ _SILU = ("silu", "swish")
 # routers. W4AFP8MoEFFN's own defaults are softmax and normalised weights.
 _SIGMOID_MODELS = ("deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite")
 _NOT_NORMALISED_MODELS = ("deepseek_v2", "olmoe", "qwen2_moe", "qwen3_moe")
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SWIGLU_OAI_LIMIT = 7.0  # where W4AFP8MoEFFN's "swiglu_oai" clamps
 
 
@@ -51,13 +52,13 @@ class Config:
         folder = path if path.is_dir() else path.parent
         self.file = folder / CONFIG_NAME
         whole = read_json_object(self.file) if self.file.is_file() else {}
-        text = _object(whole.get("text_config"))
+        text = self._object("text_config", whole.get("text_config"))
         self.model: Mapping[str, Any] = text or whole
         found = whole.get("quantization_config", self.model.get("quantization_config"))
         older = folder / "quantize_config.json"
         if found is None and older.is_file():
             found = read_json_object(older)
-        self.quantization: Mapping[str, Any] = _object(found)
+        self.quantization = self._object("quantization_config", found)
 
     @property
     def method(self) -> str | None:
@@ -127,6 +128,20 @@ class Config:
             options[option] = value
         return options
 
+    def check_experts(self, prefix: str, experts: int) -> None:
+        """Raises CheckpointError where the config tells of another number of experts.
+
+        Args:
+            prefix: of the layer.
+            experts: found in the files.
+        """
+        for key in _EXPERT_KEYS:
+            declared = self.model.get(key)
+            if type(declared) is int and declared > 0 and declared != experts:
+                raise self.error(
+                    key, f"expected {experts}, the experts of {prefix}, got {declared}"
+                )
+
     @property
     def limits_groups(self) -> bool:
         """Whether tokens choose among the experts of a few groups only (DeepSeek-V3)."""
@@ -137,6 +152,10 @@ class Config:
         """An error about an entry of the config."""
         return CheckpointError(self.file, message, tensor=key)
 
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
+    def _object(self, key: str, value: Any) -> Mapping[str, Any]:
+        """What an entry holds; nothing where it is missing or null."""
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.error(key, f"expected a JSON object, got {value!r:.80}")
+        return value

@@ -133,6 +133,7 @@ def _describe_layer(
         {role: _describe_projection(reader, fields) for role, fields in expert.items()}
         for expert in tensors.experts
     ]
+    config.check_experts(tensors.prefix, len(tensors.experts))
     hidden, intermediate = _sizes(files, tensors, described)
     every = [
         (fields, infos[role])

@@ -106,6 +106,7 @@ def _describe(files: SafetensorsFiles, config: Config, prefix: str) -> MoELayerI
     up_gate, down = f"{prefix}.experts.gate_up_proj", f"{prefix}.experts.down_proj"
     shape = (None, None, None, _BYTES)
     experts, rows, groups, _ = files.expect(f"{up_gate}_blocks", ("U8",), shape).shape
+    config.check_experts(prefix, experts)
     if rows % 16:
         raise files.error(f"{up_gate}_blocks", f"expected 16 * n rows of gate and up, got {rows}")
     hidden, intermediate = groups * MXFP4_GROUP_SIZE, rows // 2
