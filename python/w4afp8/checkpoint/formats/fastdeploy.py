@@ -35,7 +35,6 @@ _CODE_UNIT = np.float32(512)  # the operator reads a code v as v * 2^-9, an E4M3
 _CODE_FIELDS = ("quant_weight", "weight")
 _BLOCK = 64  # in_features whose codes share 32 bytes
 _SCALE_BLOCK = 128
-_LOW_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)  # of eight bytes
 # What FastDeploy's MixQuantConfig and W4AFP8Config take where a config does not say.
 _DEFAULT_ROTATION = 128
 
@@ -225,14 +224,10 @@ def _find_spelling(files: SafetensorsFiles, names: Iterable[str]) -> bytes:
 
 def _neighbours(pairs: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """In_features j and j + 32 in a byte to j and j + 1, as the checkpoint order has them."""
+    # In every two bytes the middle nibbles change places: low nibbles meet, and high ones.
     words = pairs.view("<u8")
-    high, low = (_joined(words >> shift & _LOW_NIBBLES) for shift in (np.uint64(4), np.uint64(0)))
-    blocks = np.stack([half.reshape(-1, _BLOCK // 16) for half in (high, low)], axis=1)
-    return blocks.view(np.uint8).reshape(pairs.shape)
-
-
-def _joined(words: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    """Eight nibbles, one in each byte of a word, to four bytes, the first of each two low."""
-    for shift, kept in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
-        words = (words | words >> np.uint64(shift)) & np.uint64(kept)
-    return words.astype("<u4")
+    met = words & np.uint64(0xF00FF00FF00FF00F)
+    met |= (words & np.uint64(0x00F000F000F000F0)) << np.uint64(4)
+    met |= (words & np.uint64(0x0F000F000F000F00)) >> np.uint64(4)
+    blocks = met.view(np.uint8).reshape(-1, _BLOCK // 4, 2)
+    return np.ascontiguousarray(blocks[..., ::-1].swapaxes(1, 2)).reshape(pairs.shape)
