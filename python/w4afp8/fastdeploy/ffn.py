@@ -1,0 +1,183 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""FastDeploy's experts: up_gate_proj, SwiGLU, down_proj."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+from w4afp8 import ops
+from w4afp8.fastdeploy.activations import activate, dequant_scale, to_fp8
+from w4afp8.fastdeploy.gemm import row_scale, stored_projection
+from w4afp8.incubate.nn.functional.moe import check_quant_method
+from w4afp8.layers.operands import contiguous
+
+_ACTIVATIONS = {"swiglu": "swiglu", "swigluoai": "swiglu_oai"}
+_SETTINGS: dict[str, Any] = {
+    "quant_method": None,
+    "used_in_ep_low_latency": False,
+    "estimate_total_token_nums": -1,
+    "hadamard_block_size": -1,
+    "activation": "swiglu",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The attributes of FastDeploy's operator that matter here."""
+
+    quant_method: str
+    used_in_ep_low_latency: bool
+    estimate_total_token_nums: int
+    hadamard_block_size: int
+    activation: str
+
+    def __post_init__(self) -> None:
+        check_quant_method(self.quant_method)
+        check_rotation(self.hadamard_block_size)
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}"
+            )
+
+
+def check_rotation(hadamard_block_size: int) -> None:
+    """Raises ValueError where FastDeploy would rotate down_proj's input."""
+    if hadamard_block_size > 0:
+        raise ValueError(
+            "hadamard_block_size: expected -1 (down_proj's input is not rotated here), got "
+            f"{hadamard_block_size}"
+        )
+
+
+def moe_expert_ffn(
+    permute_input: Tensor,
+    tokens_expert_prefix_sum: Tensor,
+    up_gate_proj_weight: Tensor,
+    down_proj_weight: Tensor,
+    up_proj_in_scale: Tensor | None = None,
+    up_gate_proj_bias: Tensor | None = None,
+    up_gate_proj_scale: Tensor | None = None,
+    down_proj_scale: Tensor | None = None,
+    down_proj_in_scale: Tensor | None = None,
+    expert_idx_per_token: Tensor | None = None,
+    *arguments: Any,
+    **named: Any,
+) -> Tensor:
+    """Runs every expert on its rows.
+
+    Args:
+        permute_input: Float8_e4m3fn ``[rows, hidden]`` sorted by expert; with
+            used_in_ep_low_latency ``[experts, P, hidden]``.
+        tokens_expert_prefix_sum: int64 ``[experts]``: inclusive prefix sums, or the counts.
+        up_gate_proj_weight: From `w4afp8_gemm_weight_convert`, ``[experts, ..]``; the gate's half
+            of the outputs first, with "swigluoai" gate and up in turns.
+        down_proj_weight: The same.
+        up_proj_in_scale: dequant_scale, float32 per row; None: static, folded into
+            up_gate_proj_scale.
+        up_gate_proj_bias: ``[experts, 2 * intermediate]``.
+        up_gate_proj_scale: Float32 ``[experts, 2 * intermediate]`` or grouped, see `w4afp8_gemm`;
+            with dynamic quantisation 440 is divided out of it.
+        down_proj_scale: The same.
+        down_proj_in_scale: Static quantisation of down_proj's input: float32 ``[experts]``, 1 over
+            the largest magnitude. None: dynamic.
+        expert_idx_per_token: Not read: the prefix sums say it.
+        *arguments: max_tokens_per_expert (newer; not read), quant_method ``"w4afp8"``,
+            used_in_ep_low_latency, estimate_total_token_nums (not read), hadamard_block_size
+            (above 0 is refused), activation ("swiglu" or "swigluoai").
+        **named: The same by name, and ``out_dtype`` ("bfloat16", or "float16", which FastDeploy
+            does not have).
+
+    Returns:
+        ``[rows, hidden]`` or ``[experts, P, hidden]`` of out_dtype.
+
+    Raises:
+        ValueError: An argument is missing, wrong or refused.
+    """
+    out_dtype = named.pop("out_dtype", "bfloat16")
+    settings = _settings(arguments, named)
+    padding = _padding(permute_input, settings)
+    for name, scale in (
+        ("up_gate_proj_scale", up_gate_proj_scale),
+        ("down_proj_scale", down_proj_scale),
+    ):
+        if scale is None:
+            raise ValueError(f"{name}: expected a tensor, got None")
+    up_gate = stored_projection(
+        "up_gate_proj",
+        up_gate_proj_weight,
+        up_gate_proj_scale,  # type: ignore[arg-type]
+        permute_input.shape[-1],
+        None if up_gate_proj_bias is None else contiguous(up_gate_proj_bias.astype(out_dtype)),
+    )
+    intermediate = up_gate.weight_scale.shape[1] // 2
+    down = stored_projection("down_proj", down_proj_weight, down_proj_scale, intermediate)  # type: ignore[arg-type]
+    tokens = tokens_expert_prefix_sum
+    options = {"out_dtype": out_dtype, "token_padding": padding}
+    in_scale = row_scale(up_proj_in_scale, permute_input)
+    hidden = up_gate(permute_input, tokens, in_scale, **options)
+    rows, scale = _quantised(hidden, tokens, settings.activation, padding, down_proj_in_scale)
+    return down(rows, tokens, scale, **options)
+
+
+def _settings(arguments: tuple[Any, ...], named: dict[str, Any]) -> Settings:
+    """The attributes in order or by name; the newer form has a tensor, or None, before them."""
+    in_order = arguments if arguments and isinstance(arguments[0], str) else arguments[1:]
+    given = dict(zip(_SETTINGS, in_order, strict=False))
+    by_name = {name: value for name, value in named.items() if name != "max_tokens_per_expert"}
+    unknown = by_name.keys() - _SETTINGS.keys()
+    if unknown or len(in_order) > len(_SETTINGS):
+        raise ValueError(
+            f"arguments: expected {', '.join(_SETTINGS)}, got {len(in_order)} in order and the "
+            f"names {sorted(named)}"
+        )
+    return Settings(**{**_SETTINGS, **given, **by_name})
+
+
+def _padding(permute_input: Tensor, settings: Settings) -> int:
+    is_padded = settings.used_in_ep_low_latency
+    if permute_input.ndim != (3 if is_padded else 2):
+        raise ValueError(
+            f"permute_input: expected {'[experts, P, hidden]' if is_padded else '[rows, hidden]'} "
+            f"with used_in_ep_low_latency={is_padded}, got {list(permute_input.shape)}"
+        )
+    return int(permute_input.shape[1]) if is_padded else 0
+
+
+def _quantised(
+    hidden: Tensor, tokens: Tensor, activation: str, padding: int, in_scale: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """up_gate_proj's output to down_proj's input and its scale; static: none."""
+    if activation == "swigluoai":
+        pairs = hidden.reshape([*hidden.shape[:-1], -1, 2])
+        hidden = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
+    name = _ACTIVATIONS[activation]
+    if in_scale is None:
+        rows, scale = ops.activation_quant(
+            hidden,
+            tokens,
+            activation=name,  # type: ignore[arg-type]
+            token_padding=padding,
+        )
+        return rows, dequant_scale(scale)
+    if padding:
+        return to_fp8(activate(hidden, name), in_scale.reshape([-1, 1, 1])), None
+    row = paddle.arange(hidden.shape[0], dtype=tokens.dtype)
+    expert = paddle.searchsorted(tokens[-in_scale.shape[0] :], row, right=True)
+    expert = expert.clip(max=in_scale.shape[0] - 1)
+    return to_fp8(activate(hidden, name), paddle.gather(in_scale, expert).unsqueeze(-1)), None
