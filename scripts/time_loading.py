@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from safetensors.numpy import save_file
 
 from w4afp8.checkpoint import Checkpoint, load_moe_ffn, open_checkpoint
 from w4afp8.quant import pack
+from w4afp8.testing.gpu import device_name, gpu_place
 
 PREFIX = "model.layers.0.mlp"
 GROUP = 128
@@ -172,6 +174,14 @@ def best_seconds(action: Callable[[Checkpoint], None], checkpoint: Checkpoint, r
     return min(seconds)
 
 
+def _device(name: str) -> str:
+    """Paddle's name of the device; a GPU may come by a plugin."""
+    place = gpu_place() if name == "gpu" else None
+    if name == "gpu" and place is None:
+        sys.exit("Paddle sees no GPU here: nothing was timed")
+    return "cpu" if place is None else device_name(place)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--intermediate", type=int, default=768)
     parser.add_argument("--runs", type=int, default=3)
     options: Any = parser.parse_args(argv)
-    paddle.device.set_device(options.device)
+    paddle.device.set_device(_device(options.device))
     sizes = (options.experts, options.hidden, options.intermediate)
     print(f"{'format':20}{'read s':>8}{'pack s':>8}{'load s':>8}")
     for name in options.formats:
