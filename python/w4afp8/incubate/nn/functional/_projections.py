@@ -24,7 +24,7 @@ from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8.layers.checks import dtype_name
-from w4afp8.layers.operands import contiguous
+from w4afp8.layers.operands import contiguous, on_place_of
 from w4afp8.ops import WeightFormat
 
 Scales: TypeAlias = Tensor | Sequence[Tensor] | None
@@ -118,7 +118,8 @@ def _split(name: str, scale: Any) -> tuple[Tensor, Tensor | None]:
     if ndim == 2:
         return scale, None
     if ndim == 3:
-        return paddle.ones_like(scale[:, 0], dtype="float32"), scale
+        experts, _, out = scale.shape
+        return on_place_of(scale, paddle.ones([experts, out], dtype="float32")), scale
     got = "None" if scale is None else f"{type(scale).__name__} of {ndim} dimensions"
     raise ValueError(f"{name}_scale: {_EXPECTED}, got {got}")
 
