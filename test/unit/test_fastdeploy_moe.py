@@ -21,18 +21,15 @@ scale is s * largest / 448 times 512; `largest`, of the activations, is 448 time
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import paddle
 import pytest
-from fastdeploy_flow import converted, operator_scale
+from fastdeploy_block import EXPERTS, TOPK, Case, expert_operands, in_scale
 from moe_reference import (
     Error,
     Expected,
     Float64,
-    MoEWeights,
     Routing,
     activate,
     output_variance,
@@ -41,53 +38,16 @@ from moe_reference import (
     route_tokens,
 )
 
+from w4afp8 import ops
 from w4afp8.fastdeploy import moe_expert_dispatch, moe_expert_ffn, moe_expert_reduce
-from w4afp8.quant import QuantizedWeight, dequantize
+from w4afp8.quant import dequantize
 from w4afp8.testing import float8
 from w4afp8.testing.compare import FLOAT32_UNIT, Accumulator, assert_within
 from w4afp8.testing.tensors import (
-    float8_tensor,
     float_tensor,
-    int_tensor,
     tensor_bits,
     values_of,
 )
-
-EXPERTS, TOPK = 4, 2
-NO_TENSORS = (None, None)
-SETTINGS = ("w4afp8", False, -1, -1, "swiglu")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A block and its tokens. `unit`: what a static FP8 value 1 stands for, None dynamic."""
-
-    tokens: int = 9
-    hidden: int = 128
-    intermediate: int = 128
-    group_size: int = -1
-    activation: str = "swiglu"
-    unit: float | None = None
-    has_correction_bias: bool = False
-
-    def weight(self, rng: np.random.Generator, out: int, features: int) -> QuantizedWeight:
-        codes = rng.integers(0, 256, (EXPERTS, out, features // 2), dtype=np.uint8)
-        groups = () if self.group_size == -1 else (features // self.group_size,)
-        # About as large as makes outputs of the size of inputs: codes are near 5, 440 * 36 / 5 is
-        # 2^11.6 times 2^-19 / sqrt(128) near 1.
-        numbers = rng.integers(24, 48, (EXPERTS, out, *groups)) * 440.0 * 2.0**-19
-        return QuantizedWeight(codes, numbers.astype(np.float32), "int4", self.group_size)
-
-    def weights(self) -> MoEWeights:
-        rng = np.random.default_rng(0)
-        up_gate = self.weight(rng, 2 * self.intermediate, self.hidden)
-        down = self.weight(rng, self.hidden, self.intermediate)
-        return MoEWeights(up_gate, down, np.zeros((EXPERTS, 1)), np.zeros((EXPERTS, 1)))
-
-    def operand_scale(self, weight: QuantizedWeight, place: Any) -> paddle.Tensor:
-        folded = 1 / 440 if self.unit is None else self.unit
-        return operator_scale((weight.scale * np.float64(folded)).astype(np.float32), place)
-
 
 CASES = {
     "dynamic": Case(),
@@ -100,28 +60,6 @@ CASES = {
     "static, swigluoai": Case(unit=2.0**-3, activation="swigluoai"),
     "swigluoai": Case(activation="swigluoai"),
 }
-
-
-def interleaved(weight: QuantizedWeight) -> QuantizedWeight:
-    """Gate and up in turns along the outputs, as FastDeploy has them for "swigluoai"."""
-    out = weight.codes.shape[1]
-    order = np.arange(out).reshape(2, -1).T.ravel()
-    scale = np.ascontiguousarray(weight.scale[:, order])
-    codes = np.ascontiguousarray(weight.codes[:, order])
-    return QuantizedWeight(codes, scale, "int4", weight.group_size)
-
-
-def in_scale(case: Case, place: Any) -> paddle.Tensor | None:
-    if case.unit is None:
-        return None
-    return float_tensor(np.full(EXPERTS, 1 / (448 * case.unit)), "float32", place)
-
-
-def expert_operands(case: Case, weights: MoEWeights, place: Any) -> tuple[Any, ...]:
-    """The four tensors of weights: bytes and scales of both projections."""
-    up_gate = interleaved(weights.up_gate) if "oai" in case.activation else weights.up_gate
-    stored = [converted(w, "int8", place) for w in (up_gate, weights.down)]
-    return *stored, *(case.operand_scale(w, place) for w in (up_gate, weights.down))
 
 
 def run(case: Case, x: Any, logits: Any, bias: Any, place: Any) -> Any:
@@ -140,7 +78,7 @@ def run(case: Case, x: Any, logits: Any, bias: Any, place: Any) -> Any:
         scale,
         dispatched.expert_idx_per_token.cast("int64"),
         dispatched.max_tokens_per_expert,
-        *SETTINGS[:-1],
+        *("w4afp8", False, -1, -1),
         case.activation,
     )
     return moe_expert_reduce(
@@ -175,20 +113,20 @@ def static_error(a: Float64, error: Error, unit: float) -> Error:
 def static_reference(
     case: Case, x: Any, topk_weights: Float64, topk_ids: Any, accumulator: Accumulator
 ) -> Expected:
-    """As moe_reference.reference, with one step of FP8 for all tokens."""
-    assert case.unit is not None
+    """As moe_reference.reference, with one step of FP8 for all of an expert's tokens."""
     weights, activation = case.weights(), case.activation.replace("swigluoai", "swiglu_oai")
-    quantized = static_fp8(x, case.unit)
     out, bounded, magnitude = (np.zeros(x.shape) for _ in range(3))
     covariance = np.zeros((*x.shape, x.shape[1]))
     diagonal = np.arange(x.shape[1])
     kernel = ("bfloat16", accumulator)
     for expert, down in enumerate(dequantize(weights.down).astype(np.float64)):
         token, slot = np.nonzero(topk_ids == expert)
-        h, error = product(quantized[token], weights.up_gate, expert, np.zeros(1), *kernel)
+        unit = case.units()[expert]
+        x_rows = static_fp8(x[token], unit)
+        h, error = product(x_rows, weights.up_gate, expert, np.zeros(1), *kernel)
         a, error = activate(h, error, activation)
-        assert np.abs(a).max(initial=0) < 440 * case.unit, "the case must not saturate"
-        a_error = static_error(a, error, case.unit)
+        assert np.abs(a).max(initial=0) < 440 * unit, "the case must not saturate"
+        a_error = static_error(a, error, unit)
         y, y_error = product(a, weights.down, expert, np.zeros(1), *kernel)
         weight = topk_weights[token, slot][:, None]
         out[token] += weight * y
@@ -226,42 +164,6 @@ def test_flow(place: Any, accumulator: Accumulator, name: str) -> None:
     assert np.median(expected.element_bound()) < np.abs(expected.out).max() / 2
 
 
-@pytest.mark.parametrize("unit", [None, 2.0**-3])
-@pytest.mark.parametrize("group_size", [-1, 128])
-def test_padded_rows_are_the_flat_ones(place: Any, unit: float | None, group_size: int) -> None:
-    case = Case(unit=unit, group_size=group_size)
-    rng = np.random.default_rng(2)
-    counts, padding = [3, 0, 5, 1], 2048
-    bits = float8.encode(rng.standard_normal((sum(counts), case.hidden)) * 16)
-    scale = rng.uniform(1, 3, sum(counts)).astype(np.float32)
-    padded_bits = np.full((EXPERTS, padding, case.hidden), float8.NAN, np.uint8)
-    padded_scale = np.full((EXPERTS, padding), np.nan, np.float32)
-    holds = np.arange(padding) < np.array(counts)[:, None]
-    padded_bits[holds], padded_scale[holds] = bits, scale
-    up_gate, down, *scales = expert_operands(case, case.weights(), place)
-
-    def experts(x: Any, row_scale: Any, tokens: Any, is_padded: bool) -> np.ndarray:
-        out = moe_expert_ffn(
-            float8_tensor(x, place),
-            int_tensor(tokens, "int64", place),
-            up_gate,
-            down,
-            None if unit else float_tensor(row_scale, "float32", place),
-            None,
-            *scales,
-            in_scale(case, place),
-            *NO_TENSORS,
-            *("w4afp8", is_padded, -1, -1, "swiglu"),
-        )
-        assert out.dtype == paddle.bfloat16
-        return tensor_bits(out)
-
-    flat = experts(bits, scale, np.cumsum(counts), False)
-    padded = experts(padded_bits, padded_scale, counts, True)
-    assert padded.shape == (EXPERTS, padding, case.hidden)
-    assert (padded[holds] == flat).all()
-
-
 def test_dispatch_outputs(place: Any) -> None:
     rng = np.random.default_rng(3)
     x = float_tensor(rng.standard_normal((5, 64)), "bfloat16", place)
@@ -275,6 +177,9 @@ def test_dispatch_outputs(place: Any) -> None:
     counts = np.bincount(ids.ravel(), minlength=EXPERTS)
     assert found.tokens_expert_prefix_sum.tolist() == np.cumsum(counts).tolist()
     assert found.max_tokens_per_expert.tolist() == [counts.max()]
+    _, scale = ops.quant_per_token(x)
+    wanted_scale = scale.numpy()[:, None] * np.float32(440)
+    assert (found.dequant_scale.numpy()[rows] == wanted_scale).all()
     # x = q * dequant_scale / 440, to half a step of FP8 at its largest number: 16 / 448 of absmax.
     values = float8.decode(tensor_bits(found.permute_input))
     values *= found.dequant_scale.numpy()[:, None].astype(np.float64) / 440
@@ -305,67 +210,3 @@ def test_static_dispatch_is_bitwise(place: Any) -> None:
             is_nan = (expected & 0x7F) == float8.NAN
             assert ((bits & 0x7F == float8.NAN) == is_nan).all()
             assert (bits == expected)[~is_nan].all()
-
-
-def call_ffn(*settings: Any, ndim: int = 2, scale: Any = "given", **named: Any) -> Any:
-    shape = [2, 64] if ndim == 2 else [2, 1, 64]
-    x = paddle.ones(shape).astype("float8_e4m3fn")
-    tokens = paddle.to_tensor([1, 2], dtype="int64")
-    weights = (paddle.zeros([2, 128, 64], dtype="int8"), paddle.zeros([2, 64, 64], dtype="int8"))
-    up_scale = paddle.ones([2, 128]) if scale == "given" else scale
-    return moe_expert_ffn(
-        *(x, tokens, *weights, None, None, up_scale, paddle.ones([2, 64])),
-        *(None, None, *settings),
-        **named,
-    )
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        (SETTINGS, {}),
-        ((None, *SETTINGS), {}),
-        ((), {"quant_method": "w4afp8", "max_tokens_per_expert": None}),
-        (("w4afp8", False), {"hadamard_block_size": -1}),
-    ],
-)
-def test_settings_of_every_version(settings: Any, named: Any) -> None:
-    out = call_ffn(*settings, **named)
-    assert out.dtype == paddle.bfloat16
-    assert out.shape == [2, 64]
-    assert (out.astype("float32") == 0).all()
-
-
-def test_float16_output() -> None:
-    assert call_ffn(*SETTINGS, out_dtype="float16").dtype == paddle.float16
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: call_ffn("w4a8", False), "quant_method: expected 'w4afp8' .*, got 'w4a8'"),
-        (lambda: call_ffn("w4afp8", False, -1, 128), "hadamard_block_size: expected -1 .* got 128"),
-        (lambda: call_ffn(*SETTINGS[:-1], "gelu"), "activation: expected one of swiglu, swigluoai"),
-        (lambda: call_ffn(*SETTINGS, ndim=3), "permute_input: expected .*_latency=False"),
-        (lambda: call_ffn("w4afp8", True), "permute_input: expected .*_latency=True"),
-        (lambda: call_ffn(*SETTINGS, scale=None), "up_gate_proj_scale: expected a tensor"),
-        (lambda: call_ffn(*SETTINGS, rotation=1), "arguments: expected quant_method"),
-        (
-            lambda: moe_expert_dispatch(
-                *(paddle.ones([2, 64]).astype("bfloat16"), paddle.ones([2, 4])),
-                *(None, None, 2, True, "w4afp8", False),
-            ),
-            "group_moe: expected False",
-        ),
-        (
-            lambda: moe_expert_dispatch(
-                *(paddle.ones([2, 64]).astype("bfloat16"), paddle.ones([2, 4])),
-                *(None, None, 5, False, "w4afp8", True),
-            ),
-            "moe_topk: expected 1 to 4",
-        ),
-    ],
-)
-def test_refusals(call: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()

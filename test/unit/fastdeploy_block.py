@@ -1,0 +1,88 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An MoE block as FastDeploy's operators take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from fastdeploy_flow import converted, operator_scale
+from moe_reference import Float64, MoEWeights
+
+from w4afp8.quant import QuantizedWeight
+from w4afp8.testing.tensors import float_tensor
+
+EXPERTS, TOPK = 4, 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block and its tokens. `unit`: what a static FP8 1 of expert 0 stands for; None dynamic."""
+
+    tokens: int = 9
+    hidden: int = 128
+    intermediate: int = 128
+    group_size: int = -1
+    activation: str = "swiglu"
+    unit: float | None = None
+    has_correction_bias: bool = False
+
+    def weight(self, rng: np.random.Generator, out: int, features: int) -> QuantizedWeight:
+        codes = rng.integers(0, 256, (EXPERTS, out, features // 2), dtype=np.uint8)
+        groups = () if self.group_size == -1 else (features // self.group_size,)
+        # About as large as makes outputs of the size of inputs: codes are near 5, 440 * 36 / 5 is
+        # 2^11.6 times 2^-19 / sqrt(128) near 1.
+        numbers = rng.integers(24, 48, (EXPERTS, out, *groups)) * 440.0 * 2.0**-19
+        return QuantizedWeight(codes, numbers.astype(np.float32), "int4", self.group_size)
+
+    def weights(self) -> MoEWeights:
+        rng = np.random.default_rng(0)
+        up_gate = self.weight(rng, 2 * self.intermediate, self.hidden)
+        down = self.weight(rng, self.hidden, self.intermediate)
+        return MoEWeights(up_gate, down, np.zeros((EXPERTS, 1)), np.zeros((EXPERTS, 1)))
+
+    def units(self) -> Float64:
+        """Of each expert: they must not be taken for one another."""
+        assert self.unit is not None
+        return self.unit * np.exp2(np.arange(EXPERTS) % 3)
+
+    def operand_scale(self, weight: QuantizedWeight, place: Any) -> paddle.Tensor:
+        folded = np.full(EXPERTS, 1 / 440) if self.unit is None else self.units()
+        folded = folded.reshape(-1, *[1] * (weight.scale.ndim - 1))
+        return operator_scale((weight.scale * folded).astype(np.float32), place)
+
+
+def interleaved(weight: QuantizedWeight) -> QuantizedWeight:
+    """Gate and up in turns along the outputs, as FastDeploy has them for "swigluoai"."""
+    out = weight.codes.shape[1]
+    order = np.arange(out).reshape(2, -1).T.ravel()
+    scale = np.ascontiguousarray(weight.scale[:, order])
+    codes = np.ascontiguousarray(weight.codes[:, order])
+    return QuantizedWeight(codes, scale, "int4", weight.group_size)
+
+
+def in_scale(case: Case, place: Any) -> paddle.Tensor | None:
+    if case.unit is None:
+        return None
+    return float_tensor(1 / (448 * case.units()), "float32", place)
+
+
+def expert_operands(case: Case, weights: MoEWeights, place: Any) -> tuple[Any, ...]:
+    """The four tensors of weights: bytes and scales of both projections."""
+    up_gate = interleaved(weights.up_gate) if "oai" in case.activation else weights.up_gate
+    stored = [converted(w, "int8", place) for w in (up_gate, weights.down)]
+    return *stored, *(case.operand_scale(w, place) for w in (up_gate, weights.down))
