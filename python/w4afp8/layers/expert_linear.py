@@ -176,16 +176,21 @@ class ExpertLinear(QuantizedLayer):
             check_record("weight, as it was loaded", record, self._record)
             self._record_is_checked = True
 
-    def forward(self, x: Tensor, tokens: Tensor, x_scale: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tensor, x_scale: Tensor, *, token_padding: int = 0
+    ) -> Tensor:
         """Multiplies each row with the weights of its expert.
 
         Args:
-            x: float8_e4m3fn ``[rows, in_features]``, sorted by expert.
-            tokens: int32 ``[experts + 1]``, prefix sums with a leading 0.
-            x_scale: float32 ``[rows]``.
+            x: float8_e4m3fn ``[rows, in_features]``, sorted by expert, or
+                ``[experts, token_padding, in_features]``.
+            tokens: int32 ``[experts + 1]``, prefix sums with a leading 0, or the counts
+                ``[experts]`` where there is a token_padding.
+            x_scale: float32 ``[rows]`` or ``[experts, token_padding]``.
+            token_padding: rows of x for each expert; 0: sorted rows.
 
         Returns:
-            ``[rows, out_features]`` of the activations' type.
+            The activations' type, the shape of x with out_features last.
 
         Raises:
             ValueError: a tensor does not fit, or weights of another format or size were loaded.
@@ -201,6 +206,7 @@ class ExpertLinear(QuantizedLayer):
             bias=self.bias,
             weight_format=self.weight_format,
             group_size=self.group_size,
+            token_padding=token_padding,
             out_dtype=self.activation_dtype,
         )
 
