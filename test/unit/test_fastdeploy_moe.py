@@ -25,24 +25,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastdeploy_block import EXPERTS, TOPK, Case, expert_operands, in_scale
+from fastdeploy_block import EXPERTS, TOPK, Case, expert_operands, in_scale, static_reference
 from moe_reference import (
-    Error,
-    Expected,
-    Float64,
     Routing,
-    activate,
-    output_variance,
-    product,
     reference,
     route_tokens,
 )
 
 from w4afp8 import ops
 from w4afp8.fastdeploy import moe_expert_dispatch, moe_expert_ffn, moe_expert_reduce
-from w4afp8.quant import dequantize
 from w4afp8.testing import float8
-from w4afp8.testing.compare import FLOAT32_UNIT, Accumulator, assert_within
+from w4afp8.testing.compare import Accumulator, assert_within
 from w4afp8.testing.tensors import (
     float_tensor,
     tensor_bits,
@@ -90,53 +83,6 @@ def run(case: Case, x: Any, logits: Any, bias: Any, place: Any) -> Any:
         True,
         1.0,
     )
-
-
-def static_fp8(x: Float64, unit: float) -> Float64:
-    """FP8 values times what they stand for; in_scale and its products are rounded in float32."""
-    multiplier = np.float32(1 / (448 * unit)) * np.float32(448)
-    return float8.decode(float8.encode(x.astype(np.float32) * multiplier)) * unit
-
-
-def static_error(a: Float64, error: Error, unit: float) -> Error:
-    """Of the activation: rounded to bfloat16, then to FP8's steps of `unit`.
-
-    Half a step is 2^-4 of the power of two below, or 2^-10 of the unit. The multiplier is off by
-    less than 2^-22.
-    """
-    exponent = np.frexp(a / unit)[1] - 1
-    half_step = unit * np.exp2(np.maximum(exponent, -6) - 4)
-    variance = error.variance + output_variance(a, "bfloat16") + half_step**2 / 3
-    return Error(error.bounded + 2.0**-22 * np.abs(a), variance)
-
-
-def static_reference(
-    case: Case, x: Any, topk_weights: Float64, topk_ids: Any, accumulator: Accumulator
-) -> Expected:
-    """As moe_reference.reference, with one step of FP8 for all of an expert's tokens."""
-    weights, activation = case.weights(), case.activation.replace("swigluoai", "swiglu_oai")
-    out, bounded, magnitude = (np.zeros(x.shape) for _ in range(3))
-    covariance = np.zeros((*x.shape, x.shape[1]))
-    diagonal = np.arange(x.shape[1])
-    kernel = ("bfloat16", accumulator)
-    for expert, down in enumerate(dequantize(weights.down).astype(np.float64)):
-        token, slot = np.nonzero(topk_ids == expert)
-        unit = case.units()[expert]
-        x_rows = static_fp8(x[token], unit)
-        h, error = product(x_rows, weights.up_gate, expert, np.zeros(1), *kernel)
-        a, error = activate(h, error, activation)
-        assert np.abs(a).max(initial=0) < 440 * unit, "the case must not saturate"
-        a_error = static_error(a, error, unit)
-        y, y_error = product(a, weights.down, expert, np.zeros(1), *kernel)
-        weight = topk_weights[token, slot][:, None]
-        out[token] += weight * y
-        magnitude[token] += weight * np.abs(y)
-        bounded[token] += weight * (y_error.bounded + a_error.bounded @ np.abs(down).T)
-        covariance[token] += weight[..., None] ** 2 * ((down * a_error.variance[:, None]) @ down.T)
-        covariance[token[:, None], diagonal, diagonal] += weight**2 * y_error.variance
-    bounded += (2.0**-20 + (TOPK + 1) * FLOAT32_UNIT) * magnitude
-    covariance[:, diagonal, diagonal] += output_variance(out, "bfloat16")
-    return Expected(out, bounded, covariance)
 
 
 @pytest.mark.parametrize("name", CASES)

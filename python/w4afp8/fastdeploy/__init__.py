@@ -20,10 +20,12 @@ are this package's (docs/fastdeploy.md says what maps to what, and what differs)
 from w4afp8.fastdeploy.dispatch import moe_expert_dispatch, moe_expert_reduce
 from w4afp8.fastdeploy.ffn import moe_expert_ffn
 from w4afp8.fastdeploy.gemm import w4afp8_gemm
+from w4afp8.fastdeploy.quant_method import W4AFP8MoEMethod
 from w4afp8.fastdeploy.scales import w4afp8_gemm_scale_permute
 from w4afp8.fastdeploy.weights import w4afp8_gemm_weight_convert
 
 __all__ = [
+    "W4AFP8MoEMethod",
     "moe_expert_dispatch",
     "moe_expert_ffn",
     "moe_expert_reduce",

@@ -1,0 +1,259 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""FastDeploy's quantisation method of an MoE layer, for W4AFP8 checkpoints, over our operators.
+
+The layer is FastDeploy's own FusedMoE, or anything with the attributes that are read here. Left to
+FastDeploy: unquantised checkpoints (which it rotates), rotated ones, biases, grouped routing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddle import Tensor, nn
+
+from w4afp8 import ops
+from w4afp8.fastdeploy.activations import dequant_scale, to_fp8
+from w4afp8.fastdeploy.ffn import check_rotation, moe_expert_ffn
+from w4afp8.fastdeploy.scales import CODE_UNIT, GROUP_SIZE, w4afp8_gemm_scale_permute
+from w4afp8.fastdeploy.weights import w4afp8_gemm_weight_convert
+from w4afp8.layers.checks import check_same
+from w4afp8.layers.operands import contiguous
+
+_DEFAULT_ROTATION = 128  # FastDeploy's, where a config names none
+_STATIC_RANGE, _DYNAMIC_RANGE = 448.0, 440.0  # what the largest activation becomes
+_LARGEST_CODE = 7.0  # a checkpoint's scale is the largest magnitude of the weights
+
+
+class W4AFP8MoEMethod:
+    """Creates, loads and applies the weights of an MoE layer, as FastDeploy's cutlass method.
+
+    Args:
+        quant_config: of FastDeploy; read: `hadamard_block_size` (FastDeploy's default of 128 where
+            it is missing), which must not be above 0.
+
+    Raises:
+        ValueError: the checkpoint is rotated.
+    """
+
+    added_weight_attrs = ("up_gate_proj_weight", "down_proj_weight")
+    added_scale_attrs = ("up_gate_proj_weight_scale", "down_proj_weight_scale")
+    added_in_scale_attrs = ("up_gate_proj_in_scale", "down_proj_in_scale")
+    moe_quant_type = "w4afp8"
+    ep_prefill_runner: Any = None
+    ep_decoder_runner: Any = None
+
+    def __init__(self, quant_config: Any) -> None:
+        check_rotation(getattr(quant_config, "hadamard_block_size", _DEFAULT_ROTATION))
+        self.quant_config = quant_config
+
+    def create_weights(self, layer: nn.Layer, **extra_weight_attrs: Any) -> None:
+        """Adds parameters of zeros to the layer.
+
+        int8 ``[local experts, in / 2, out]`` (packed, out padded to 64, in to 128); the scales of
+        weights float32 ``[local experts, out]``, which loading replaces where they are grouped; for
+        static quantisation the scales of inputs float32 ``[local experts]``.
+
+        Args:
+            layer: read: num_local_experts, hidden_size, moe_intermediate_size, with_bias,
+                is_quantized, moe_quant_config.moe_dynamic_quant.
+            **extra_weight_attrs: become attributes of the weights.
+
+        Raises:
+            ValueError: the layer has biases, or its checkpoint is not quantised.
+        """
+        check_same("layer.with_bias", bool(layer.with_bias), False)
+        check_same("layer.is_quantized", bool(layer.is_quantized), True)
+        experts = layer.num_local_experts
+        for (out, features), weight, scale, in_scale in zip(
+            _sizes(layer),
+            self.added_weight_attrs,
+            self.added_scale_attrs,
+            self.added_in_scale_attrs,
+            strict=True,
+        ):
+            padded = [-(-features // 128) * 64, -(-out // 64) * 64]
+            _add_parameter(layer, weight, [experts, *padded], "int8")
+            _add_parameter(layer, scale, [experts, out], "float32")
+            if not layer.moe_quant_config.moe_dynamic_quant:
+                _add_parameter(layer, in_scale, [experts], "float32")
+            for name, value in extra_weight_attrs.items():
+                setattr(getattr(layer, weight), name, value)
+
+    def process_loaded_weights(self, layer: nn.Layer, state_dict: dict[str, Tensor]) -> None:
+        """Fills the parameters from a checkpoint's tensors, and takes those out of the dict.
+
+        Args:
+            layer: read: `extract_moe_ffn_weights` (lists of int8 ``[in / 2, out]`` of the local
+                experts, and their numbers), `weight_key_map`.
+            state_dict: scales of each expert, float32: largest magnitudes of the weights ``[out]``,
+                or ``[out, groups]`` (static: ``[groups, out]``), and static of the inputs ``[1]``.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: a tensor has another type or shape.
+        """
+        *weights, expert_ids, _ = layer.extract_moe_ffn_weights(state_dict)
+        for (_, features), experts, name, scale_name, in_name in zip(
+            _sizes(layer),
+            weights,
+            self.added_weight_attrs,
+            self.added_scale_attrs,
+            self.added_in_scale_attrs,
+            strict=True,
+        ):
+            packed = [w4afp8_gemm_weight_convert(expert) for expert in experts]
+            getattr(layer, name).set_value(paddle.stack(packed))
+            largest = paddle.stack(_popped(layer, state_dict, scale_name, expert_ids))
+            in_scale = None
+            if hasattr(layer, in_name):
+                in_scale = 1 / paddle.concat(
+                    [t.reshape([1]) for t in _popped(layer, state_dict, in_name, expert_ids)]
+                )
+                getattr(layer, in_name).set_value(in_scale)
+            scale = _operator_scale(largest, in_scale, features)
+            _add_parameter(layer, scale_name, scale.shape, "float32")
+            getattr(layer, scale_name).set_value(scale)
+
+    def process_weights_after_loading(self, layer: nn.Layer) -> None:
+        """Quantised checkpoints need nothing more: `process_loaded_weights` packed them."""
+
+    def apply_tp(self, layer: nn.Layer, x: Tensor, gate: nn.Layer, **_: Any) -> Tensor:
+        """The block on one device, or on a shard of the intermediate features.
+
+        Args:
+            layer: read beside its parameters: top_k, topk_method, gate_correction_bias, activation.
+            x: bfloat16 or float16 ``[tokens, hidden]``.
+            gate: gives logits ``[tokens, experts]``.
+
+        Returns:
+            bfloat16 ``[tokens, hidden]``: softmax weights of the chosen, divided by their sum.
+
+        Raises:
+            ValueError: the topk_method is "noaux_tc", whose groups of experts are FastDeploy's.
+        """
+        if getattr(layer, "topk_method", None) == "noaux_tc":
+            raise ValueError("layer.topk_method: expected one without groups, got 'noaux_tc'")
+        logits = gate(x).cast("float32")
+        weights, ids = ops.moe_route(
+            logits, topk=layer.top_k, correction_bias=layer.gate_correction_bias
+        )
+        return self._local_experts(layer, x, ids, weights)
+
+    def apply_ep_prefill(self, layer: nn.Layer, x: Tensor, gate: nn.Layer, **_: Any) -> Tensor:
+        """The block with experts on several devices, for many tokens.
+
+        `ep_prefill_runner` moves tokens: its moe_select, dispatch and combine are FastDeploy's.
+
+        Returns:
+            bfloat16 ``[tokens, hidden]``, as `combine` gives it.
+        """
+        runner = self.ep_prefill_runner
+        topk_idx, topk_weights = runner.moe_select(layer, gate(x).cast("float32"))
+        received, ids, weights, _, handle, event = runner.dispatch(x, topk_idx, topk_weights)
+        if runner.ep_engine.async_finish:
+            event.current_stream_wait()
+        out = self._local_experts(layer, received, ids.astype("int32"), weights)
+        out, event = runner.combine(out, handle, weights)
+        if runner.ep_engine.async_finish:
+            event.current_stream_wait()
+        return out
+
+    def apply_ep_decode(self, layer: nn.Layer, x: Tensor, gate: nn.Layer, **_: Any) -> Tensor:
+        """The block with experts on several devices, for few tokens: rows padded for each expert.
+
+        `ep_decoder_runner` moves and quantises tokens, as FastDeploy's: float8_e4m3fn
+        ``[local experts, P, hidden]`` and, where it quantises dynamically, their dequant_scale.
+
+        Returns:
+            bfloat16 ``[tokens, hidden]``, as `combine` gives it.
+        """
+        runner = self.ep_decoder_runner
+        topk_idx, topk_weights = runner.moe_select(layer, gate(x).cast("float32"))
+        static = getattr(layer, "up_gate_proj_in_scale_all_experts", None)
+        options = {"use_fp8": True, "quant_group_size": -1}
+        rows, counts, handle = runner.dispatch(
+            x, topk_idx, topk_weights, expertwise_scale=static, **options
+        )
+        rows, scale = (rows, None) if static is not None else rows
+        y = self._experts(layer, rows, counts.cast("int64"), scale)
+        return runner.combine(y, topk_idx, topk_weights, handle, quant_group_size=-1)
+
+    def _local_experts(self, layer: nn.Layer, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """Received tokens through those of their experts that are here; others' ids are -1."""
+        experts, in_scale = layer.num_local_experts, _in_scale(layer)
+        rows, scale, prefix_sums, row_index = ops.moe_dispatch(x, ids, experts=experts)
+        if in_scale is not None:
+            slots = ids.reshape([-1])
+            order = paddle.argsort(paddle.where(slots < 0, slots + 2 * experts, slots), stable=True)
+            row_scale = paddle.gather(in_scale, paddle.gather(slots, order).clip(0, experts - 1))
+            rows = to_fp8(paddle.gather(x, order // ids.shape[1]), row_scale.unsqueeze(-1))
+        y = self._experts(layer, rows, prefix_sums, dequant_scale(scale))
+        return ops.moe_combine(y, weights.astype("float32"), row_index)
+
+    def _experts(self, layer: nn.Layer, x: Tensor, tokens: Tensor, scale: Tensor | None) -> Tensor:
+        weights = [getattr(layer, name) for name in self.added_weight_attrs]
+        scales = [getattr(layer, name) for name in self.added_scale_attrs]
+        down_in_scale = getattr(layer, "down_proj_in_scale", None)
+        return moe_expert_ffn(
+            *(x, tokens, *weights, scale if _in_scale(layer) is None else None, None, *scales),
+            *(down_in_scale, None, None),
+            *(self.moe_quant_type, x.ndim == 3, -1, -1, layer.activation),
+        )
+
+
+def _sizes(layer: nn.Layer) -> list[tuple[int, int]]:
+    """out_features and in_features of both projections."""
+    hidden, intermediate = layer.hidden_size, layer.moe_intermediate_size
+    return [(2 * intermediate, hidden), (hidden, intermediate)]
+
+
+def _in_scale(layer: nn.Layer) -> Tensor | None:
+    return getattr(layer, "up_gate_proj_in_scale", None)
+
+
+def _add_parameter(layer: nn.Layer, name: str, shape: list[int], dtype: str) -> None:
+    zeros = nn.initializer.Constant(0)
+    parameter = layer.create_parameter(shape=shape, dtype=dtype, default_initializer=zeros)
+    parameter.stop_gradient = True
+    setattr(layer, name, parameter)
+
+
+def _popped(layer: nn.Layer, state: dict[str, Tensor], name: str, ids: list[int]) -> list[Tensor]:
+    """The tensors of each expert that fill the parameter `name`."""
+    template = layer.weight_key_map[name.replace("_proj_", "_proj_expert_") + "_key"]
+    return [state.pop(template.format(expert)) for expert in ids]
+
+
+def _operator_scale(largest: Tensor, in_scale: Tensor | None, in_features: int) -> Tensor:
+    """A checkpoint's scales as `w4afp8_gemm` reads them, the activations' range folded in."""
+    full = _DYNAMIC_RANGE if in_scale is None else _STATIC_RANGE
+    scale = largest / (full * _LARGEST_CODE / CODE_UNIT)
+    if scale.ndim == 2:
+        scale = scale if in_scale is None else scale / in_scale.unsqueeze(-1)
+        return w4afp8_gemm_scale_permute(scale)
+    # [experts, groups, out], as the permutation wants it
+    scale = scale.transpose([0, 2, 1]) if in_scale is None else scale / in_scale[:, None, None]
+    experts, groups, out = scale.shape
+    if in_features % (GROUP_SIZE * groups) or out % GROUP_SIZE:
+        raise ValueError(
+            f"weight_scale: expected groups of 128 * n of {in_features} in_features and 128 * n "
+            f"outputs, got {groups} groups and {out} outputs"
+        )
+    blocks = in_features // GROUP_SIZE
+    scale = contiguous(scale.repeat_interleave(blocks // groups, axis=1))
+    scale = w4afp8_gemm_scale_permute(scale)
+    grouped = scale.reshape([experts, blocks, out // GROUP_SIZE, GROUP_SIZE])
+    return contiguous(grouped.transpose([0, 2, 1, 3]))

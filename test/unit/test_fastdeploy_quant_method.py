@@ -1,0 +1,208 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The quantisation method on a layer like FastDeploy's, from a checkpoint's tensors to outputs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from fastdeploy_block import EXPERTS, TOPK, Case, static_reference
+from fastdeploy_flow import values_of_codes
+from moe_reference import Routing, reference, route_tokens
+
+from w4afp8.fastdeploy import W4AFP8MoEMethod
+from w4afp8.quant.codes import join_nibbles
+from w4afp8.testing.compare import CPU_ACCUMULATOR
+from w4afp8.testing.tensors import float_tensor, int_tensor, tensor_bits, values_of
+
+pytestmark = pytest.mark.cpu_only
+
+CPU = paddle.CPUPlace()
+NAMES = ("up_gate_proj", "down_proj")
+UNROTATED = SimpleNamespace(hadamard_block_size=-1)
+CASES = {
+    "dynamic": Case(),
+    "dynamic groups": Case(hidden=256, intermediate=128, group_size=128),
+    "static": Case(unit=2.0**-3),
+    "shape that is not compiled in": Case(hidden=96, intermediate=160),
+}
+
+
+class FusedMoE(paddle.nn.Layer):
+    """What the method reads of FastDeploy's layer."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.num_local_experts, self.top_k = EXPERTS, TOPK
+        self.hidden_size, self.moe_intermediate_size = case.hidden, case.intermediate
+        self.with_bias, self.is_quantized, self.activation = False, True, "swiglu"
+        self.gate_correction_bias, self.topk_method = None, "greedy"
+        self.moe_quant_config = SimpleNamespace(moe_dynamic_quant=case.unit is None)
+        self.weight_key_map = {
+            f"{name}_expert_{kind}_key": f"experts.{{}}.{name}.{field}"
+            for name in NAMES
+            for kind, field in (("weight_scale", "weight_scale"), ("in_scale", "activation_scale"))
+        }
+
+    def extract_moe_ffn_weights(self, state: dict[str, Any]) -> Any:
+        experts = list(range(EXPERTS))
+        weights = [[state.pop(f"experts.{e}.{n}.quant_weight") for e in experts] for n in NAMES]
+        return *weights, experts, None
+
+
+def checkpoint(case: Case) -> dict[str, Any]:
+    """A scale is 7 times a multiplier: the largest magnitude of the weights."""
+    state = {}
+    weights = case.weights()
+    for name, weight in zip(NAMES, (weights.up_gate, weights.down), strict=True):
+        pairs = join_nibbles((values_of_codes(weight) & 15).astype(np.uint8))
+        for e in range(EXPERTS):
+            key = f"experts.{e}.{name}"
+            state[f"{key}.quant_weight"] = int_tensor(pairs[e].T.view(np.int8), "int8", CPU)
+            state[f"{key}.weight_scale"] = float_tensor(7 * weight.scale[e], "float32", CPU)
+            if case.unit is not None:
+                largest = np.array([448 * case.units()[e]])
+                state[f"{key}.activation_scale"] = float_tensor(largest, "float32", CPU)
+    return state
+
+
+def loaded(case: Case) -> tuple[W4AFP8MoEMethod, FusedMoE]:
+    layer, method, state = FusedMoE(case), W4AFP8MoEMethod(UNROTATED), checkpoint(case)
+    method.create_weights(layer, output_dim=1)
+    method.process_loaded_weights(layer, state)
+    method.process_weights_after_loading(layer)
+    assert not state, "every tensor of the checkpoint is used"
+    assert layer.up_gate_proj_weight.output_dim == 1
+    return method, layer
+
+
+def tokens_of(case: Case) -> tuple[Any, Any]:
+    rng = np.random.default_rng(1)
+    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), "bfloat16", CPU)
+    return x, rng.standard_normal((case.tokens, EXPERTS)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_apply_tp(name: str) -> None:
+    """Static scales take two roundings more than the bound counts, 2^-23 of what bfloat16 rounds
+    by 2^-8: less than the second order that it leaves out.
+    """
+    case = CASES[name]
+    method, layer = loaded(case)
+    x, logits = tokens_of(case)
+    out = method.apply_tp(layer, x, lambda _: paddle.to_tensor(logits))
+    rows = values_of(tensor_bits(x), "bfloat16")
+    routed = route_tokens(logits.astype(np.float64), Routing(TOPK))
+    if case.unit is None:
+        options = {"dtype": "bfloat16", "accumulator": CPU_ACCUMULATOR}
+        expected = reference(rows, case.weights(), *routed, activation="swiglu", **options)
+    else:
+        expected = static_reference(case, rows, *routed, CPU_ACCUMULATOR)
+    expected.assert_matches(values_of(tensor_bits(out), "bfloat16"))
+
+
+class PrefillRunner:
+    """One of two devices: the experts below 2 are here; sends what it has."""
+
+    ep_engine = SimpleNamespace(async_finish=False)
+
+    def __init__(self, ids: Any, weights: Any) -> None:
+        self.ids, self.weights = ids, weights
+
+    def moe_select(self, layer: Any, logits: Any) -> Any:
+        return self.ids, self.weights
+
+    def dispatch(self, x: Any, ids: Any, weights: Any) -> Any:
+        here = paddle.where(ids < 2, ids, paddle.full_like(ids, -1))
+        return x, here, weights, None, "handle", None
+
+    def combine(self, out: Any, handle: str, weights: Any) -> Any:
+        assert handle == "handle"
+        return out, None
+
+
+@pytest.mark.parametrize("name", ["dynamic", "static"])
+def test_apply_ep_prefill_leaves_out_what_is_elsewhere(name: str) -> None:
+    method, layer = loaded(CASES[name])
+    x, logits = tokens_of(CASES[name])
+    weights, ids = (
+        paddle.to_tensor(v) for v in route_tokens(logits.astype(np.float64), Routing(TOPK))
+    )
+    weights = weights.astype("float32")
+    method.ep_prefill_runner = PrefillRunner(ids, weights)
+    out = method.apply_ep_prefill(layer, x, lambda _: paddle.to_tensor(logits))
+    local = weights * (ids < 2).astype("float32")
+    expected = method._local_experts(layer, x, ids.astype("int32"), local)
+    assert (ids >= 2).any()
+    np.testing.assert_array_equal(out.astype("float32"), expected.astype("float32"))
+
+
+class DecodeRunner(PrefillRunner):
+    """Rows padded to 8 for each expert, as `moe_expert_dispatch` quantises them."""
+
+    def dispatch(self, x: Any, ids: Any, weights: Any, **options: Any) -> Any:
+        assert options == {"expertwise_scale": None, "use_fp8": True, "quant_group_size": -1}
+        from w4afp8 import ops
+
+        values, scale = ops.quant_per_token(x)
+        bits = np.zeros((EXPERTS, 8, x.shape[1]), np.uint8)
+        scales = np.zeros((EXPERTS, 8), np.float32)
+        self.places = [np.nonzero((ids.numpy() == e).any(axis=1))[0] for e in range(EXPERTS)]
+        for e, tokens in enumerate(self.places):
+            bits[e, : len(tokens)] = tensor_bits(values)[tokens]
+            scales[e, : len(tokens)] = scale.numpy()[tokens] * np.float32(440)
+        counts = paddle.to_tensor([len(p) for p in self.places], dtype="int32")
+        rows = paddle.to_tensor(bits).view("float8_e4m3fn")
+        return (rows, paddle.to_tensor(scales)), counts, "handle"
+
+    def combine(self, y: Any, ids: Any, weights: Any, handle: str, **options: Any) -> Any:  # type: ignore[override]
+        found = np.zeros((ids.shape[0], y.shape[2]))
+        y = values_of(tensor_bits(y), "bfloat16")
+        for e, tokens in enumerate(self.places):
+            weight = (weights.numpy() * (ids.numpy() == e)).sum(axis=1)[tokens]
+            found[tokens] += weight[:, None] * y[e, : len(tokens)].astype(np.float64)
+        return found
+
+
+def test_apply_ep_decode() -> None:
+    case = Case(tokens=6)
+    method, layer = loaded(case)
+    x, logits = tokens_of(case)
+    weights, ids = route_tokens(logits.astype(np.float64), Routing(TOPK))
+    runner = DecodeRunner(paddle.to_tensor(ids), paddle.to_tensor(weights).astype("float32"))
+    method.ep_decoder_runner = runner
+    out = method.apply_ep_decode(layer, x, lambda _: paddle.to_tensor(logits))
+    rows = values_of(tensor_bits(x), "bfloat16")
+    options = {"dtype": "bfloat16", "accumulator": CPU_ACCUMULATOR}
+    expected = reference(rows, case.weights(), weights, ids, activation="swiglu", **options)
+    expected.assert_matches(out)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"hadamard_block_size: expected -1 .*, got 128"):
+        W4AFP8MoEMethod(SimpleNamespace())
+    layer, method = FusedMoE(Case()), W4AFP8MoEMethod(UNROTATED)
+    layer.with_bias = True
+    with pytest.raises(ValueError, match=r"layer\.with_bias: expected False, got True"):
+        method.create_weights(layer)
+    layer.with_bias, layer.is_quantized = False, False
+    with pytest.raises(ValueError, match=r"layer\.is_quantized: expected True, got False"):
+        method.create_weights(layer)
+    layer.topk_method = "noaux_tc"
+    with pytest.raises(ValueError, match=r"layer\.topk_method: expected"):
+        method.apply_tp(layer, None, None)
