@@ -108,6 +108,21 @@ def moe_expert_ffn(
 
     Raises:
         ValueError: An argument is missing, wrong or refused.
+
+    Examples:
+        >>> import paddle
+        >>> from w4afp8.fastdeploy import moe_expert_dispatch, moe_expert_ffn, moe_expert_reduce
+        >>> x, logits = paddle.randn([3, 128]).astype("bfloat16"), paddle.randn([3, 4])
+        >>> rows, sums, index, weights, ids, expert, scale, most = moe_expert_dispatch(x, logits)
+        >>> up_gate = paddle.zeros([4, 64, 256], dtype="int8")  # w4afp8_gemm_weight_convert
+        >>> down = paddle.zeros([4, 64, 128], dtype="int8")
+        >>> scales = paddle.ones([4, 256]), paddle.ones([4, 128])
+        >>> y = moe_expert_ffn(
+        ...     *(rows, sums, up_gate, down, scale, None, *scales, None, expert, most),
+        ...     *("w4afp8", False, -1, -1, "swiglu"),
+        ... )
+        >>> moe_expert_reduce(y, weights, index, ids, None, True, 1.0).shape
+        paddle.Size([3, 128])
     """
     out_dtype = named.pop("out_dtype", "bfloat16")
     settings = _settings(arguments, named)

@@ -12,3 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """Operators under the names that Paddle users know, see `w4afp8.incubate.nn.functional`."""
+
+from w4afp8.incubate import nn
+
+__all__ = ["nn"]

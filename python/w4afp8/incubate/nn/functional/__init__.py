@@ -13,9 +13,9 @@
 # limitations under the License.
 """The mixture-of-experts functions of paddle.incubate.nn.functional, for ``quant_method="w4afp8"``.
 
-    dispatched = moe_dispatch(x, gating_output, moe_topk)
-    y = moe_ffn(dispatched[0], dispatched[1], ffn1_weight, ffn2_weight, ...)
-    out = moe_reduce(y, *dispatched[3:1:-1], dispatched[4], ...)
+    permuted, sums, rows, weights, ids = moe_dispatch(x, gating_output, moe_topk)
+    y = moe_ffn(permuted, sums, ffn1_weight, ffn2_weight, ..., quant_method="w4afp8")
+    out = moe_reduce(y, weights, rows, ids, ...)
 
 `fused_moe` is all of that and the router. Names and order of the arguments are those of Paddle 3.x;
 Paddle's other ``quant_method`` values are refused.

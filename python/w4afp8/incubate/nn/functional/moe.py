@@ -183,6 +183,21 @@ def moe_ffn(
 
     Raises:
         ValueError: Another quant_method, or an argument that does not fit.
+
+    Examples:
+        >>> import paddle
+        >>> from w4afp8.incubate.nn.functional import moe_ffn
+        >>> from w4afp8.quant import pack, quantize
+        >>> ffn1 = pack(quantize(paddle.randn([2, 128, 64]), weight_format="mxfp4"))
+        >>> ffn2 = pack(quantize(paddle.randn([2, 64, 64]), weight_format="mxfp4"))
+        >>> x, sums = paddle.randn([5, 64]).astype("bfloat16"), paddle.to_tensor([3, 5])
+        >>> moe_ffn(
+        ...     *(x, sums, ffn1.weight, ffn2.weight),
+        ...     ffn1_scale=(ffn1.weight_scale, ffn1.group_scale),
+        ...     ffn2_scale=(ffn2.weight_scale, ffn2.group_scale),
+        ...     quant_method="w4afp8",
+        ... ).shape
+        paddle.Size([5, 64])
     """
     check_quant_method(quant_method)
     dtype = check_activation_dtype(permute_input.dtype, name="permute_input: dtype")
@@ -224,6 +239,14 @@ def moe_reduce(
 
     Raises:
         ValueError: An argument does not fit.
+
+    Examples:
+        >>> import paddle
+        >>> from w4afp8.incubate.nn.functional import moe_reduce
+        >>> y, weights = paddle.ones([4, 8], dtype="bfloat16"), paddle.full([2, 2], 0.25)
+        >>> rows = paddle.to_tensor([[0, 1], [2, 3]], dtype="int32")
+        >>> float(moe_reduce(y, weights, rows, rows, norm_topk_prob=True)[0, 0])
+        1.0
     """
     return reduce_rows(
         ffn_out,
