@@ -88,9 +88,3 @@ def test_a_rank_that_refuses_its_tokens_ends_the_others(tmp_path: Path) -> None:
         "ValueError: x: expected up to 12 tokens to decode, got 13"
         in (tmp_path / "1.log").read_text()
     )
-
-
-@pytest.mark.slow
-def test_a_rank_that_does_not_come_is_missed_in_half_a_minute(tmp_path: Path) -> None:
-    # gloo waits for 30 s; a rank that waits for another that waits is 30 s later at the most.
-    survivors(tmp_path, "absent", "prefill", 1, seconds=65)

@@ -15,11 +15,13 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import paddle
+import paddle.distributed as dist
 import pytest
 from expert_parallel_cases import CASES, MAX_DECODE_TOKENS, PHASES, SIZE, all_tokens, whole_layer
 from moe_reference import reference, route_tokens
@@ -27,6 +29,7 @@ from test_moe_ffn import CASES as LAYERS
 from test_moe_ffn import build, make_logits, values
 
 from w4afp8.distributed import (
+    ExchangeError,
     ExpertPartition,
     RowExchange,
     W4AFP8ExpertParallelMoEFFN,
@@ -93,6 +96,34 @@ def test_rows_that_are_refused(
 def test_nccl_has_its_own_all_to_all() -> None:
     group = SimpleNamespace(rank=1, nranks=2, ranks=[0, 1], backend="NCCL")
     assert isinstance(exchange_of(group), AllToAllExchange)
+
+
+def test_nccl_is_called_as_paddle_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here: the arguments are held against Paddle's own signature."""
+    group = SimpleNamespace(rank=0, nranks=2, ranks=[0, 1], backend="NCCL")
+    signature, calls = inspect.signature(dist.stream.alltoall_single), []
+    monkeypatch.setattr(
+        dist.stream, "alltoall_single", lambda *a, **k: calls.append(signature.bind(*a, **k))
+    )
+    rows = paddle.zeros([3, 4], dtype="uint8")
+    out = exchange_of(group).all_to_all(rows, [1, 2], [1, 4])
+    (call,) = calls
+    assert list(out.shape) == [5, 4]
+    assert call.arguments["out_tensor"] is out
+    assert call.arguments["in_tensor"] is rows
+    assert call.arguments["in_split_sizes"] == [1, 2]
+    assert call.arguments["out_split_sizes"] == [1, 4]
+    assert call.arguments["group"] is group
+
+
+def test_an_error_of_nccl_is_told_as_a_missing_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("connection closed")
+
+    monkeypatch.setattr(dist.stream, "alltoall_single", fail)
+    group = SimpleNamespace(rank=1, nranks=2, ranks=[0, 1], backend="NCCL")
+    with pytest.raises(ExchangeError, match=r"rank 1: expected all of 2 ranks.*connection closed"):
+        exchange_of(group).all_to_all(paddle.zeros([3, 4], dtype="uint8"), [1, 2], [1, 2])
 
 
 def test_a_group_of_others_is_refused() -> None:
