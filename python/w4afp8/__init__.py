@@ -27,7 +27,7 @@ from w4afp8._extension import build_info
 __version__ = "0.1.0"
 __all__ = ["__version__", "build_info", "layers", "ops", "quant"]
 
-_SUBMODULES = ("fastdeploy", "incubate", "layers", "ops", "quant", "testing")
+_SUBMODULES = ("distributed", "fastdeploy", "incubate", "layers", "ops", "quant", "testing")
 
 
 def __getattr__(name: str) -> ModuleType:

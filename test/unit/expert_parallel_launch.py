@@ -45,7 +45,7 @@ def free_endpoints(number: int) -> list[str]:
         return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
-def launch(world_size: int, folder: Path, *arguments: str, seconds: float = 60) -> list[Ended]:
+def launch(world_size: int, folder: Path, *arguments: str, seconds: float = 240) -> list[Ended]:
     """Runs the worker on every rank.
 
     Raises:
