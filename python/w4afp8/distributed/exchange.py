@@ -124,8 +124,8 @@ class AllToAllExchange(RowExchange):
 class GatherExchange(RowExchange):
     """For backends without an all-to-all (gloo): everyone gathers everything and takes its part.
 
-    Sends and receives would move fewer bytes, but between four ranks of Paddle 3.3.1's gloo they timed
-    out, as if messages met only where both ranks had done equally many operations.
+    Sends and receives would move fewer bytes, but between four ranks of Paddle 3.3.1's gloo they
+    timed out, as if messages met only where both ranks had done equally many operations.
     """
 
     def __init__(self, group: Any) -> None:
