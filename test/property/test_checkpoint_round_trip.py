@@ -40,8 +40,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from w4afp8.checkpoint import load_moe_ffn
-from w4afp8.layers.expert_linear import ExpertLinear
-from w4afp8.quant import PackedWeight, QuantizedWeight, unpack
+from w4afp8.quant import QuantizedWeight, unpack
 
 pytestmark = pytest.mark.cpu_only
 
@@ -85,20 +84,6 @@ def experts_of(draw: st.DrawFn, case: Case) -> list[Expert]:
     return [expert]
 
 
-def unpacked(linear: ExpertLinear) -> QuantizedWeight:
-    return unpack(
-        PackedWeight(
-            linear.weight,
-            linear.weight_scale,
-            linear.group_scale,
-            linear.weight_format,
-            linear.group_size,
-            linear.out_features,
-            linear.in_features,
-        )
-    )
-
-
 def assert_is(weight: QuantizedWeight, matrices: list[Matrix], case: Case) -> None:
     codes: NDArray[Any] = np.concatenate([pairs_of(matrix.codes) for matrix in matrices])
     scale = stored_scale_to_multiplier(case, np.concatenate([m.scale for m in matrices]))
@@ -114,5 +99,5 @@ def test_round_trip(case: Case, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), spell(case, experts), case.config)
         layer = load_moe_ffn(folder, layer=3, topk=1, progress=False)
-    assert_is(unpacked(layer.up_gate_proj), [expert["gate"], expert["up"]], case)
-    assert_is(unpacked(layer.down_proj), [expert["down"]], case)
+    assert_is(unpack(layer.up_gate_proj.packed_weight), [expert["gate"], expert["up"]], case)
+    assert_is(unpack(layer.down_proj.packed_weight), [expert["down"]], case)

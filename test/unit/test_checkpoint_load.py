@@ -40,7 +40,7 @@ from checkpoint_samples import (
 
 from w4afp8.checkpoint import load_moe_ffn, open_checkpoint
 from w4afp8.layers import W4AFP8MoEFFN
-from w4afp8.quant import PackedWeight, QuantizedWeight, unpack
+from w4afp8.quant import QuantizedWeight, unpack
 from w4afp8.testing.tensors import tensor_bits
 
 pytestmark = pytest.mark.cpu_only
@@ -58,18 +58,7 @@ def load(source: Any, **options: Any) -> W4AFP8MoEFFN:
 
 
 def weights_of(layer: W4AFP8MoEFFN, projection: str) -> QuantizedWeight:
-    linear = getattr(layer, projection)
-    return unpack(
-        PackedWeight(
-            linear.weight,
-            linear.weight_scale,
-            linear.group_scale,
-            linear.weight_format,
-            linear.group_size,
-            linear.out_features,
-            linear.in_features,
-        )
-    )
+    return unpack(getattr(layer, projection).packed_weight)
 
 
 @every_case

@@ -146,3 +146,20 @@ def rows_of_words(words: NDArray[np.int32]) -> NDArray[np.uint8]:
 def offset_binary_to_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes ``value + 8``, two to a byte, to two's complement: their highest bits flip."""
     return codes ^ np.uint8(0x88)
+
+
+def check_group_index(files: SafetensorsFiles, name: str, group_size: int) -> None:
+    """Refuses act-order: weight i must belong to group ``i // group_size``.
+
+    Raises:
+        CheckpointError: the groups are in another order.
+    """
+    index = files.view(name)
+    wrong = np.flatnonzero(index != np.arange(len(index)) // group_size)
+    if len(wrong):
+        i = int(wrong[0])
+        raise files.error(
+            name,
+            f"expected group {i // group_size} for in_feature {i} (act-order cannot be honoured), "
+            f"got {int(index[i])}",
+        )

@@ -15,12 +15,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from paddle import Tensor
 
 from w4afp8.layers.expert_linear import ExpertLinear
 from w4afp8.layers.operands import scale_dtype_of
 from w4afp8.layers.router import MoERouter
-from w4afp8.quant import PackedWeight
 
 
 def shard_of(linear: ExpertLinear, experts: range) -> ExpertLinear | None:
@@ -34,14 +35,12 @@ def shard_of(linear: ExpertLinear, experts: range) -> ExpertLinear | None:
     def part(tensor: Tensor) -> Tensor:
         return tensor[experts.start : experts.stop].clone()
 
-    packed = PackedWeight(
-        weight=part(linear.weight),
-        weight_scale=part(linear.weight_scale),
-        group_scale=None if linear.group_scale is None else part(linear.group_scale),
-        weight_format=linear.weight_format,
-        group_size=linear.group_size,
-        out_features=linear.out_features,
-        in_features=linear.in_features,
+    whole = linear.packed_weight
+    packed = dataclasses.replace(
+        whole,
+        weight=part(whole.weight),
+        weight_scale=part(whole.weight_scale),
+        group_scale=None if whole.group_scale is None else part(whole.group_scale),
     )
     shard = ExpertLinear(
         linear.in_features,

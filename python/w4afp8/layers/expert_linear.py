@@ -127,6 +127,19 @@ class ExpertLinear(QuantizedLayer):
         tensors = (self.weight, self.weight_scale, self.group_scale)
         return sum(int(t.size) * int(t.element_size()) for t in tensors if t is not None)
 
+    @property
+    def packed_weight(self) -> PackedWeight:
+        """The weights and scales as `set_weight` takes them, sharing their memory."""
+        return PackedWeight(
+            self.weight,
+            self.weight_scale,
+            self.group_scale,
+            self.weight_format,
+            self.group_size,
+            self.out_features,
+            self.in_features,
+        )
+
     def set_weight(self, packed: PackedWeight, *, name: str = "weight") -> None:
         """Takes packed weights and their scales as they are, sharing their memory.
 

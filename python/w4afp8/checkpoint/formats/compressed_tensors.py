@@ -32,6 +32,7 @@ from w4afp8.checkpoint.projection import (
     Projection,
     ProjectionFormat,
     ProjectionInfo,
+    check_group_index,
     offset_binary_to_int4,
     rows_of_words,
     scale_type,
@@ -111,23 +112,6 @@ class Mxfp4PackQuantized(ProjectionFormat):
     def read(self, fields: Fields) -> Projection:
         codes = np.array(self.files.view(fields["weight_packed"]))
         return Projection(codes, read_e8m0(self.files, fields["weight_scale"]))
-
-
-def check_group_index(files: SafetensorsFiles, name: str, group_size: int) -> None:
-    """Refuses act-order: weight i must belong to group ``i // group_size``.
-
-    Raises:
-        CheckpointError: the groups are in another order.
-    """
-    index = files.view(name)
-    wrong = np.flatnonzero(index != np.arange(len(index)) // group_size)
-    if len(wrong):
-        i = int(wrong[0])
-        raise files.error(
-            name,
-            f"expected group {i // group_size} for in_feature {i} (act-order cannot be honoured), "
-            f"got {int(index[i])}",
-        )
 
 
 def _only_scheme(config: Config) -> Mapping[str, Any]:

@@ -19,13 +19,13 @@ import numpy as np
 
 from w4afp8.checkpoint.config import Config
 from w4afp8.checkpoint.files import SafetensorsFiles
-from w4afp8.checkpoint.formats.compressed_tensors import check_group_index
 from w4afp8.checkpoint.numbers import FLOATS, read_scales
 from w4afp8.checkpoint.projection import (
     Fields,
     Projection,
     ProjectionFormat,
     ProjectionInfo,
+    check_group_index,
     offset_binary_to_int4,
     rows_of_words,
     scale_type,
