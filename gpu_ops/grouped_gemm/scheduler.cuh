@@ -97,7 +97,7 @@ class TileScheduler {
         locate(tile, current, 0, 0);
         return true;
       }
-      // Parts of tiles come first: then the blocks do not all store at the same time.
+      // Parts of tiles come first.
       const int part = position_, shift = plan_[kSplitShift];
       if (part >= plan_[kParts]) continue;
       locate(tile, plan_[kWhole] + (part >> shift), shift, part & ((1 << shift) - 1));
