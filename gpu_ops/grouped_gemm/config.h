@@ -23,86 +23,95 @@ namespace w4afp8 {
 
 constexpr int kMaxSharedBytes = 232448;  // of one block on sm_90: 227 KB
 
-// The product runs transposed: outputs are the m of wgmma, 64 for each of kOutGroups fragments of a
-// consumer warpgroup; tokens are its n.
-template <int kOutGroups_, int kConsumers_, int kTokens_, int kNarrowest_, int kStages_,
-          int kCluster_>
+// The product runs transposed: outputs are the m of wgmma, 64 for each consumer warpgroup; tokens are
+// its n.
+template <int kConsumers_, int kTokens_, int kNarrowest_, int kStages_, int kCluster_>
 struct TileShape {
-  static constexpr int kOutGroups = kOutGroups_;  // 64-output fragments of a consumer warpgroup
   static constexpr int kConsumers = kConsumers_;  // consumer warpgroups
   static constexpr int kTokens = kTokens_;        // tokens of a tile, at most
-  // Tiles with few tokens, and those split to fill the last wave, are kTokens halved down to this.
+  // Tiles with few tokens are kTokens halved down to this.
   static constexpr int kNarrowest = kNarrowest_;
   static constexpr int kStages = kStages_;    // k blocks of 128 in flight
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
   // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
-  static constexpr bool kVariesHeight = kOutGroups == 1 && kConsumers == 4 && kTokens >= 64;
-  // The last wave's tiles may be split along the tokens.
-  static constexpr bool kSplits = kNarrowest < kTokens;
+  static constexpr bool kVariesHeight = kConsumers == 4 && kTokens >= 64;
+  // Tiles of the last wave may be halved along the tokens.
+  static constexpr bool kSplits = kTokens == 256;
+  // Reading weights binds narrow tiles whatever their width; of wide ones, only those with few tokens.
+  static constexpr bool kIsWide = kTokens >= 128;
   // Registers and shared memory are short.
   static constexpr bool kIsCrowded = kConsumers == 4 && kTokens > 64;
-  // 2: the next k block is dequantised while the tensor cores work on this one. 1: only its packed
-  // words are fetched meanwhile; the other warpgroups keep the tensor cores busy.
-  static constexpr int kFragmentBuffers = kIsCrowded ? 1 : 2;
-  // k steps that are dequantised together.
-  static constexpr int kStepsAtOnce = 4 / kFragmentBuffers;
-
-  static constexpr int kSubBlocks = kOutGroups * kConsumers;
+  static constexpr int kSubBlocks = kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
   // A full producer warpgroup where setmaxnreg must move registers to the consumers.
-  static constexpr bool kMovesRegisters = kOutGroups * kTokens >= 64;
+  static constexpr bool kMovesRegisters = kTokens >= 64;
   static constexpr int kConsumerThreads = 128 * kConsumers;
   static constexpr int kThreads = kConsumerThreads + (kMovesRegisters ? 128 : 32);
   // Per-thread registers after the move. A block starts with 65536 / threads, rounded down to 8:
   // 168 * 384 >= 224 * 256 + 56 * 128, 96 * 640 >= 112 * 512 + 32 * 128.
   static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : 224;
   static constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 56;
-  // Tokens of one copy: the widest tile is one from each block of the cluster, half of it is one
-  // from the first block.
-  static constexpr int kBoxTokens = kTokens / kCluster;
+  // Tokens of one copy: the narrowest tile is one from each block of the cluster.
+  static constexpr int kBoxTokens = kNarrowest / kCluster;
   // Tokens that pass through the staging buffer of the epilogue at a time.
-  static constexpr int kStagedTokens = kIsCrowded ? 32 : kNarrowest < 64 ? kNarrowest : 64;
-
-  // Width of a tile with this many tokens: the n of its wgmmas.
-  W4AFP8_HOST_DEVICE static int width_of(int num_tokens) {
-    int width = kTokens;
-    while (width > kNarrowest && num_tokens <= width / 2) width /= 2;
-    return width;
-  }
+  static constexpr int kStagedTokens = kConsumers == 2 ? 64 : kTokens < 32 ? kTokens : 32;
 
   static_assert(kNarrowest % 16 == 0 && kTokens <= 256, "the epilogue stages 16 tokens at a time");
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut,
                 "a tile touches two bands of the weight at most");
-  static_assert(kNarrowest >= kBoxTokens && kBoxTokens % 8 == 0, "tiles are whole boxes");
+  static_assert(kBoxTokens % 8 == 0, "tiles are whole boxes");
 };
 
-//                fragments, consumers, tokens, narrowest, stages, cluster
-using TileDecode = TileShape<1, 4, 16, 16, 5, 1>;      // 256 x 16
-using TileSmall = TileShape<1, 4, 64, 64, 5, 1>;       // 256 x 64
-using TileMedium = TileShape<1, 4, 128, 128, 5, 1>;    // 256 x 128
-using TilePromoted = TileShape<1, 2, 128, 128, 6, 1>;  // 128 x 128, a second accumulator set fits
-using TileLarge = TileShape<1, 2, 256, 128, 4, 2>;     // 128 x 256
+// Width of the narrowest tiles. Float32 sums leave wide ones no registers for a third main loop.
+template <class Tile, class Format>
+W4AFP8_HOST_DEVICE constexpr int narrowest_tile() {
+  const bool is_full = Tile::kTokens >= 128 && !Format::kSumsInHalves;
+  return is_full ? Tile::kTokens / 2 : Tile::kNarrowest;
+}
 
-enum class TileKind : int32_t { kDecode, kSmall, kMedium, kPromoted, kLarge };
+// Width of a tile with this many tokens: the n of its wgmmas.
+template <class Tile, class Format>
+W4AFP8_HOST_DEVICE int tile_width(int num_tokens) {
+  int width = Tile::kTokens;
+  while (width > narrowest_tile<Tile, Format>() && num_tokens <= width / 2) width /= 2;
+  return width;
+}
+
+//                consumers, tokens, narrowest, stages, cluster
+using TileDecode = TileShape<4, 16, 16, 5, 1>;     // 256 x 16
+using TileSmall = TileShape<4, 64, 16, 5, 1>;      // 256 x 64
+using TileMedium = TileShape<4, 128, 32, 5, 1>;    // 256 x 128
+using TileLarge = TileShape<2, 256, 64, 4, 2>;     // 128 x 256
+using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, a second accumulator set fits
+
+enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
 
 // Tokens that the fullest expert probably has: the caller's hint, else an even split (prefix mode)
-// or all that fits (padded mode). Only speed depends on it.
+// or few (padded mode: a buffer is as long as it may ever have to be). Only speed depends on it.
 inline int64_t expected_tokens(const GroupGemmParams& params) {
   if (params.max_tokens >= 0) return params.max_tokens;
-  if (params.tokens.padding > 0) return params.tokens.padding;
+  if (params.tokens.padding > 0) return std::min<int64_t>(params.tokens.padding, 128);
   return ceil_div(params.tokens.num_rows, std::max<int64_t>(params.tokens.experts, 1));
+}
+
+// The share of a large tile's outputs that exist: two blocks of a cluster take 128 each.
+inline double large_tile_use(const GroupGemmParams& params) {
+  const int64_t outs = TileLarge::kOut * TileLarge::kCluster;
+  return static_cast<double>(params.out_features) /
+         static_cast<double>(ceil_div(params.out_features, outs) * outs);
 }
 
 inline TileKind choose_tile(const GroupGemmParams& params) {
   const int64_t tokens = expected_tokens(params);
-  if (tokens <= 16) return TileKind::kDecode;
+  if (tokens <= 4) return TileKind::kDecode;  // no expert has many
   if (tokens <= 64) return TileKind::kSmall;
-  const bool promoted = params.weight_format == WeightFormat::kInt4 &&
-                        params.group_scale_type != GroupScaleType::kNone &&
-                        params.group_size % kSubBlockIn != 0;
-  if (promoted) return TileKind::kPromoted;
-  return tokens <= 128 ? TileKind::kMedium : TileKind::kLarge;
+  const bool is_int4 = params.weight_format == WeightFormat::kInt4;
+  const bool has_scales = params.group_scale_type != GroupScaleType::kNone;
+  if (is_int4 && has_scales && params.group_size % kSubBlockIn != 0) return TileKind::kPromoted;
+  // Where in_features are few, storing binds, which large tiles do worse.
+  const bool fits = params.in_features >= 1024 && large_tile_use(params) > 0.95;
+  return fits && tokens > (has_scales ? 128 : 256) ? TileKind::kLarge : TileKind::kMedium;
 }
 
 }  // namespace w4afp8

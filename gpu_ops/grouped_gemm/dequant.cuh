@@ -46,10 +46,16 @@ __device__ __forceinline__ uint32_t int4_to_e4m3(uint32_t word) {
 }
 
 // How a format's group scales reach the sums.
-enum class GroupScaling { kNone, kPromoted, kRescaled };
+enum class GroupScaling {
+  kNone,      // there are none
+  kFolded,    // in the fragments
+  kScaled,    // sums of a k block are multiplied by them
+  kPromoted,  // sums of a k step are
+};
 
 struct Int4PerChannel {
   static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;
+  static constexpr bool kSumsInHalves = true;
   static constexpr int kScaleBytes = 0;
   static constexpr float kFactor = 256.0f;  // fragments hold 2q * 2^-9
 
@@ -71,14 +77,14 @@ struct Int4PerChannel {
 // int4 with a scale per group of one or two k steps: the tensor cores sum one step, which is then
 // promoted to float32 registers with its group's scale.
 struct Int4Promoted : Int4PerChannel {
+  static constexpr bool kSumsInHalves = false;
   static constexpr GroupScaling kGroupScaling = GroupScaling::kPromoted;
   static constexpr int kScaleBytes = 4 * kStepsPerBlock;  // room for float32, a group a step
 };
 
-// int4 with a scale per group of whole k blocks: the tensor cores' own sums are kept in units of the
-// current group's scale, so that no second set of accumulators is needed.
-struct Int4Rescaled : Int4PerChannel {
-  static constexpr GroupScaling kGroupScaling = GroupScaling::kRescaled;
+// int4 with a scale per group of whole k blocks: the sums of a k block are added with it.
+struct Int4Scaled : Int4PerChannel {
+  static constexpr GroupScaling kGroupScaling = GroupScaling::kScaled;
   static constexpr int kScaleBytes = 4;  // room for float32
 };
 
@@ -86,8 +92,9 @@ struct Int4Rescaled : Int4PerChannel {
 // {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^r, r = byte - 248 in -14 .. 6, serves as prmt's operand. Exact for
 // r >= -8, which is a spread of 14 binades in a channel; below, rounded to the E4M3 grid of 2^-9.
 struct Mxfp4 {
-  static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;  // in the fragments
-  static constexpr int kScaleBytes = 4;                               // one byte for each k step
+  static constexpr GroupScaling kGroupScaling = GroupScaling::kFolded;
+  static constexpr bool kSumsInHalves = false;  // halves cannot hold so many binades
+  static constexpr int kScaleBytes = 4;         // one byte for each k step
   static constexpr float kFactor = 0x1p-6f;
   static constexpr int kTableEntries = 21;
   static constexpr int kLowestByte = 234;  // every smaller byte is all zeros too

@@ -29,38 +29,41 @@ template <class Tile, class Format>
 class Epilogue {
  public:
   using Storage = SharedStorage<Tile, Format>;
-  using Accumulators = float[Tile::kOutGroups][Tile::kTokens / 2];
 
   __device__ Epilogue(const GroupGemmParams& params, Storage& shared, uint32_t rank)
       : params_(params),
         shared_(shared),
         rank_(rank),
         thread_(threadIdx.x % 128),
-        warpgroup_(threadIdx.x / 128) {}
+        warpgroup_(threadIdx.x / 128) {
+    // What no tile fetches stays as it is.
+    if (params.bias == nullptr && thread_ < kSubBlockOut) bias()[thread_] = 0;
+    if (params.x_scale_mode == ActivationScaleMode::kNone) {
+      for (int token = thread_; token < Tile::kTokens; token += 128) token_scale()[token] = 1.0f;
+    }
+  }
 
   // Starts the copies of what the epilogue multiplies by and adds, so that nobody waits for memory
   // after the main loop and no register holds it meanwhile. The last barrier of `store` is behind
   // every thread's last look at what is overwritten.
   __device__ __forceinline__ void prefetch(const TileCoordinates& tile) const {
     const int64_t channels = int64_t{tile.expert} * params_.out_features;
-    const int outs = Tile::kOutGroups * static_cast<int>(kSubBlockOut);
-    for (int i = thread_; i < outs; i += 128) {
-      const int out = first_out(tile, 0) + i;
-      copy_or_zero(&shared_.out_scale[warpgroup_][i], params_.weight_scale + channels + out,
+    constexpr int kOuts = static_cast<int>(kSubBlockOut);
+    if (thread_ < kOuts) {
+      const int out = first_out(tile) + thread_;
+      copy_or_zero(&out_scale()[thread_], params_.weight_scale + channels + out,
                    out < params_.out_features);
     }
-    if (params_.bias != nullptr) {
-      for (int i = 2 * thread_; i < outs; i += 256) {
-        const int out = first_out(tile, 0) + i;
-        copy_or_zero(&shared_.bias[warpgroup_][i],
-                     static_cast<const uint16_t*>(params_.bias) + channels + out,
-                     out < params_.out_features);
-      }
+    if (params_.bias != nullptr && thread_ < kOuts / 2) {
+      const int out = first_out(tile) + 2 * thread_;
+      copy_or_zero(&bias()[2 * thread_],
+                   static_cast<const uint16_t*>(params_.bias) + channels + out,
+                   out < params_.out_features);
     }
     if (params_.x_scale_mode != ActivationScaleMode::kNone) {
       const bool per_token = params_.x_scale_mode == ActivationScaleMode::kPerToken;
       for (int token = thread_; token < Tile::kTokens; token += 128) {
-        copy_or_zero(&shared_.token_scale[warpgroup_][token],
+        copy_or_zero(&token_scale()[token],
                      params_.x_scale + (per_token ? tile.row_begin + token : 0),
                      token < tile.num_tokens);
       }
@@ -68,42 +71,96 @@ class Epilogue {
     __pipeline_commit();
   }
 
-  __device__ __forceinline__ void store(const TileCoordinates& tile, const Accumulators& sums) {
+  template <class Sums>
+  __device__ __forceinline__ void store(const TileCoordinates& tile, const Sums& sums) const {
     __pipeline_wait_prior(0);
     sync();
-#pragma unroll
-    for (int m = 0; m < Tile::kOutGroups; ++m) {
-      const Channels channels = load_channels(m);
-#pragma unroll
-      for (int chunk = 0; chunk < Tile::kTokens; chunk += Tile::kStagedTokens) {
-        if (chunk >= tile.num_tokens) break;
-#pragma unroll
-        for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-          stage_16_tokens(channels, sums[m], chunk, token);
-        }
-        sync();
-        write_rows(tile, first_out(tile, m), chunk);
-        // The next buffer is free: whoever passed the barrier had written its rows.
-        buffer_ = (buffer_ + 1) % Storage::kStagedBuffers;
-      }
+    if (params_.out_type == DataType::kBFloat16) {
+      store_as<__nv_bfloat16>(tile, sums);
+    } else {
+      store_as<__half>(tile, sums);
     }
   }
 
  private:
+  static constexpr int kChunks = Tile::kTokens / Tile::kStagedTokens;
+  static_assert(Storage::kStagedBuffers == (kChunks > 1 ? 2 : 1));
+
   // Of output rows g and g + 8 of a fragment.
   struct Channels {
     float scale[2], bias[2];
   };
 
-  __device__ __forceinline__ Channels load_channels(int m) const {
+  template <class Out, class Sums>
+  __device__ __forceinline__ void store_as(const TileCoordinates& tile, const Sums& sums) const {
     Channels channels;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = m * static_cast<int>(kSubBlockOut) + warp() * 16 + lane() / 4 + 8 * half;
-      channels.scale[half] = shared_.out_scale[warpgroup_][i] * Format::kFactor;
-      channels.bias[half] = params_.bias != nullptr ? bias_at(i) : 0.0f;
+      const int i = warp() * 16 + lane() / 4 + 8 * half;
+      channels.scale[half] = out_scale()[i] * (Format::kFactor * sums.unit(half));
+      channels.bias[half] = to_float<Out>(bias()[i]);
     }
-    return channels;
+    // This thread's 16 bytes of every 16th row.
+    const int out = first_out(tile) + thread_ % 8 * 8;
+    const int64_t row = tile.row_begin + thread_ / 8;
+    uint16_t* destination = static_cast<uint16_t*>(params_.out) + row * params_.out_features + out;
+    const int tokens = out < params_.out_features ? tile.num_tokens - thread_ / 8 : 0;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
+      // Chunks take turns at two buffers: whoever passed this chunk's barrier had written the rows
+      // of the chunk before.
+      uint8_t* const staged = shared_.staged[warpgroup_][chunk % 2];
+#pragma unroll
+      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+        stage_16_tokens<Out>(channels, sums, chunk * Tile::kStagedTokens + token,
+                             staged + token * Storage::kStagedRowBytes);
+      }
+      sync();
+#pragma unroll
+      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+        if (chunk * Tile::kStagedTokens + token < tokens) {
+          *reinterpret_cast<uint4*>(destination) = *reinterpret_cast<const uint4*>(
+              staged + (token + thread_ / 8) * Storage::kStagedRowBytes + thread_ % 8 * 16);
+        }
+        destination += 16 * params_.out_features;
+      }
+    }
+  }
+
+  // 16 tokens x 16 outputs of each warp: matrix i holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
+  template <class Out, class Sums>
+  __device__ __forceinline__ void stage_16_tokens(const Channels& channels, const Sums& sums,
+                                                  int first_token, uint8_t* staged) const {
+    uint32_t matrix[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int first = first_token + i / 2 * 8;  // tokens of this matrix; this thread has two
+      const int half = i % 2;
+      const float2 x = *reinterpret_cast<const float2*>(&token_scale()[first + lane() % 4 * 2]);
+      const float2 y = sums.pair(first, half);
+      matrix[i] = round_pair<Out>(fmaf(y.x, channels.scale[half] * x.x, channels.bias[half]),
+                                  fmaf(y.y, channels.scale[half] * x.y, channels.bias[half]));
+    }
+    const int row = lane() / 16 * 8 + lane() % 8;
+    ptx::stmatrix_x4_transposed(
+        staged + row * Storage::kStagedRowBytes + warp() * 32 + lane() / 8 % 2 * 16, matrix);
+  }
+
+  template <class Out>
+  __device__ __forceinline__ static float to_float(uint16_t bits) {
+    return static_cast<float>(*reinterpret_cast<const Out*>(&bits));
+  }
+
+  template <class Out>
+  __device__ __forceinline__ static uint32_t round_pair(float first, float second) {
+    if constexpr (std::is_same_v<Out, __nv_bfloat16>) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+      return *reinterpret_cast<const uint32_t*>(&pair);
+    } else {
+      const __half2 pair = __floats2half2_rn(first, second);
+      return *reinterpret_cast<const uint32_t*>(&pair);
+    }
   }
 
   // Asynchronous; zero where the source does not exist.
@@ -114,69 +171,14 @@ class Epilogue {
 
   __device__ __forceinline__ int lane() const { return thread_ % 32; }
   __device__ __forceinline__ int warp() const { return thread_ / 32; }
+  __device__ __forceinline__ float* token_scale() const { return shared_.token_scale[warpgroup_]; }
+  __device__ __forceinline__ float* out_scale() const { return shared_.out_scale[warpgroup_]; }
+  __device__ __forceinline__ uint16_t* bias() const { return shared_.bias[warpgroup_]; }
 
-  // First of the 64 outputs of this warpgroup's fragment m.
-  __device__ __forceinline__ int first_out(const TileCoordinates& tile, int m) const {
-    return (tile.sub_block + rank_ * Tile::kSubBlocks + warpgroup_ * Tile::kOutGroups + m) *
-           kSubBlockOut;
+  // First of this warpgroup's 64 outputs.
+  __device__ __forceinline__ int first_out(const TileCoordinates& tile) const {
+    return (tile.sub_block + rank_ * Tile::kSubBlocks + warpgroup_) * kSubBlockOut;
   }
-
-  __device__ __forceinline__ float bias_at(int i) const {
-    const uint16_t* bias = &shared_.bias[warpgroup_][i];
-    return params_.out_type == DataType::kBFloat16
-               ? __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(bias))
-               : __half2float(*reinterpret_cast<const __half*>(bias));
-  }
-
-  __device__ __forceinline__ uint32_t round_pair(float first, float second) const {
-    if (params_.out_type == DataType::kBFloat16) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-      return *reinterpret_cast<const uint32_t*>(&pair);
-    }
-    const __half2 pair = __floats2half2_rn(first, second);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-  }
-
-  // 16 tokens x 16 outputs of each warp: matrix i holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
-  __device__ __forceinline__ void stage_16_tokens(const Channels& channels,
-                                                  const float (&sums)[Tile::kTokens / 2], int chunk,
-                                                  int token) {
-    const bool scaled = params_.x_scale_mode != ActivationScaleMode::kNone;
-    uint32_t matrix[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int first = chunk + token + i / 2 * 8;  // tokens of this matrix; this thread has two
-      const float2 x = scaled ? *reinterpret_cast<const float2*>(
-                                    &shared_.token_scale[warpgroup_][first + lane() % 4 * 2])
-                              : make_float2(1.0f, 1.0f);
-      const int half = i % 2;
-      const float y0 = sums[first / 2 + half * 2], y1 = sums[first / 2 + half * 2 + 1];
-      matrix[i] = round_pair(fmaf(y0, channels.scale[half] * x.x, channels.bias[half]),
-                             fmaf(y1, channels.scale[half] * x.y, channels.bias[half]));
-    }
-    const int row = token + lane() / 16 * 8 + lane() % 8;
-    ptx::stmatrix_x4_transposed(
-        staged() + row * Storage::kStagedRowBytes + warp() * 32 + lane() / 8 % 2 * 16, matrix);
-  }
-
-  // 64 outputs of a token are 8 threads' 16 bytes each; what lies beyond the tile's tokens or the
-  // outputs is not stored.
-  __device__ __forceinline__ void write_rows(const TileCoordinates& tile, int out, int chunk) {
-    const int first = out + thread_ % 8 * 8;
-    if (first >= params_.out_features) return;
-#pragma unroll
-    for (int i = 0; i < Tile::kStagedTokens / 16; ++i) {
-      const int token = i * 16 + thread_ / 8;
-      if (chunk + token >= tile.num_tokens) break;
-      const int64_t row = tile.row_begin + chunk + token;
-      uint16_t* destination =
-          static_cast<uint16_t*>(params_.out) + row * params_.out_features + first;
-      *reinterpret_cast<uint4*>(destination) = *reinterpret_cast<const uint4*>(
-          staged() + token * Storage::kStagedRowBytes + thread_ % 8 * 16);
-    }
-  }
-
-  __device__ __forceinline__ uint8_t* staged() const { return shared_.staged[warpgroup_][buffer_]; }
 
   // Barrier of this warpgroup; id 0 is the block's.
   __device__ __forceinline__ void sync() const { ptx::named_barrier_sync(1 + warpgroup_, 128); }
@@ -185,7 +187,6 @@ class Epilogue {
   Storage& shared_;
   const uint32_t rank_;
   const int thread_, warpgroup_;
-  int buffer_ = 0;  // of the staging buffers
 };
 
 }  // namespace w4afp8

@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const uint32_t rank = blockIdx.x % Tile::kCluster;
 
   initialise(shared, token_map);
-  TileScheduler<Tile> scheduler(params, reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)));
-  scheduler.build(params, shared.scan);
+  TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)));
+  scheduler.build(params, shared);
   // The other blocks must see these barriers before anything is sent to them.
   if constexpr (Tile::kCluster > 1) ptx::cluster_sync();
 
@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     while (scheduler.next(tile)) {
       if (main_loop.skips(tile)) continue;
       epilogue.prefetch(tile);
-      typename MainLoop<Tile, Format>::Accumulators sums;
-      main_loop.run(Tile::width_of(tile.num_tokens), sums);
+      typename MainLoop<Tile, Format>::Sums sums;
+      main_loop.run(tile_width<Tile, Format>(tile.num_tokens), sums);
       epilogue.store(tile, sums);
     }
   }

@@ -61,15 +61,14 @@ cudaError_t prepare_kernel() {
   return set;
 }
 
-// One block a multiprocessor, fewer where there cannot be that many tiles or parts of tiles.
+// One block a multiprocessor, fewer where there cannot be that many tiles.
 template <class Tile>
 int grid_size(const GroupGemmParams& params) {
   const int64_t lowest = Tile::kOut - (Tile::kVariesHeight ? kSubBlockOut : 0);
   const int64_t out_blocks = ceil_div(params.weight_layout().padded_out(), lowest * Tile::kCluster);
   const int64_t token_tiles = std::min(
       params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
-  const int64_t clusters = std::min<int64_t>(
-      sm_count() / Tile::kCluster, token_tiles * out_blocks * (Tile::kTokens / Tile::kNarrowest));
+  const int64_t clusters = std::min<int64_t>(sm_count() / Tile::kCluster, token_tiles * out_blocks);
   return static_cast<int>(clusters * Tile::kCluster);
 }
 
@@ -101,17 +100,15 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_map);
 }
 
-// Promotion needs a second set of accumulators, so its widest tile is another.
 template <class Format>
 cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
   if constexpr (Format::kGroupScaling == GroupScaling::kPromoted) {
     return launch_tile<TilePromoted, Format>(params, stream);
-  } else if (tile == TileKind::kMedium) {
-    return launch_tile<TileMedium, Format>(params, stream);
   } else {
-    return launch_tile<TileLarge, Format>(params, stream);
+    return tile == TileKind::kLarge ? launch_tile<TileLarge, Format>(params, stream)
+                                    : launch_tile<TileMedium, Format>(params, stream);
   }
 }
 

@@ -88,7 +88,7 @@ struct ScaleSource {
                          int sub_blocks) {
     const int bytes_per_out = params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
     rows_left = static_cast<int>(ceil_div(params.in_features, kSubBlockIn));
-    if constexpr (Format::kGroupScaling != GroupScaling::kNone) {
+    if constexpr (Format::kGroupScaling != GroupScaling::kFolded) {
       rows_left = static_cast<int>(params.in_features / params.group_size);
       rows_per_block = static_cast<int>(max(kSubBlockIn / params.group_size, int64_t{1}));
       blocks_per_row = static_cast<int>(max(params.group_size / kSubBlockIn, int64_t{1}));
@@ -169,7 +169,7 @@ class Producer {
     for (int k = 0; k < k_blocks; ++k) {
       uint64_t* full = &shared_.full[ring_.stage];
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-      ptx::mbarrier_arrive_expect(full, Tile::width_of(tile.num_tokens) * kSubBlockIn +
+      ptx::mbarrier_arrive_expect(full, tile_width<Tile, Format>(tile.num_tokens) * kSubBlockIn +
                                             weight.total_bytes() +
                                             scales.row_bytes * scales.rows());
       weight.copy(shared_.weight[ring_.stage], full, policy);
@@ -185,7 +185,7 @@ class Producer {
   // tile's end may be loaded: they belong to accumulator columns nobody stores.
   __device__ __forceinline__ void load_tokens(const TileCoordinates& tile, int k, uint64_t* full) {
     const int column = k * static_cast<int>(kSubBlockIn);
-    const int width = Tile::width_of(tile.num_tokens);
+    const int width = tile_width<Tile, Format>(tile.num_tokens);
 #pragma unroll 1
     for (int token = rank_ * Tile::kBoxTokens; token < width;
          token += Tile::kCluster * Tile::kBoxTokens) {

@@ -32,21 +32,22 @@ struct SharedStorage {
   static constexpr int kStagedRowBytes = 64 * 2 + 16;
   static constexpr int kStagedBytes = Tile::kStagedTokens * kStagedRowBytes;
   // Two where a tile passes in several chunks, so that one barrier a chunk is enough.
-  static constexpr int kStagedBuffers =
-      Tile::kOutGroups * Tile::kTokens > Tile::kStagedTokens ? 2 : 1;
+  static constexpr int kStagedBuffers = Tile::kTokens > Tile::kStagedTokens ? 2 : 1;
 
   alignas(1024) uint8_t tokens[Tile::kStages][kTokenBytes];  // 128-byte swizzle
   alignas(128) uint8_t weight[Tile::kStages][kWeightBytes];
   alignas(128) uint8_t scale[Tile::kStages][kScaleBytes > 0 ? kScaleBytes : 16];
   alignas(16) uint8_t staged[Tile::kConsumers][kStagedBuffers][kStagedBytes];
   alignas(8) float token_scale[Tile::kConsumers][Tile::kTokens];
-  float out_scale[Tile::kConsumers][Tile::kOutGroups * kSubBlockOut];
-  alignas(4) uint16_t bias[Tile::kConsumers][Tile::kOutGroups * kSubBlockOut];  // bits
+  float out_scale[Tile::kConsumers][kSubBlockOut];
+  alignas(4) uint16_t bias[Tile::kConsumers][kSubBlockOut];  // bits
   uint2 e2m1_table[32];
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
   uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
+  // Scans by warps need little room.
+  using TileScan = cub::BlockScan<uint64_t, Tile::kThreads, cub::BLOCK_SCAN_WARP_SCANS>;
   union {
-    typename cub::BlockScan<int32_t, Tile::kThreads>::TempStorage tiles;
+    typename TileScan::TempStorage tiles;
     typename cub::BlockReduce<unsigned long long, Tile::kThreads>::TempStorage heights;
   } scan;
   // The scheduler's tables follow.

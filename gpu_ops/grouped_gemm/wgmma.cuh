@@ -13,40 +13,46 @@
 // limitations under the License.
 
 // One m64 x N x k32 product of the FP8 tensor cores: A (weights) from registers, B (tokens) from
-// shared memory, float32 accumulators. CuTe has the instruction, one function a shape with N / 2
-// references; here it takes the arrays.
+// shared memory, accumulators in float32 or in halves, two a register. CuTe has the instruction, one
+// function a shape with a reference for each register; here it takes the arrays.
 #pragma once
 
 #include <cute/arch/mma_sm90_gmma.hpp>
+#include <type_traits>
 #include <utility>
 
 namespace w4afp8 {
 
-template <int kTokens>
+template <int kTokens, class T>
 struct WgmmaAtom;
-template <>
-struct WgmmaAtom<16> : cute::SM90::GMMA::MMA_64x16x32_F32E4M3E4M3_RS_TN<> {};
-template <>
-struct WgmmaAtom<64> : cute::SM90::GMMA::MMA_64x64x32_F32E4M3E4M3_RS_TN<> {};
-template <>
-struct WgmmaAtom<128> : cute::SM90::GMMA::MMA_64x128x32_F32E4M3E4M3_RS_TN<> {};
-template <>
-struct WgmmaAtom<256> : cute::SM90::GMMA::MMA_64x256x32_F32E4M3E4M3_RS_TN<> {};
+#define W4AFP8_WGMMA_ATOM(tokens)                                                                  \
+  template <>                                                                                      \
+  struct WgmmaAtom<tokens, float> : cute::SM90::GMMA::MMA_64x##tokens##x32_F32E4M3E4M3_RS_TN<> {}; \
+  template <>                                                                                      \
+  struct WgmmaAtom<tokens, uint32_t>                                                               \
+      : cute::SM90::GMMA::MMA_64x##tokens##x32_F16E4M3E4M3_RS_TN<> {}
+W4AFP8_WGMMA_ATOM(16);
+W4AFP8_WGMMA_ATOM(32);
+W4AFP8_WGMMA_ATOM(64);
+W4AFP8_WGMMA_ATOM(128);
+W4AFP8_WGMMA_ATOM(256);
+#undef W4AFP8_WGMMA_ATOM
 
-template <int kTokens, int kCount, size_t... kIndex>
-__device__ __forceinline__ void wgmma(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
+template <int kTokens, class T, int kCount, size_t... kIndex>
+__device__ __forceinline__ void wgmma(T (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                       bool accumulate, std::index_sequence<kIndex...>) {
-  WgmmaAtom<kTokens>::fma(
+  WgmmaAtom<kTokens, T>::fma(
       a[0], a[1], a[2], a[3], b, d[kIndex]...,
       accumulate ? cute::SM90::GMMA::ScaleOut::One : cute::SM90::GMMA::ScaleOut::Zero);
 }
 
-// d (+)= a * b in the first kTokens / 2 accumulators of this thread; they are overwritten where
-// `accumulate` is false. Asynchronous: see wgmma_wait.
-template <int kTokens, int kCount>
-__device__ __forceinline__ void wgmma(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
+// d (+)= a * b in the first accumulators of this thread, kTokens / 2 float32 or kTokens / 4 pairs of
+// halves; they are overwritten where `accumulate` is false. Asynchronous: see wgmma_wait.
+template <int kTokens, class T, int kCount>
+__device__ __forceinline__ void wgmma(T (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                       bool accumulate) {
-  wgmma<kTokens, kCount>(d, a, b, accumulate, std::make_index_sequence<kTokens / 2>{});
+  constexpr int kRegisters = kTokens / (std::is_same_v<T, float> ? 2 : 4);
+  wgmma<kTokens>(d, a, b, accumulate, std::make_index_sequence<kRegisters>{});
 }
 
 // Orders register writes before the wgmmas that follow.
@@ -59,8 +65,8 @@ __device__ __forceinline__ void wgmma_wait() {
 }
 
 // Keeps the compiler from moving reads or writes of accumulators across a wait.
-template <int kCount>
-__device__ __forceinline__ void keep_in_place(float (&d)[kCount]) {
+template <class T, int kCount>
+__device__ __forceinline__ void keep_in_place(T (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) cute::warpgroup_fence_operand(d[i]);
 }

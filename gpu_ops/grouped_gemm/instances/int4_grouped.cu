@@ -17,10 +17,10 @@
 
 namespace w4afp8 {
 
-// Between groups of whole k blocks the sums are rescaled; shorter ones are promoted step by step.
+// Groups of whole k blocks are summed in halves; shorter ones are promoted step by step.
 cudaError_t launch_int4_grouped(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (params.group_size % kSubBlockIn == 0) {
-    return launch_format<Int4Rescaled>(tile, params, stream);
+    return launch_format<Int4Scaled>(tile, params, stream);
   }
   return launch_format<Int4Promoted>(tile, params, stream);
 }

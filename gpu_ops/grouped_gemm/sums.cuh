@@ -1,0 +1,141 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// What a warpgroup sums its 64 outputs x tokens in: the wgmma accumulator layout, in which a thread
+// has rows g and g + 8 and, for every 8 tokens, two neighbouring ones of each.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "grouped_gemm/wgmma.cuh"
+
+namespace w4afp8 {
+
+template <int kTokens>
+struct FloatSums {
+  static constexpr int kCount = kTokens / 2;
+  float v[kCount];
+
+  template <int kWidth>
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i) v[i] = 0.0f;
+  }
+
+  // Tokens `first` and `first + 1` of this thread's row g (half 0) or g + 8, `first` counted in
+  // steps of 8.
+  __device__ __forceinline__ float2 pair(int first, int half) const {
+    return make_float2(v[first / 2 + half * 2], v[first / 2 + half * 2 + 1]);
+  }
+
+  __device__ __forceinline__ float unit(int) const { return 1.0f; }
+  __device__ static float largest_scale(int) { return 0.0f; }
+};
+
+// Sums in units of their own for each of the two rows, two tokens a register.
+//
+// Group scales of whole k blocks multiply here: the tensor cores sum one group in halves, which is
+// added with its scale by one instruction for two tokens. A group of 128 cannot overflow: codes are
+// at most 2^-5 and activations 448, so it is at most 1792. Units are powers of two, chosen at the
+// first group so that no sum of in_features / 128 such groups can overflow either, and raised where
+// a later group's scale is too large for them.
+template <int kTokens>
+struct HalfSums {
+  static constexpr int kCount = kTokens / 4;
+  uint32_t v[kCount];
+  float inverse[2];  // of the units
+
+  // `first_inverse`: of the units to begin with.
+  template <int kWidth>
+  __device__ __forceinline__ void clear(float first_inverse) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 4; ++i) v[i] = 0;
+    inverse[0] = inverse[1] = first_inverse;
+  }
+
+  __device__ __forceinline__ float2 pair(int first, int half) const {
+    return __half22float2(as_half2(v[first / 4 + half]));
+  }
+
+  __device__ __forceinline__ float unit(int half) const { return inverse_of(inverse[half]); }
+
+  static constexpr float kNoUnit = 0x1p100f;  // the inverse of less than every scale asks for
+
+  // What a scale may be in the units of a sum of so many groups: a power of two.
+  __device__ static float largest_scale(int groups) {
+    return fminf(power_of_two(65504.0f / 1792.0f / groups), 1.0f);
+  }
+
+  // v += group * scale for both rows. `most`: the largest scale.
+  template <int kWidth>
+  __device__ __forceinline__ void add(const uint32_t (&group)[kWidth / 4], const float (&scale)[2],
+                                      float most) {
+    const bool fits = fmaxf(fabsf(scale[0]) * inverse[0], fabsf(scale[1]) * inverse[1]) <= most;
+    if (!__all_sync(0xFFFFFFFFu, fits)) raise_units<kWidth>(scale, most);
+    const __half2 factor[2] = {__float2half2_rn(scale[0] * inverse[0]),
+                               __float2half2_rn(scale[1] * inverse[1])};
+    add<kWidth>(group, factor);
+  }
+
+  // The same for a scale of 1 where `inverse` is `most` already.
+  template <int kWidth>
+  __device__ __forceinline__ void add(const uint32_t (&group)[kWidth / 4], float most) {
+    const __half2 factor = __float2half2_rn(most);
+    add<kWidth>(group, {factor, factor});
+  }
+
+ private:
+  template <int kWidth>
+  __device__ __forceinline__ void add(const uint32_t (&group)[kWidth / 4],
+                                      const __half2 (&factor)[2]) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 4; ++i) {
+      v[i] = as_bits(__hfma2(as_half2(group[i]), factor[i % 2], as_half2(v[i])));
+    }
+  }
+
+  // To 8 times what the scales ask for, so that few groups raise them again.
+  template <int kWidth>
+  __device__ __forceinline__ void raise_units(const float (&scale)[2], float most) {
+    __half2 ratio[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float wanted = inverse_of(power_of_two(fabsf(scale[half]) / most) * 8.0f);
+      const float next = fminf(inverse[half], wanted);
+      ratio[half] = __float2half2_rn(next * inverse_of(inverse[half]));
+      inverse[half] = next;
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth / 4; ++i) v[i] = as_bits(__hmul2(as_half2(v[i]), ratio[i % 2]));
+  }
+
+  // The largest power of two up to x, within 2^-100 .. 2^100.
+  __device__ __forceinline__ static float power_of_two(float x) {
+    return __uint_as_float(__float_as_uint(fminf(fmaxf(x, 0x1p-100f), 0x1p100f)) & 0x7F800000u);
+  }
+
+  // Of a power of two.
+  __device__ __forceinline__ static float inverse_of(float x) {
+    return __uint_as_float((254u << 23) - __float_as_uint(x));
+  }
+
+  __device__ __forceinline__ static __half2 as_half2(uint32_t bits) {
+    return *reinterpret_cast<const __half2*>(&bits);
+  }
+  __device__ __forceinline__ static uint32_t as_bits(__half2 pair) {
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+};
+
+}  // namespace w4afp8

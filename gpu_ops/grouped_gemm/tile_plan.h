@@ -1,0 +1,177 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Which tiles there are, and which block multiplies which of them in what order: pure arithmetic on
+// the token counts, the same on host and device.
+//
+// Where tiles are wide, experts with more than half a tile of tokens are heavy: the tensor cores bind
+// their tiles. The others are light: reading their weights binds. Each block (each cluster) gets every n-th heavy
+// tile; where their number is no multiple of n, those with one fewer take two light tiles for it; the
+// other light tiles are dealt out in turn. Every second block starts with its light tiles, so that
+// some read memory while others multiply.
+//
+// Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
+// have tiles a sub-block lower, or the last tiles are halved along the tokens.
+#pragma once
+
+#include "grouped_gemm/config.h"
+
+namespace w4afp8 {
+
+struct TileCoordinates {
+  int expert;
+  int sub_block;   // first of the tile's sub-blocks of 64 outputs; of the cluster's first block
+  int sub_blocks;  // of a block: 1 .. Tile::kSubBlocks where Tile::kVariesHeight
+  int row_begin;   // first row of x
+  int num_tokens;  // 1 .. Tile::kTokens; 0 or less for a half that has none
+  bool alone;      // the expert has no other token tile: its weights are read once
+};
+
+// What there is of each expert.
+struct ExpertTables {
+  int32_t* heavy_end;  // heavy tiles of the experts up to and including this one
+  int32_t* light_end;  // light tiles likewise
+  int32_t* row_begin;
+  int32_t* count;
+
+  static constexpr int kTables = 4;
+  W4AFP8_HOST_DEVICE static ExpertTables at(int32_t* storage, int experts) {
+    return {storage, storage + experts, storage + 2 * experts, storage + 3 * experts};
+  }
+};
+
+// Tiles first, first + stride, ... before end.
+struct TileSteps {
+  int32_t first, stride, end;
+};
+struct TileSequence {
+  static constexpr int kParts = 3;
+  TileSteps parts[kParts];
+};
+
+template <class Tile>
+struct TilePlan {
+  int32_t experts;
+  int32_t clusters;      // that share the tiles
+  int32_t sub_blocks;    // of an expert
+  int32_t tall_experts;  // the first so many experts have tiles of Tile::kSubBlocks
+  int32_t heavy, light;  // tiles
+  int32_t whole;         // heavy tiles from this one on are halves, two for a tile
+  int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
+
+  static constexpr int kLowSubBlocks = Tile::kVariesHeight ? Tile::kSubBlocks - 1 : 1;
+  // Activations that stay in L2 while all outputs are multiplied with them.
+  static constexpr int64_t kTokenGroupBytes = 12 << 20;
+
+  W4AFP8_HOST_DEVICE static int token_tiles(int count) {
+    return (count + Tile::kTokens - 1) / Tile::kTokens;
+  }
+  W4AFP8_HOST_DEVICE static bool is_heavy(int count) {
+    return !Tile::kIsWide || 2 * count > Tile::kTokens;
+  }
+
+  // Halves the last wave's tiles if they are few enough.
+  W4AFP8_HOST_DEVICE void split_last_wave() {
+    whole = heavy;
+    const int last = heavy % clusters;
+    if (!Tile::kSplits || light > 0 || 2 * last > clusters) return;
+    whole -= last;
+    heavy += last;
+  }
+
+  W4AFP8_HOST_DEVICE static int token_group_of(int64_t in_features) {
+    const int64_t tiles = kTokenGroupBytes / (Tile::kTokens * in_features);
+    return static_cast<int>(tiles > 1 ? tiles : 1);
+  }
+
+  W4AFP8_HOST_DEVICE int out_blocks(bool tall) const {
+    const int height = tall ? Tile::kSubBlocks * Tile::kCluster : kLowSubBlocks;
+    return (sub_blocks + height - 1) / height;
+  }
+
+  // The tiles of one cluster, in order.
+  W4AFP8_HOST_DEVICE TileSequence sequence(int cluster) const {
+    // Clusters from `extra` on have a heavy tile fewer than the others, for which they take up to two
+    // light ones.
+    const int extra = heavy % clusters, takers = extra > 0 ? clusters - extra : 0;
+    const int firsts = light < 2 * takers ? light : 2 * takers;
+    const TileSteps heavies = {cluster, clusters, whole};
+    if (whole < heavy) return {{{whole + cluster, clusters, heavy}, heavies, {0, 1, 0}}};
+    TileSteps lights = {0, 1, 0};
+    if (takers > 0 && cluster >= extra) {
+      lights = {heavy + cluster - extra, takers, heavy + firsts};
+    }
+    const TileSteps others = {heavy + firsts + cluster, clusters, heavy + light};
+    if (cluster % 2 == 0) return {{heavies, lights, others}};
+    return {{lights, others, heavies}};
+  }
+
+  W4AFP8_HOST_DEVICE TileCoordinates locate(const ExpertTables& tables, int index) const {
+    const bool is_half = index < heavy && index >= whole;
+    const int second_half = is_half ? (index - whole) % 2 : 0;
+    if (is_half) index = whole + (index - whole) / 2;
+    const bool is_light = index >= heavy;
+    if (is_light) index -= heavy;
+    const int32_t* ends = is_light ? tables.light_end : tables.heavy_end;
+    TileCoordinates tile;
+    tile.expert = first_above(ends, index);
+    const int count = tables.count[tile.expert];
+    const bool tall = !Tile::kVariesHeight || tile.expert < tall_experts;
+    const int blocks = out_blocks(tall), all_tokens = token_tiles(count);
+    int block = index - (ends[tile.expert] - blocks * all_tokens);
+    int token_tile = 0;
+    if (all_tokens > 1) {
+      // Groups of token tiles, then output blocks, then the token tiles of the group.
+      int in_group = all_tokens;
+      if (all_tokens > token_group) {
+        const int group = block / (token_group * blocks);
+        block -= group * token_group * blocks;
+        token_tile = group * token_group;
+        in_group = all_tokens - token_tile < token_group ? all_tokens - token_tile : token_group;
+      }
+      const int local = block;
+      block = local / in_group;
+      token_tile += local - block * in_group;
+    }
+    const int most = is_half ? Tile::kTokens / 2 : Tile::kTokens;
+    const int token_begin = token_tile * Tile::kTokens + second_half * most;
+
+    const int height = tall ? Tile::kSubBlocks : kLowSubBlocks;
+    tile.sub_block = block * height * Tile::kCluster;
+    const int left = sub_blocks - tile.sub_block;
+    tile.sub_blocks = Tile::kVariesHeight && left < height ? left : height;
+    tile.row_begin = tables.row_begin[tile.expert] + token_begin;
+    const int tokens = count - token_begin;
+    tile.num_tokens = tokens < most ? tokens : most;
+    tile.alone = all_tokens == 1 && !is_half;
+    return tile;
+  }
+
+ private:
+  // First expert whose running sum is above `index`.
+  W4AFP8_HOST_DEVICE int first_above(const int32_t* ends, int index) const {
+    int low = 0, high = experts - 1;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (ends[middle] > index) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
+};
+
+}  // namespace w4afp8
