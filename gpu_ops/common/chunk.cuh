@@ -78,22 +78,42 @@ struct Chunk {
   float v[kWidth];
 };
 
+// A chunk as it is stored: half the registers of the floats where T has 16 bits.
+template <int kWidth, typename T>
+struct RawChunk {
+  static constexpr int kBytes = kWidth * sizeof(T);
+  static constexpr int kAccess = kBytes < 16 ? kBytes : 16;
+  union {
+    typename Word<kAccess>::Type words[kBytes / kAccess];
+    T values[kWidth];
+  };
+
+  __device__ __forceinline__ RawChunk() : words{} {}
+
+  __device__ __forceinline__ Chunk<kWidth> floats() const {
+    Chunk<kWidth> chunk;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) chunk.v[i] = to_float(values[i]);
+    return chunk;
+  }
+};
+
 // Reads kWidth features; `x` is aligned to all of them (to 16 bytes if they are more).
 template <int kWidth, typename T>
+__device__ __forceinline__ RawChunk<kWidth, T> load_raw(const T* x) {
+  using Raw = RawChunk<kWidth, T>;
+  using Access = typename Word<Raw::kAccess>::Type;
+  Raw raw;
+#pragma unroll
+  for (int i = 0; i < Raw::kBytes / Raw::kAccess; ++i) {
+    raw.words[i] = reinterpret_cast<const Access*>(x)[i];
+  }
+  return raw;
+}
+
+template <int kWidth, typename T>
 __device__ __forceinline__ Chunk<kWidth> load_chunk(const T* x) {
-  constexpr int kBytes = kWidth * sizeof(T);
-  constexpr int kAccess = kBytes < 16 ? kBytes : 16;
-  using Access = typename Word<kAccess>::Type;
-  union {
-    Access words[kBytes / kAccess];
-    T values[kWidth];
-  } raw = {};
-#pragma unroll
-  for (int i = 0; i < kBytes / kAccess; ++i) raw.words[i] = reinterpret_cast<const Access*>(x)[i];
-  Chunk<kWidth> chunk;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) chunk.v[i] = to_float(raw.values[i]);
-  return chunk;
+  return load_raw<kWidth>(x).floats();
 }
 
 // Rounds to T (to nearest even) and writes.

@@ -12,38 +12,74 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The way back: one block a token adds up the rows of its slots. Products and sums are single IEEE
-// float32 operations that the compiler may not contract, so that the CPU gives the same bits.
+// The way back: every thread adds up one chunk of the rows of a token's slots. Products and sums are
+// single IEEE float32 operations that the compiler may not contract, so that the CPU gives the same
+// bits.
 #pragma once
 
 #include "common/chunk.cuh"
+#include "common/grid_dependency.cuh"
 #include "moe_route/params.h"
 
 namespace w4afp8 {
 
-constexpr int kCombineThreads = 256;
+constexpr int kCombineThreads = 128;
+constexpr int kCombineUnroll = 8;  // rows that a thread reads at once
+
+// Blocks that share a token.
+W4AFP8_HOST_DEVICE int64_t combine_parts(int64_t hidden, int width) {
+  return ceil_div(hidden, int64_t{kCombineThreads} * width);
+}
 
 template <int kWidth, typename T>
 __global__ void __launch_bounds__(kCombineThreads) moe_combine_kernel(MoeCombineParams p) {
-  const int64_t token = blockIdx.x;
-  const int32_t* rows = p.row_index + token * p.topk;
-  const float* weights = p.topk_weights + token * p.topk;
-  const T* y = static_cast<const T*>(p.y);
-  T* out = static_cast<T*>(p.out) + token * p.hidden;
+  launch_dependents();
+  wait_for_previous_grids();
+  const uint32_t parts = static_cast<uint32_t>(combine_parts(p.hidden, kWidth));
+  const int64_t token = blockIdx.x / parts;
+  const int64_t i = (int64_t{blockIdx.x % parts} * kCombineThreads + threadIdx.x) * kWidth;
+  const bool has_work = i < p.hidden;
+  const T* y = static_cast<const T*>(p.y) + i;
+  const int topk = static_cast<int>(p.topk), lane = threadIdx.x % 32;
 
-  for (int64_t i = threadIdx.x * kWidth; i < p.hidden; i += kCombineThreads * kWidth) {
-    Chunk<kWidth> sum = {};
-    for (int slot = 0; slot < p.topk; ++slot) {
-      const int64_t row = rows[slot];
-      if (row < 0 || row >= p.num_rows) continue;
-      const Chunk<kWidth> addend = load_chunk<kWidth>(y + row * p.hidden + i);
+  int32_t row_of_slot = -1;  // of slot `lane`
+  float weight_of_slot = 0.0f;
+  if (lane < topk) {
+    row_of_slot = p.row_index[token * topk + lane];
+    weight_of_slot = p.topk_weights[token * topk + lane];
+  }
+  Chunk<kWidth> shared = {};
+  if (p.shared_output != nullptr && has_work) {
+    shared = load_chunk<kWidth>(static_cast<const T*>(p.shared_output) + token * p.hidden + i);
+  }
+
+  Chunk<kWidth> sum = {};
+  for (int first = 0; first < topk; first += kCombineUnroll) {
+    RawChunk<kWidth, T> addends[kCombineUnroll];
+    bool counts[kCombineUnroll];
+#pragma unroll
+    for (int s = 0; s < kCombineUnroll; ++s) {
+      const int64_t row = __shfl_sync(0xFFFFFFFFu, row_of_slot, (first + s) % 32);
+      counts[s] = first + s < topk && row >= 0 && row < p.num_rows;
+      if (counts[s] && has_work) addends[s] = load_raw<kWidth>(y + row * p.hidden);
+    }
+#pragma unroll
+    for (int s = 0; s < kCombineUnroll; ++s) {
+      const float weight = __shfl_sync(0xFFFFFFFFu, weight_of_slot, (first + s) % 32);
+      if (!counts[s]) continue;
+      const Chunk<kWidth> addend = addends[s].floats();
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
-        sum.v[j] = __fadd_rn(sum.v[j], __fmul_rn(weights[slot], addend.v[j]));
+        sum.v[j] = __fadd_rn(sum.v[j], __fmul_rn(weight, addend.v[j]));
       }
     }
-    store_chunk(out + i, sum);
   }
+  if (!has_work) return;
+  if (p.shared_output != nullptr) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sum.v[j] = __fadd_rn(sum.v[j], shared.v[j]);
+  }
+  store_chunk(static_cast<T*>(p.out) + token * p.hidden + i, sum);
 }
 
 }  // namespace w4afp8

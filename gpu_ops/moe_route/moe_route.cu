@@ -12,6 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
+#include <algorithm>
+
 #include "common/device.h"
 #include "common/launch_kernel.cuh"
 #include "moe_route/combine.cuh"
@@ -34,23 +36,36 @@ cudaError_t launch_route(const MoeRouteParams& params, cudaStream_t stream) {
   if (params.experts > 128) kernel = moe_route_kernel<8, T>;
   if (params.experts > 256) kernel = moe_route_kernel<16, T>;
   if (params.experts > 512) kernel = moe_route_kernel<32, T>;
-  return launch_kernel(kernel, ceil_div(params.num_tokens, kRouteWarps), kRouteWarps * 32, stream,
-                       params);
+  return launch_dependent_kernel(
+      kernel, {ceil_div(params.num_tokens, kRouteWarps), kRouteWarps * 32}, stream, params);
+}
+
+// Blocks of a cluster: so many that none counts more than about kSlotsOfBlock slots.
+int dispatch_cluster(int64_t slots) {
+  constexpr int64_t kSlotsOfBlock = 4096;
+  int cluster = 1;
+  while (cluster < 8 && slots > cluster * kSlotsOfBlock) cluster *= 2;
+  return cluster;
 }
 
 template <int kWidth>
-cudaError_t launch_copy_rows(const MoeDispatchParams& params, cudaStream_t stream) {
-  auto kernel = params.in_type == DataType::kBFloat16 ? copy_rows_kernel<kWidth, __nv_bfloat16>
-                                                      : copy_rows_kernel<kWidth, __half>;
-  return launch_kernel(kernel, params.num_tokens, row_threads(params.hidden, kWidth), stream,
-                       params);
+cudaError_t launch_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
+  auto kernel = params.in_type == DataType::kBFloat16 ? moe_dispatch_kernel<kWidth, __nv_bfloat16>
+                                                      : moe_dispatch_kernel<kWidth, __half>;
+  const int cluster = dispatch_cluster(params.num_tokens * params.topk);
+  const int64_t resident = int64_t{sm_count()} * kDispatchBlocksEach;
+  const int64_t blocks = std::clamp<int64_t>(params.num_tokens, 1, resident);
+  return launch_dependent_kernel(kernel, {round_up(blocks, cluster), kDispatchThreads, cluster},
+                                 stream, params);
 }
 
 template <int kWidth>
 cudaError_t launch_combine(const MoeCombineParams& params, cudaStream_t stream) {
   auto kernel = params.type == DataType::kBFloat16 ? moe_combine_kernel<kWidth, __nv_bfloat16>
                                                    : moe_combine_kernel<kWidth, __half>;
-  return launch_kernel(kernel, params.num_tokens, kCombineThreads, stream, params);
+  return launch_dependent_kernel(
+      kernel, {params.num_tokens * combine_parts(params.hidden, kWidth), kCombineThreads}, stream,
+      params);
 }
 
 }  // namespace
@@ -59,7 +74,10 @@ const char* check(const MoeRouteParams& params) {
   if (const char* reason = check_device()) return reason;
   if (params.experts > kMaxExperts) return kTooManyExperts;
   if (params.topk > kMaxTopk) return kTooManySlots;
-  if (params.topk > params.experts) return "topk is larger than the number of experts";
+  if (params.n_group > kMaxGroups) return "more than 32 groups of experts";
+  if (params.topk > params.topk_group * params.group_experts()) {
+    return "topk is larger than the number of experts to choose from";
+  }
   return params.num_tokens > kMaxGrid ? "more than 2^31 - 1 tokens" : nullptr;
 }
 
@@ -72,7 +90,10 @@ const char* check(const MoeDispatchParams& params) {
 
 const char* check(const MoeCombineParams& params) {
   if (const char* reason = check_device()) return reason;
-  return params.num_tokens > kMaxGrid ? "more than 2^31 - 1 tokens" : nullptr;
+  // At most so many blocks, in vectors or not.
+  return params.num_tokens * combine_parts(params.hidden, 1) > kMaxGrid
+             ? "more than 2^31 - 1 blocks of 128 features"
+             : nullptr;
 }
 
 cudaError_t launch_moe_route(const MoeRouteParams& params, cudaStream_t stream) {
@@ -85,16 +106,14 @@ cudaError_t launch_moe_route(const MoeRouteParams& params, cudaStream_t stream) 
 }
 
 cudaError_t launch_moe_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
-  const cudaError_t error =
-      launch_kernel(find_rows_kernel, params.experts, kFindThreads, stream, params);
-  if (error != cudaSuccess) return error;
   const bool vectors = rows_are_vectors(params.hidden, params.x, params.permuted);
-  return vectors ? launch_copy_rows<kVectorWidth>(params, stream)
-                 : launch_copy_rows<1>(params, stream);
+  return vectors ? launch_dispatch<kVectorWidth>(params, stream)
+                 : launch_dispatch<1>(params, stream);
 }
 
 cudaError_t launch_moe_combine(const MoeCombineParams& params, cudaStream_t stream) {
-  const bool vectors = rows_are_vectors(params.hidden, params.y, params.out);
+  const bool vectors = rows_are_vectors(params.hidden, params.y, params.out) &&
+                       rows_are_vectors(params.hidden, params.shared_output, nullptr);
   return vectors ? launch_combine<kVectorWidth>(params, stream) : launch_combine<1>(params, stream);
 }
 
