@@ -25,8 +25,9 @@ from typing import Any, get_args
 from w4afp8.checkpoint.errors import CheckpointError
 from w4afp8.checkpoint.model import MoELayerInfo, RouterWeights
 from w4afp8.checkpoint.native_layout import NATIVE_FORMAT, NATIVE_VERSION
-from w4afp8.layers.moe_ffn import Activation
-from w4afp8.layers.router import MAX_EXPERTS, Scoring
+from w4afp8.layers.checks import MAX_EXPERTS
+from w4afp8.layers.experts import Activation
+from w4afp8.layers.router import Scoring
 from w4afp8.quant import ScaleDtype, WeightFormat
 from w4afp8.quant.weights import check_group_size
 
@@ -45,7 +46,10 @@ _TYPES: dict[str, type] = {
     "exact": bool,
 }
 _CHOICES = {"weight_format": WeightFormat, "scale_dtype": ScaleDtype, "activation": Activation}
-_ROUTER_TYPES = {"scoring": str, "norm_topk_prob": bool, "routed_scaling_factor": float}
+_ROUTER_TYPES = {
+    **{"scoring": str, "norm_topk_prob": bool, "routed_scaling_factor": float},
+    **{"n_group": int, "topk_group": int},
+}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ _ROUTER_KEYS = {
     "scoring": "scoring_func",
     "norm_topk_prob": "norm_topk_prob",
     "routed_scaling_factor": "routed_scaling_factor",
+    "n_group": "n_group",
+    "topk_group": "topk_group",
 }
 _COMPRESSED_FORMAT = {"int4": "pack-quantized", "mxfp4": "mxfp4-pack-quantized"}
 
