@@ -29,7 +29,7 @@ _HEADER = (
     *("model, rank", "tokens", "copies", "tokens/expert", "format", "layer us", "GEMMs us"),
     *("outside us", "share", "at most", "met", "of floors"),
 )
-_PEER_HEADER = ("model, rank", "tokens", "int4 us", "mxfp4 us")
+_PEER_HEADER = ("model, rank", "tokens", "int4 us", "its GEMMs us", "mxfp4 us", "its GEMMs us")
 _KERNEL_HEADER = ("model, rank", "tokens", "format", *KERNELS)
 
 
@@ -119,7 +119,11 @@ def _peer_table(rows: Sequence[Row]) -> str:
         by_case.setdefault((row["model"], row["tokens"]), {})[row["format"]] = row
     lines = []
     for (model, tokens), found in by_case.items():
-        ours = [f"{found[form]['us']:.1f}" if form in found else "" for form in ("int4", "mxfp4")]
+        ours = [
+            f"{found[form][key]:.1f}" if form in found else ""
+            for form in ("int4", "mxfp4")
+            for key in ("us", "gemm_us")
+        ]
         beside = next(iter(found.values()))["peers_us"]
         others = [f"{beside[name]:.1f}" if name in beside else "" for name in names]
         lines.append([model, str(tokens), *ours, *others])

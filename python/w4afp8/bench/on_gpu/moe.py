@@ -84,7 +84,8 @@ class LayerBench:
         self._add_around(timed, cases[FORMATS[0]], prepared[FORMATS[0]][0])
         self._add_peers(timed, peers, cases[FORMATS[0]])
         medians = medians_in_turns(timed.contenders, self.rounds)
-        peers_us = {name: round(medians[name], 3) for name in peers if name in medians}
+        others = [name for peer in peers for name in (peer, peer + moe_peer.GEMMS_ALONE)]
+        peers_us = {name: round(medians[name], 3) for name in others if name in medians}
         return [
             {
                 **cases[form].row_values(),
@@ -169,8 +170,10 @@ class LayerBench:
 
     def _add_peers(self, timed: Timed, peers: dict[str, moe_peer.PeerLayer], case: MoECase) -> None:
         for name, layer in peers.items():
+            floor_us = 2 * sum(case.floors_us()[gemm] for gemm in GEMMS)
             try:
-                timed.add(name, layer.launches(), 2 * case.floors_us()["gemm_1"])
+                timed.add(name, layer.launches(), floor_us)
+                timed.add(name + moe_peer.GEMMS_ALONE, layer.gemm_launches(), floor_us)
             except Exception as problem:  # whatever another library throws
                 self.say(f"{name} is not captured with {case.tokens} tokens: {problem}")
 
@@ -231,7 +234,8 @@ def row_times(medians: dict[str, float], form: str) -> Values:
 
 def best_of(peers_us: dict[str, float]) -> Values:
     """The keys of a row that say what was timed beside it."""
-    if not peers_us:
-        return {"peer": None, "peer_us": None, "peers_us": {}}
-    best = min(peers_us, key=lambda name: peers_us[name])
+    layers = [name for name in peers_us if not name.endswith(moe_peer.GEMMS_ALONE)]
+    if not layers:
+        return {"peer": None, "peer_us": None, "peers_us": peers_us}
+    best = min(layers, key=lambda name: peers_us[name])
     return {"peer": best, "peer_us": peers_us[best], "peers_us": peers_us}

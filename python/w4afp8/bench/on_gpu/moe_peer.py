@@ -34,6 +34,7 @@ from w4afp8.bench.moe_cases import MODELS, MoEModel
 from w4afp8.bench.on_gpu import moe_data, peer
 
 BFLOAT16, DEEP_GEMM = "PyTorch BF16", "DeepGEMM FP8"
+GEMMS_ALONE = " GEMMs"  # after a peer's name
 BLOCK = peer.BLOCK
 NUM_SETS = 4  # to rotate over: with one busy expert they are still twice the L2 together
 # Of DeepGEMM, the greater: weights and activations of both products are rounded to FP8, where
@@ -92,8 +93,16 @@ class PeerLayer:
         """What the experts make of each copy ``[slots, hidden]``."""
         raise NotImplementedError
 
+    def gemms(self) -> Callable[[Any], object]:
+        """Its two grouped GEMMs alone, on operands that are made here, given the weights."""
+        raise NotImplementedError
+
     def launches(self) -> list[Callable[[], object]]:
         return [functools.partial(self.run, one) for one in self.sets]
+
+    def gemm_launches(self) -> list[Callable[[], object]]:
+        run = self.gemms()
+        return [functools.partial(run, one) for one in self.sets]
 
 
 class BFloat16Layer(PeerLayer):
@@ -105,6 +114,18 @@ class BFloat16Layer(PeerLayer):
         up_gate, down = (w.transpose(1, 2) for w in weights)
         hidden = torch._grouped_mm(self.x[copies.token], up_gate, offs=copies.ends)
         return torch._grouped_mm(moe_data.activate(self.model, hidden), down, offs=copies.ends)
+
+    def gemms(self) -> Callable[[Any], object]:
+        copies = self.sort()
+        x = self.x[copies.token]
+        gated = torch.randn(len(x), self.model.intermediate, device="cuda").to(torch.bfloat16)
+
+        def multiply(weights: Any) -> object:
+            up_gate, down = (w.transpose(1, 2) for w in weights)
+            torch._grouped_mm(x, up_gate, offs=copies.ends)
+            return torch._grouped_mm(gated, down, offs=copies.ends)
+
+        return multiply
 
 
 class DeepGemmLayer(PeerLayer):
@@ -131,20 +152,43 @@ class DeepGemmLayer(PeerLayer):
         expert_of_row = torch.full((self.rows,), -1, dtype=torch.int32, device="cuda")
         return place, expert_of_row.index_copy_(0, place, copies.expert.to(torch.int32))
 
-    def _multiply(self, x: Any, blocks: Any, expert_of_row: Any, place: Any, source: Any) -> Any:
-        """Rounds x to FP8, puts its rows ``source`` at the rows ``place``, and multiplies."""
-        import deep_gemm
+    def gemms(self) -> Callable[[Any], object]:
+        copies = self.sort()
+        place, expert_of_row = self._places(copies)
+        gated = torch.randn(self.rows, self.model.intermediate, device="cuda").to(torch.bfloat16)
+        first = self._operand(self.x, place, copies.token)
+        second = self._operand(gated, place, place)
 
+        def multiply(weights: Any) -> object:
+            for operand, blocks in zip((first, second), weights, strict=True):
+                deep_gemm_multiply(operand, blocks, expert_of_row)
+            return None
+
+        return multiply
+
+    def _multiply(self, x: Any, blocks: Any, expert_of_row: Any, place: Any, source: Any) -> Any:
+        return deep_gemm_multiply(self._operand(x, place, source), blocks, expert_of_row)
+
+    def _operand(self, x: Any, place: Any, source: Any) -> tuple[Any, Any]:
+        """Rounds x to FP8, and puts its rows ``source`` at the rows ``place``."""
         values, scale = quantise_blocks(x, 1)
         rows = values.new_empty((self.rows, values.shape[1]))
         rows.view(torch.uint8).index_copy_(0, place, values.view(torch.uint8)[source])
         columns = scale.new_ones((scale.shape[1], self.rows))  # the layout that is not copied
         columns.index_copy_(1, place, scale[source].t())
-        out = x.new_empty((self.rows, blocks.values.shape[1]))
-        deep_gemm.m_grouped_fp8_gemm_nt_contiguous(
-            (rows, columns.t()), (blocks.values, blocks.scale), out, expert_of_row
-        )
-        return out
+        return rows, columns.t()
+
+
+def deep_gemm_multiply(operand: tuple[Any, Any], blocks: Any, expert_of_row: Any) -> Any:
+    """Bfloat16 ``[rows, out]``; rows of no expert hold anything."""
+    import deep_gemm
+
+    shape = (len(operand[0]), blocks.values.shape[1])
+    out = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
+    deep_gemm.m_grouped_fp8_gemm_nt_contiguous(
+        operand, (blocks.values, blocks.scale), out, expert_of_row
+    )
+    return out
 
 
 def quantise_blocks(x: Any, height: int) -> tuple[Any, Any]:
