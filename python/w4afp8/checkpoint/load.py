@@ -141,6 +141,7 @@ def _make_layer(info: MoELayerInfo, router: RouterWeights | None, **options: Any
         activation=info.activation,
         has_router=router is not None,
         has_correction_bias=router is not None and router.correction_bias is not None,
+        hadamard_block_size=info.hadamard_block_size,
         has_up_gate_bias=info.has_bias,
         has_down_bias=info.has_bias,
         **{**({} if router is None else router.options), **options},

@@ -44,6 +44,8 @@ class MoELayerInfo:
         scale_dtype: type of int4 group scales: "bfloat16" where the checkpoint has them so.
         activation: between the projections.
         has_bias: whether the projections have biases.
+        hadamard_block_size: of the blocks that the second projection's input is to be rotated in,
+            as its weights are; -1 for none.
         exact: whether the codes and scales are the checkpoint's own; else they were rounded here,
             and `ExpertWeights.error` says how far.
     """
@@ -58,6 +60,7 @@ class MoELayerInfo:
     scale_dtype: ScaleDtype = "float32"
     activation: Activation = "swiglu"
     has_bias: bool = False
+    hadamard_block_size: int = -1
     exact: bool = True
 
 

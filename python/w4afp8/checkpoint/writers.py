@@ -132,6 +132,12 @@ def _check_one_format(checkpoint: Checkpoint) -> None:
                 checkpoint.path,
                 f"layer {layer.index}: expected a gate for compressed-tensors, got activation gelu",
             )
+        if layer.hadamard_block_size != -1:
+            raise CheckpointError(
+                checkpoint.path,
+                f"layer {layer.index}: expected weights for activations that are not rotated for "
+                f"compressed-tensors, got hadamard_block_size {layer.hadamard_block_size}",
+            )
 
 
 def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
