@@ -70,9 +70,7 @@ CASES = {
     "one token": Case(tokens=1),
     "padded sizes": Case(hidden=160, intermediate=96, weight_format="mxfp4"),
     "groups of experts": Case(
-        experts=16,
-        routing=Routing(3, "sigmoid", True, 2.5, n_group=4, topk_group=2),
-        has_correction_bias=True,
+        experts=16, routing=Routing(3, "sigmoid", True, 2.5, 4, 2), has_correction_bias=True
     ),
     "rotated": Case(hadamard_block_size=32, intermediate=96, has_biases=True),
     "rotated, mxfp4": Case(hadamard_block_size=64, weight_format="mxfp4", dtype="float16"),
