@@ -27,7 +27,7 @@ from w4afp8.distributed.prefill import prefill
 from w4afp8.distributed.shard import copy_of, shard_of
 from w4afp8.layers.checks import check_activations, check_range, check_same
 from w4afp8.layers.expert_linear import ExpertLinear
-from w4afp8.layers.experts import Activation, run_experts
+from w4afp8.layers.experts import Activation, run_experts, tokens_hint
 from w4afp8.layers.moe_ffn import W4AFP8MoEFFN
 from w4afp8.layers.operands import contiguous
 from w4afp8.layers.precision import QuantizedLayer
@@ -181,24 +181,38 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
             x,
             topk_weights,
             topk_ids,
-            experts=lambda *rows: self._experts(*rows, token_padding=0),
+            experts=self._experts,
             partition=self.partition,
             exchange=self.exchange,
         )
 
     def _decode(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
-        rows_of_expert = self.exchange.world_size * self.max_decode_tokens
+        ranks = self.exchange.world_size
+        # As many as this rank has: buffers that are nearly empty tell nothing.
+        copies = ranks * x.shape[0] * self.router.topk
+        shape = {
+            "token_padding": ranks * self.max_decode_tokens,
+            "max_tokens": tokens_hint(copies, self.partition.num_experts),
+        }
         return decode(
             x,
             topk_weights,
             topk_ids,
-            experts=lambda *rows: self._experts(*rows, token_padding=rows_of_expert),
+            experts=lambda *rows: self._experts(*rows, **shape),
             partition=self.partition,
             exchange=self.exchange,
             max_tokens=self.max_decode_tokens,
         )
 
-    def _experts(self, x: Tensor, x_scale: Tensor, tokens: Tensor, *, token_padding: int) -> Tensor:
+    def _experts(
+        self,
+        x: Tensor,
+        x_scale: Tensor,
+        tokens: Tensor,
+        *,
+        token_padding: int = 0,
+        max_tokens: int = -1,
+    ) -> Tensor:
         # Without experts there are no rows, and this is not called.
         assert self.up_gate_proj is not None
         assert self.down_proj is not None
@@ -207,6 +221,7 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
             activation=self.activation,
             hadamard_block_size=self.hadamard_block_size,
             token_padding=token_padding,
+            max_tokens=max_tokens,
         )
 
     def extra_repr(self) -> str:

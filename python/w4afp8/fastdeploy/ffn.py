@@ -26,6 +26,7 @@ from w4afp8.fastdeploy.activations import activate, dequant_scale, to_fp8
 from w4afp8.fastdeploy.gemm import row_scale, stored_projection
 from w4afp8.incubate.nn.functional.moe import check_quant_method
 from w4afp8.layers.checks import check_hadamard
+from w4afp8.layers.experts import tokens_hint
 from w4afp8.layers.operands import contiguous
 
 _ACTIVATIONS = {"swiglu": "swiglu", "swigluoai": "swiglu_oai"}
@@ -98,7 +99,8 @@ def moe_expert_ffn(
             the largest magnitude. None: dynamic.
         expert_idx_per_token: Not read: the prefix sums say it.
         *arguments: max_tokens_per_expert (newer; not read), quant_method ``"w4afp8"``,
-            used_in_ep_low_latency, estimate_total_token_nums (not read), hadamard_block_size
+            used_in_ep_low_latency, estimate_total_token_nums (of all experts together, where it is
+            above 0: a hint for speed only), hadamard_block_size
             (above 0: down_proj's input is rotated in blocks of so many, a power of two that divides
             intermediate), activation ("swiglu" or "swigluoai").
         **named: The same by name, and ``out_dtype`` ("bfloat16", or "float16", which FastDeploy
@@ -145,6 +147,9 @@ def moe_expert_ffn(
     down = stored_projection("down_proj", down_proj_weight, down_proj_scale, intermediate)  # type: ignore[arg-type]
     tokens = tokens_expert_prefix_sum
     options = {"out_dtype": out_dtype, "token_padding": padding}
+    if settings.estimate_total_token_nums > 0:
+        experts = up_gate_proj_weight.shape[0]
+        options["max_tokens"] = tokens_hint(settings.estimate_total_token_nums, experts)
     in_scale = row_scale(up_proj_in_scale, permute_input)
     hidden = up_gate(permute_input, tokens, in_scale, **options)
     how = settings.activation, block_size_of(settings.hadamard_block_size, intermediate)

@@ -184,7 +184,9 @@ class W4AFP8MoEMethod:
             x, topk_idx, topk_weights, expertwise_scale=static, **options
         )
         rows, scale = (rows, None) if static is not None else rows
-        y = self._experts(layer, rows, counts.cast("int64"), scale)
+        # Every rank sends about as many copies of tokens as it gets.
+        copies = x.shape[0] * layer.top_k
+        y = self._experts(layer, rows, counts.cast("int64"), scale, copies=copies)
         return runner.combine(y, topk_idx, topk_weights, handle, quant_group_size=-1)
 
     def _local_experts(self, layer: nn.Layer, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -199,14 +201,22 @@ class W4AFP8MoEMethod:
         y = self._experts(layer, rows, prefix_sums, dequant_scale(scale))
         return ops.moe_combine(y, weights.astype("float32"), row_index)
 
-    def _experts(self, layer: nn.Layer, x: Tensor, tokens: Tensor, scale: Tensor | None) -> Tensor:
+    def _experts(
+        self,
+        layer: nn.Layer,
+        x: Tensor,
+        tokens: Tensor,
+        scale: Tensor | None,
+        *,
+        copies: int = -1,
+    ) -> Tensor:
         weights = [getattr(layer, name) for name in self.added_weight_attrs]
         scales = [getattr(layer, name) for name in self.added_scale_attrs]
         down_in_scale = getattr(layer, "down_proj_in_scale", None)
         return moe_expert_ffn(
             *(x, tokens, *weights, scale if _in_scale(layer) is None else None, None, *scales),
             *(down_in_scale, None, None),
-            *(self.moe_quant_type, x.ndim == 3, -1, self.hadamard_block_size, layer.activation),
+            *(self.moe_quant_type, x.ndim == 3, copies, self.hadamard_block_size, layer.activation),
         )
 
 

@@ -61,6 +61,7 @@ def run_experts(
     activation: Activation,
     hadamard_block_size: int = -1,
     token_padding: int = 0,
+    max_tokens: int = -1,
 ) -> Tensor:
     """``down(activation(up_gate(x)))`` of every expert, in three launches.
 
@@ -75,11 +76,13 @@ def run_experts(
         activation: between the projections.
         hadamard_block_size: of the blocks that the second projection's input is rotated in, or -1.
         token_padding: rows of x for each expert; 0: sorted rows.
+        max_tokens: that one expert probably has, -1 unknown; a hint for speed only.
 
     Returns:
         The projections' type, the shape of x.
     """
-    hidden = up_gate_proj(x, tokens, x_scale, token_padding=token_padding)
+    shape = {"token_padding": token_padding, "max_tokens": max_tokens}
+    hidden = up_gate_proj(x, tokens, x_scale, **shape)
     hidden, hidden_scale = ops.activation_quant(
         hidden,
         tokens,
@@ -87,7 +90,12 @@ def run_experts(
         token_padding=token_padding,
         hadamard_block_size=hadamard_block_size,
     )
-    return down_proj(hidden, tokens, hidden_scale, token_padding=token_padding)
+    return down_proj(hidden, tokens, hidden_scale, **shape)
+
+
+def tokens_hint(copies: int, experts: int) -> int:
+    """The `max_tokens` of copies of tokens, spread evenly; -1 where their number is unknown."""
+    return -1 if copies < 0 else -(-copies // experts)
 
 
 def fill_projection(

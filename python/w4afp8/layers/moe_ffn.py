@@ -28,6 +28,7 @@ from w4afp8.layers.experts import (
     fill_router,
     make_projections,
     run_experts,
+    tokens_hint,
 )
 from w4afp8.layers.operands import (
     Array,
@@ -135,7 +136,6 @@ class W4AFP8MoEFFN(QuantizedLayer):
             dtype=dtype,
             **routing,
         )
-
         self.up_gate_proj, self.down_proj = make_projections(
             *(hidden_size, intermediate_size, num_experts, activation),
             group_sizes=(group_size, group_size if down_group_size is None else down_group_size),
@@ -269,8 +269,8 @@ class W4AFP8MoEFFN(QuantizedLayer):
 
     @run_as_written
     def _compute(self, x: Tensor, logits: Tensor | None, shared_output: Tensor | None) -> Tensor:
-        # Refusals come first: where a trace fails later, Paddle keeps records of the tensors so far
-        # that another program may trip over.
+        # Refusals come first: of a trace that fails later Paddle keeps records of tensors, that
+        # another program may trip over.
         check_activations("x", x, self.activation_dtype, self.hidden_size)
         shared_output = None if shared_output is None else rows_like(x, shared_output)
         self.up_gate_proj.check_loaded()
@@ -280,10 +280,12 @@ class W4AFP8MoEFFN(QuantizedLayer):
         permuted, scale, tokens, row_index = ops.moe_dispatch(
             rows, topk_ids, experts=self.num_experts, first_expert=self.first_expert
         )
+        # The hint: most rows of a part are empty, and would tell the GEMM of more tokens.
         y = run_experts(
             *(self.up_gate_proj, self.down_proj, permuted, tokens, scale),
             activation=self.activation,
             hadamard_block_size=self.hadamard_block_size,
+            max_tokens=tokens_hint(rows.shape[0] * self.router.topk, self.router.num_experts),
         )
         out = ops.moe_combine(y, topk_weights, row_index, shared_output=shared_output)
         return out if x.ndim == 2 else out.reshape(shape_of(x))

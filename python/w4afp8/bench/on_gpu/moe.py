@@ -28,6 +28,7 @@ from w4afp8.bench.on_gpu import moe_data, moe_peer
 from w4afp8.bench.on_gpu.graphs import captured, replay_us
 from w4afp8.bench.turns import medians_in_turns
 from w4afp8.layers import W4AFP8MoEFFN
+from w4afp8.layers.experts import tokens_hint
 from w4afp8.testing.gpu import as_torch, from_torch
 from w4afp8.testing.timing import num_rotations
 
@@ -191,16 +192,18 @@ def steps_of(layer: W4AFP8MoEFFN, x: Any, logits: Any) -> dict[str, Launch]:
     topk_weights, topk_ids = layer.router(x, logits)
     experts = layer.num_experts
     permuted, scale, tokens, row_index = ops.moe_dispatch(x, topk_ids, experts=experts)
-    hidden = layer.up_gate_proj(permuted, tokens, scale)
+    copies = x.shape[0] * layer.router.topk
+    hint = {"max_tokens": tokens_hint(copies, layer.router.num_experts)}  # as the layer gives it
+    hidden = layer.up_gate_proj(permuted, tokens, scale, **hint)
     activation = layer.activation
     gated, gated_scale = ops.activation_quant(hidden, tokens, activation=activation)
-    y = layer.down_proj(gated, tokens, gated_scale)
+    y = layer.down_proj(gated, tokens, gated_scale, **hint)
     return {
         "route": lambda: layer.router(x, logits),
         "dispatch": lambda: ops.moe_dispatch(x, topk_ids, experts=experts),
-        "gemm_1": lambda: layer.up_gate_proj(permuted, tokens, scale),
+        "gemm_1": lambda: layer.up_gate_proj(permuted, tokens, scale, **hint),
         "activation": lambda: ops.activation_quant(hidden, tokens, activation=activation),
-        "gemm_2": lambda: layer.down_proj(gated, tokens, gated_scale),
+        "gemm_2": lambda: layer.down_proj(gated, tokens, gated_scale, **hint),
         "combine": lambda: ops.moe_combine(y, topk_weights, row_index),
     }
 
