@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 import pytest
 
+from w4afp8 import ops
 from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.tensors import float_tensor, tensor_bits
@@ -113,3 +114,23 @@ def test_what_the_rotation_is(place: Any) -> None:
     expected = np.zeros((3, HIDDEN))
     expected[:, :block] = 4 * 1024 * np.array(signs)
     assert_bits_equal(tensor_bits(out), tensor_bits(float_tensor(expected, "bfloat16", place)))
+
+
+@pytest.mark.parametrize(("router_experts", "hint"), [(12, 7), (36, 3)])
+def test_the_hint_is_the_mean_over_the_routers_experts(
+    router_experts: int, hint: int, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 tokens, 2 experts each: the empty rows of a part must not pass for tokens."""
+    seen: list[int] = []
+    run = ops.group_gemm
+
+    def recording(*operands: Any, **options: Any) -> Any:
+        seen.append(options["max_tokens"])
+        return run(*operands, **options)
+
+    monkeypatch.setattr(ops, "group_gemm", recording)
+    layer = W4AFP8MoEFFN.from_float(**weights(), topk=2, router_experts=router_experts)
+    layer.to(device=place)
+    logits = np.random.default_rng(1).standard_normal((TOKENS, router_experts))
+    layer(inputs(place)[0], float_tensor(logits, "float32", place))
+    assert seen == [hint, hint]
