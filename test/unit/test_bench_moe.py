@@ -15,12 +15,14 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import pathlib
 from typing import Any
 
 import pytest
 
+from w4afp8.bench.command import add_parser
 from w4afp8.bench.moe_cases import (
     FORMATS,
     GEMMS,
@@ -218,3 +220,15 @@ def test_report_has_the_layer(tmp_path: pathlib.Path) -> None:
     block = block_of((docs / "performance.md").read_text())
     assert "\n\n".join(layer_parts(all_rows())).splitlines()[0] in block
     assert (docs / "figures" / FIGURE).is_file()
+
+
+def test_options_of_the_command() -> None:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    words = ["bench", "moe", "--models", "GLM-4.5", "--time-limit", "150", "--commit", "abc1234"]
+    options = parser.parse_args(words)
+    assert (options.kind, options.models, options.rounds) == ("moe", ["GLM-4.5"], 3)
+    assert (options.rows, options.time_limit) == (pathlib.Path("moe.jsonl"), 150)
+    assert parser.parse_args(["bench", "moe"]).models == [model.name for model in MODELS]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["bench", "moe", "--models", "GLM"])
