@@ -48,26 +48,27 @@ def write_layer_plot(rows: Sequence[Row], folder: pathlib.Path) -> None:
         )  # fmt: skip
         for axis, (model, mine) in zip(axes[0], by_model.items(), strict=True):
             _draw_model(axis, model, mine)
-        axes[0][0].set_ylabel("part of the launches' sum")
-        axes[0][-1].legend(fontsize=7)
+        axes[0][0].set_ylabel("part of the launches' sum; numbers: us")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / FIGURE, metadata={"Date": None})
         pyplot.close(figure)
 
 
 def _draw_model(axis: Any, model: str, rows: Sequence[Row]) -> None:
-    """Stacked parts over tokens, and above them how long the whole layer takes."""
+    """The launches' parts over tokens, and how long the whole layer takes beside their sum."""
     places = range(len(rows))
     sums = [sum(row["kernels_us"].values()) for row in rows]
-    below = [0.0] * len(rows)
-    for name in KERNELS:
-        parts = [row["kernels_us"][name] / total for row, total in zip(rows, sums, strict=True)]
-        axis.bar(places, parts, bottom=below, color=_COLOURS[name], label=name)
-        below = [b + part for b, part in zip(below, parts, strict=True)]
+    parts = [
+        [row["kernels_us"][name] / total for row, total in zip(rows, sums, strict=True)]
+        for name in KERNELS
+    ]
+    axis.stackplot(places, *parts, labels=KERNELS, colors=[_COLOURS[name] for name in KERNELS])
     layer = [row["us"] / total for row, total in zip(rows, sums, strict=True)]
-    axis.plot(places, layer, "k_", ms=12, label="the layer")
+    axis.plot(places, layer, "ko-", ms=3, label="the layer")
     for place, row, height in zip(places, rows, layer, strict=True):
-        axis.annotate(f"{row['us']:.0f}", (place, max(1.0, height) + 0.02), ha="center", fontsize=7)
+        above = (place, max(1.0, height) + 0.02)
+        axis.annotate(f"{row['us']:.0f}", above, ha="center", fontsize=7)
     axis.set_xticks(places, [str(row["tokens"]) for row in rows], rotation=45)
-    axis.set_xlabel("tokens (microseconds of the layer above)")
+    axis.set_xlabel("tokens")
     axis.set_title(model)
