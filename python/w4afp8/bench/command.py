@@ -103,9 +103,7 @@ def _run_kind(options: argparse.Namespace) -> int:
     if options.kind == "moe":
         return _run_moe(options)
     if options.kind == "numerics":
-        # Copies from the host to a custom device are ordered before its operators on blocking
-        # streams only, and Paddle has made none yet.
-        os.environ.setdefault("HOPPER_STREAM_BLOCKING", "1")
+        _order_copies()
         from w4afp8.bench.numerics import run as run_numerics
 
         commit = options.commit or clean_commit()
@@ -135,7 +133,15 @@ def _run_gemm(options: argparse.Namespace) -> int:
     return min(1, num_wrong)
 
 
+def _order_copies() -> None:
+    """Copies from the host to a custom device are ordered before its operators on blocking streams
+    only, and Paddle has made none yet.
+    """
+    os.environ.setdefault("HOPPER_STREAM_BLOCKING", "1")
+
+
 def _run_moe(options: argparse.Namespace) -> int:
+    _order_copies()
     from w4afp8.bench.on_gpu.run_moe import run as run_moe
 
     num_wrong = run_moe(
