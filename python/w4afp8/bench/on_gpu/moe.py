@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from w4afp8 import ops
 from w4afp8.bench.moe_cases import FORMATS, GEMMS, KERNELS, MoECase, MoEModel
 from w4afp8.bench.on_gpu import moe_data, moe_peer
 from w4afp8.bench.on_gpu.graphs import captured, replay_us
-from w4afp8.bench.turns import medians_in_turns
+from w4afp8.bench.turns import REST_SECONDS, medians_in_turns
 from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.layers.experts import tokens_hint
 from w4afp8.testing.gpu import as_torch, from_torch
@@ -34,6 +35,8 @@ from w4afp8.testing.timing import num_rotations
 
 MOST_SETS = 16  # of weights to rotate over
 AROUND = tuple(name for name in KERNELS if name not in GEMMS)
+# With so few tokens memory binds, and the card stays far from its power limit.
+FEW_TOKENS, FEW_REST_SECONDS = 64, 0.02
 _LAUNCH_US = 2.0  # least time of anything that is launched, to guess how many fill a graph
 
 Launch = Callable[[], Any]
@@ -84,7 +87,8 @@ class LayerBench:
             self._add_cold(timed, cases[form], steps)
         self._add_around(timed, cases[FORMATS[0]], prepared[FORMATS[0]][0])
         self._add_peers(timed, peers, cases[FORMATS[0]])
-        medians = medians_in_turns(timed.contenders, self.rounds)
+        rest = FEW_REST_SECONDS if tokens <= FEW_TOKENS else REST_SECONDS
+        medians = medians_in_turns(timed.contenders, self.rounds, rest=lambda: time.sleep(rest))
         others = [name for peer in peers for name in (peer, peer + moe_peer.GEMMS_ALONE)]
         peers_us = {name: round(medians[name], 3) for name in others if name in medians}
         return [
