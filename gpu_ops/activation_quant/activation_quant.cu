@@ -22,10 +22,14 @@
 namespace w4afp8 {
 namespace {
 
-// Chunks of a row for each thread: fewer than it can hold, so that a lone row takes less time.
-constexpr int kChunksEach = 2;
-// Blocks for each multiprocessor: those that run at once, and some more to even out.
-constexpr int64_t kBlocksEach = 16;
+// Chunks of a row for each thread: all that it can hold, or half, so that few rows take less time.
+int chunks_each(const ActivationQuantParams& params) {
+  constexpr int64_t kFewRows = 1024;
+  return params.tokens.num_rows > kFewRows ? kHeldChunks : kHeldChunks / 2;
+}
+
+// Threads for each multiprocessor: those that can run at once, and some more to even out.
+constexpr int64_t kThreadsEach = 2048;
 
 bool has_hadamard(const ActivationQuantParams& params) { return params.hadamard_block_size > 0; }
 
@@ -34,7 +38,7 @@ cudaError_t launch_quant(const QuantPerTokenParams& params, cudaStream_t stream)
   auto kernel = quant_per_token_kernel<kWidth, float>;
   if (params.in_type == DataType::kBFloat16) kernel = quant_per_token_kernel<kWidth, __nv_bfloat16>;
   if (params.in_type == DataType::kFloat16) kernel = quant_per_token_kernel<kWidth, __half>;
-  return launch_dependent_kernel(kernel, {params.num_rows, row_threads(params.features, kWidth)},
+  return launch_dependent_kernel(kernel, params.num_rows, row_threads(params.features, kWidth),
                                  stream, params);
 }
 
@@ -47,10 +51,10 @@ cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t 
   if (params.activation == Activation::kGelu) {
     kernel = activation_quant_kernel<kWidth, T, Activation::kGelu, kHadamard>;
   }
-  const int threads = kHadamard ? hadamard_threads(params.features, kChunksEach)
-                                : row_threads(params.features, kWidth, kChunksEach);
-  const int64_t blocks = std::min(params.tokens.num_rows, kBlocksEach * sm_count());
-  return launch_dependent_kernel(kernel, {blocks, threads}, stream, params);
+  const int threads = kHadamard ? hadamard_threads(params.features, chunks_each(params))
+                                : row_threads(params.features, kWidth, chunks_each(params));
+  const int64_t blocks = std::min(params.tokens.num_rows, kThreadsEach / threads * sm_count());
+  return launch_dependent_kernel(kernel, blocks, threads, stream, params);
 }
 
 template <int kWidth, bool kHadamard>

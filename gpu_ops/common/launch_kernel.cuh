@@ -34,31 +34,21 @@ cudaError_t launch_kernel(void (*kernel)(Params...), int64_t blocks, int threads
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
-struct LaunchShape {
-  int64_t blocks;  // a multiple of `cluster`
-  int threads;
-  int cluster = 1;  // blocks that share shared memory, up to 8
-};
-
 // The same for a kernel that keeps the rule of grid_dependency.cuh: it may start before the kernel
 // before it in the stream has ended. CUDA graphs capture that too.
 template <typename... Params, typename... Args>
-cudaError_t launch_dependent_kernel(void (*kernel)(Params...), const LaunchShape& shape,
+cudaError_t launch_dependent_kernel(void (*kernel)(Params...), int64_t blocks, int threads,
                                     cudaStream_t stream, const Args&... args) {
-  if (shape.blocks == 0) return cudaSuccess;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
+  if (blocks == 0) return cudaSuccess;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = shape.cluster > 1 ? 2 : 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 

@@ -27,11 +27,38 @@ constexpr float kFp8Largest = 448.0f;  // of float8_e4m3fn
 constexpr int kMaxRowThreads = 512;
 constexpr int kHeldChunks = 4;  // chunks that a thread keeps in registers between the two passes
 
+// The larger of `so_far` and the magnitudes of a chunk; NaN does not count.
+template <int kWidth>
+__device__ __forceinline__ float larger_magnitude(float so_far, const Chunk<kWidth>& chunk) {
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) so_far = fmaxf(so_far, fabsf(chunk.v[i]));
+  return so_far;
+}
+
+// Largest of a warp's non-negative values, in every lane: they order as their bits do.
+__device__ __forceinline__ uint32_t warp_max_bits(float value) {
+  return __reduce_max_sync(0xFFFFFFFFu, __float_as_uint(value));
+}
+
+__device__ __forceinline__ float row_scale(float largest) {
+  return fmaxf(__fdiv_rn(largest, kFp8Largest), FLT_MIN);
+}
+
+// FP8 bytes of a chunk times 1 / scale.
+template <int kWidth>
+__device__ __forceinline__ typename Word<kWidth>::Type scaled(const Chunk<kWidth>& chunk,
+                                                              float inverse) {
+  Chunk<kWidth> product;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) product.v[i] = __fmul_rn(chunk.v[i], inverse);
+  return to_fp8(product);
+}
+
 // Threads for one row where each is to hold `chunks_each` chunks.
 inline int row_threads(int64_t features, int width, int chunks_each = kHeldChunks) {
   const int64_t chunks = ceil_div(features, width);
   const int64_t threads = round_up(ceil_div(chunks, chunks_each), 32);
-  return static_cast<int>(threads < 64 ? 64 : threads > kMaxRowThreads ? kMaxRowThreads : threads);
+  return static_cast<int>(threads > kMaxRowThreads ? kMaxRowThreads : threads);
 }
 
 // A thread's share of a row: chunk c holds the kWidth features from first_feature(c) on.
@@ -77,11 +104,12 @@ class RowQuantiser {
     const int64_t first_unheld = HeldRow<kWidth>::first_feature(kHeldChunks);
     float largest = 0.0f;
 #pragma unroll
-    for (int c = 0; c < kHeldChunks; ++c) largest = larger(largest, row.chunks[c]);
-    for (int64_t i = first_unheld; i < features; i += stride) largest = larger(largest, load(i));
+    for (int c = 0; c < kHeldChunks; ++c) largest = larger_magnitude(largest, row.chunks[c]);
+    for (int64_t i = first_unheld; i < features; i += stride) {
+      largest = larger_magnitude(largest, load(i));
+    }
 
-    largest = block_max(largest);
-    const float scale = fmaxf(__fdiv_rn(largest, kFp8Largest), FLT_MIN);
+    const float scale = row_scale(block_max(largest));
     const float inverse = __frcp_rn(scale);
 
 #pragma unroll
@@ -94,26 +122,12 @@ class RowQuantiser {
   }
 
  private:
-  __device__ static float larger(float so_far, const Chunk<kWidth>& chunk) {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) so_far = fmaxf(so_far, fabsf(chunk.v[i]));  // skips NaN
-    return so_far;
-  }
-
-  __device__ static typename Word<kWidth>::Type scaled(const Chunk<kWidth>& chunk, float inverse) {
-    Chunk<kWidth> product;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) product.v[i] = __fmul_rn(chunk.v[i], inverse);
-    return to_fp8(product);
-  }
-
   // Largest of the threads' non-negative values, in every thread. Rows take turns with two halves
   // of the storage, so one barrier a row is enough.
   __device__ __forceinline__ float block_max(float value) {
     uint32_t* shared = storage_.max_of_warp[turn_];
     turn_ ^= 1;
-    // Non-negative floats order as their bits do.
-    const uint32_t warp_max = __reduce_max_sync(0xFFFFFFFFu, __float_as_uint(value));
+    const uint32_t warp_max = warp_max_bits(value);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (lane == 0) shared[warp] = warp_max;
     __syncthreads();

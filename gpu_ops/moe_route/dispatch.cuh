@@ -12,206 +12,51 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Dispatch in one launch, without atomics on global memory, workspace or a sync of the grid. Each
-// block copies a contiguous range of tokens. Where their rows are follows from two counts of each
-// expert's slots: all of them, and those of earlier tokens. Every cluster of blocks counts all slots
-// for itself, each of its blocks a slice, and adds the slices up over shared memory.
+// Dispatch in one launch: each block finds the rows of a contiguous range of tokens, then its teams
+// of threads quantise a token each and write it to the rows of its slots. Where there are few tokens,
+// several blocks do that for the same ones, each for some of the slots.
 #pragma once
-
-#include <cooperative_groups.h>
-
-#include <cub/block/block_scan.cuh>
 
 #include "common/grid_dependency.cuh"
 #include "common/row_quant.cuh"
-#include "moe_route/params.h"
+#include "moe_route/count_slots.cuh"
+#include "ptx/barrier.cuh"
 
 namespace w4afp8 {
 
-constexpr int kDispatchThreads = 256;
-constexpr int kDispatchBlocksEach = 4;                        // resident on a multiprocessor
-constexpr int kExpertsEach = kMaxExperts / kDispatchThreads;  // neighbours, for one thread
+constexpr int kSmallTeam = 64;  // threads of a team where they can hold a token
+constexpr int kLargeTeam = 128;
+constexpr int kMaxTeams = kDispatchThreads / kSmallTeam;
+constexpr int kTeamChunks = 8;     // that a thread keeps in registers between the two passes
 constexpr int kBatchSlots = 1024;  // whose rows a block works out at once
 
 struct DispatchStorage {
-  using Scan = cub::BlockScan<int32_t, kDispatchThreads>;
-
-  alignas(16) int32_t before[kMaxExperts];  // slots before the cluster's tokens, in this slice
-  alignas(16) int32_t after[kMaxExperts];   // the others of this slice
-  alignas(16) int32_t own[kMaxExperts];     // slots of this block's tokens
-  int32_t next[kMaxExperts];  // next row of each expert (padded: place among its rows)
+  CountStorage counts;
   int32_t rows[kBatchSlots];  // expert numbers, then rows, of some slots
-  Scan::TempStorage scan;
-  RowStorage row;
+  alignas(16) uint32_t max_of_warp[2][kMaxTeams][kLargeTeam / 32];
 };
 
-// Tokens of a block, and their slots.
-struct TokenRange {
-  int64_t begin;
-  int64_t end;
-};
-
-__device__ __forceinline__ TokenRange tokens_of_block(int64_t num_tokens, int64_t block) {
-  return {num_tokens * block / gridDim.x, num_tokens * (block + 1) / gridDim.x};
+// shared.rows to the expert numbers of some slots.
+__device__ __forceinline__ void load_experts(const MoeDispatchParams& p, DispatchStorage& shared,
+                                             int32_t first_slot, int slots) {
+  for (int i = threadIdx.x; i < slots; i += kDispatchThreads) {
+    shared.rows[i] = p.local_expert(p.topk_ids[first_slot + i]);
+  }
 }
-
-// Four neighbouring experts' counts, in this block's or another's shared memory.
-__device__ __forceinline__ void add_counts(int32_t (&sums)[kExpertsEach], const int32_t* counts) {
-  const int4 four = reinterpret_cast<const int4*>(counts)[threadIdx.x];
-  sums[0] += four.x;
-  sums[1] += four.y;
-  sums[2] += four.z;
-  sums[3] += four.w;
-}
-static_assert(kExpertsEach == 4, "add_counts reads four");
-
-class SlotCounter {
- public:
-  __device__ SlotCounter(const MoeDispatchParams& p, DispatchStorage& shared)
-      : p_(p),
-        shared_(shared),
-        cluster_(cooperative_groups::this_cluster()),
-        mine_(tokens_of_block(p.num_tokens, blockIdx.x)) {
-    const int64_t first_block = blockIdx.x - cluster_.block_rank();
-    cluster_begin_ = tokens_of_block(p.num_tokens, first_block).begin * p.topk;
-    const int64_t slots = p.num_tokens * p.topk;
-    // A multiple of 4 slots, for vector loads.
-    const int64_t share = round_up(ceil_div(slots, cluster_.num_blocks()), 4);
-    slice_begin_ = min(slots, cluster_.block_rank() * share);
-    slice_end_ = min(slots, slice_begin_ + share);
-  }
-
-  __device__ TokenRange tokens() const { return mine_; }
-
-  // Sets the counts to 0; the barrier is the caller's.
-  __device__ void clear() {
-    for (int i = threadIdx.x; i < kMaxExperts; i += kDispatchThreads) {
-      shared_.before[i] = shared_.after[i] = shared_.own[i] = 0;
-    }
-  }
-
-  // Counts this block's slice of all slots.
-  __device__ void count_slice() {
-    const bool vectors = reinterpret_cast<uintptr_t>(p_.topk_ids) % 16 == 0;
-    const int64_t vector_end =
-        vectors ? slice_end_ - (slice_end_ - slice_begin_) % 4 : slice_begin_;
-    count_vectors(slice_begin_, vector_end);
-    for (int64_t i = vector_end + threadIdx.x; i < slice_end_; i += kDispatchThreads) {
-      count(i, p_.topk_ids[i]);
-    }
-  }
-
-  // Counts the slots of this block's tokens, for the later blocks of the cluster.
-  __device__ void count_own() {
-    if (cluster_.num_blocks() == 1) return;
-    for (int64_t i = mine_.begin * p_.topk + threadIdx.x; i < mine_.end * p_.topk;
-         i += kDispatchThreads) {
-      const int32_t expert = p_.local_expert(p_.topk_ids[i]);
-      if (expert >= 0) atomicAdd(&shared_.own[expert], 1);
-    }
-  }
-
-  // Fills shared.next; block 0 writes p.tokens. Ends with a barrier of the block.
-  __device__ void find_first_rows() {
-    int32_t before[kExpertsEach] = {}, totals[kExpertsEach] = {};
-    add_up_cluster(before, totals);
-#pragma unroll
-    for (int i = 0; i < kExpertsEach; ++i) totals[i] += before[i];
-    add_up_own(before);
-    if (cluster_.num_blocks() > 1) cluster_.barrier_arrive();  // read all of the other blocks'
-
-    int32_t firsts[kExpertsEach], sum;
-    DispatchStorage::Scan(shared_.scan).ExclusiveSum(totals, firsts, sum);
-    const bool padded = p_.token_padding > 0;
-#pragma unroll
-    for (int i = 0; i < kExpertsEach; ++i) {
-      const int expert = static_cast<int>(threadIdx.x) * kExpertsEach + i;
-      shared_.next[expert] = before[i] + (padded ? 0 : firsts[i]);
-      if (blockIdx.x > 0 || expert >= p_.experts) continue;
-      p_.tokens[expert] = padded ? min(int64_t{totals[i]}, p_.token_padding) : firsts[i];
-    }
-    if (blockIdx.x == 0 && threadIdx.x == 0 && !padded) p_.tokens[p_.experts] = sum;
-    __syncthreads();
-  }
-
-  // The other blocks may still read this one's counts until here.
-  __device__ void leave() {
-    if (cluster_.num_blocks() > 1) cluster_.barrier_wait();
-  }
-
- private:
-  __device__ void count(int64_t slot, int32_t id) {
-    const int32_t expert = p_.local_expert(id);
-    if (expert < 0) return;
-    atomicAdd(slot < cluster_begin_ ? &shared_.before[expert] : &shared_.after[expert], 1);
-  }
-
-  __device__ void count_vectors(int64_t begin, int64_t end) {
-    constexpr int kUnroll = 4;
-    constexpr int64_t kStride = 4 * kDispatchThreads;
-    for (int64_t i = begin + 4 * threadIdx.x; i < end; i += kUnroll * kStride) {
-      int4 ids[kUnroll];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (i + u * kStride < end) {
-          ids[u] = *reinterpret_cast<const int4*>(p_.topk_ids + i + u * kStride);
-        }
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        const int64_t slot = i + u * kStride;
-        if (slot >= end) break;
-        count(slot, ids[u].x);
-        count(slot + 1, ids[u].y);
-        count(slot + 2, ids[u].z);
-        count(slot + 3, ids[u].w);
-      }
-    }
-  }
-
-  // Slots of this thread's experts before the cluster's tokens, and from them on.
-  __device__ void add_up_cluster(int32_t (&before)[kExpertsEach], int32_t (&after)[kExpertsEach]) {
-    if (cluster_.num_blocks() == 1) {
-      __syncthreads();
-      add_counts(before, shared_.before);
-      add_counts(after, shared_.after);
-      return;
-    }
-    cluster_.sync();
-    for (unsigned rank = 0; rank < cluster_.num_blocks(); ++rank) {
-      add_counts(before, cluster_.map_shared_rank(shared_.before, rank));
-      add_counts(after, cluster_.map_shared_rank(shared_.after, rank));
-    }
-  }
-
-  // Adds those of the cluster's blocks before this one.
-  __device__ void add_up_own(int32_t (&before)[kExpertsEach]) {
-    for (unsigned rank = 0; rank < cluster_.block_rank(); ++rank) {
-      add_counts(before, cluster_.map_shared_rank(shared_.own, rank));
-    }
-  }
-
-  const MoeDispatchParams& p_;
-  DispatchStorage& shared_;
-  cooperative_groups::cluster_group cluster_;
-  TokenRange mine_;
-  int64_t cluster_begin_;  // first slot of the cluster's tokens
-  int64_t slice_begin_;    // slots that this block counts
-  int64_t slice_end_;
-};
 
 // shared.rows from expert numbers to rows, in the order of the slots. One warp.
 __device__ __forceinline__ void resolve_rows(const MoeDispatchParams& p, DispatchStorage& shared,
                                              int slots) {
   const int lane = threadIdx.x;
+  int32_t* next = shared.counts.before;
   for (int first = 0; first < slots; first += 32) {
     const int32_t expert = first + lane < slots ? shared.rows[first + lane] : -1;
     const unsigned peers = __match_any_sync(0xFFFFFFFFu, expert);
     const unsigned earlier = peers & ((1u << lane) - 1);
     int32_t place = 0;
-    if (expert >= 0) place = shared.next[expert] + __popc(earlier);
+    if (expert >= 0) place = next[expert] + __popc(earlier);
     __syncwarp();
-    if (expert >= 0 && earlier == 0) shared.next[expert] = place + __popc(peers);
+    if (expert >= 0 && earlier == 0) next[expert] = place + __popc(peers);
     __syncwarp();
     if (first + lane >= slots) return;
     int64_t row = place;
@@ -220,77 +65,126 @@ __device__ __forceinline__ void resolve_rows(const MoeDispatchParams& p, Dispatc
   }
 }
 
-template <int kWidth, typename T>
+__device__ __forceinline__ void store_rows(const MoeDispatchParams& p,
+                                           const DispatchStorage& shared, int32_t first_slot,
+                                           int slots) {
+  for (int i = threadIdx.x; i < slots; i += kDispatchThreads) {
+    p.row_index[first_slot + i] = shared.rows[i];
+  }
+}
+
+// A team of the block's threads, for one token after the other.
+template <int kWidth, int kTeamThreads, typename T>
 class RowCopier {
  public:
-  __device__ RowCopier(const MoeDispatchParams& p, DispatchStorage& shared)
-      : p_(p), quantiser_(shared.row) {}
+  static constexpr int kTeams = kDispatchThreads / kTeamThreads;
+  static constexpr int kWarps = kTeamThreads / 32;  // of a team
+  using Bytes = typename Word<kWidth>::Type;
 
-  __device__ __forceinline__ HeldRow<kWidth> hold(int64_t token) const {
-    const T* x = static_cast<const T*>(p_.x) + token * p_.hidden;
-    return hold_row<kWidth>(p_.hidden, [&](int64_t i) { return load_chunk<kWidth>(x + i); });
-  }
+  __device__ RowCopier(const MoeDispatchParams& p, DispatchGrid grid, DispatchStorage& shared)
+      : p_(p), grid_(grid), shared_(shared), hidden_(static_cast<int>(p.hidden)) {}
 
-  // Quantises a token and writes it to `rows`, one a slot, -1 where it is dropped.
-  __device__ __forceinline__ void copy(int64_t token, const HeldRow<kWidth>& held,
-                                       const int32_t* rows) {
-    const int topk = static_cast<int>(p_.topk);
+  __device__ static int team() { return threadIdx.x / kTeamThreads; }
+
+  // Quantises a token and writes it to `rows`, one a slot, -1 where it is dropped, as far as the
+  // slots are this block's.
+  __device__ __forceinline__ void copy(int32_t token, const int32_t* rows) {
+    if (!any_row(rows)) return;
     const T* x = static_cast<const T*>(p_.x) + token * p_.hidden;
-    const float scale = quantiser_.run(
-        held, p_.hidden, [&](int64_t i) { return load_chunk<kWidth>(x + i); },
-        [&](int64_t i, auto bytes) {
-          for (int slot = 0; slot < topk; ++slot) {
-            const int64_t row = rows[slot];
-            if (row >= 0) store_fp8<kWidth>(p_.permuted + row * p_.hidden + i, bytes);
-          }
-        });
-    if (threadIdx.x < topk && rows[threadIdx.x] >= 0) p_.scale[rows[threadIdx.x]] = scale;
+    RawChunk<kWidth, T> held[kTeamChunks];
+#pragma unroll
+    for (int c = 0; c < kTeamChunks; ++c) {
+      if (first_feature(c) < hidden_) held[c] = load_raw<kWidth>(x + first_feature(c));
+    }
+    float largest = largest_magnitude(held);
+#pragma unroll 1
+    for (int i = first_feature(kTeamChunks); i < hidden_; i += kTeamThreads * kWidth) {
+      largest = larger_magnitude(largest, load_chunk<kWidth>(x + i));
+    }
+    const float scale = row_scale(team_max(largest)), inverse = __frcp_rn(scale);
+
+    Bytes bytes[kTeamChunks];
+#pragma unroll
+    for (int c = 0; c < kTeamChunks; ++c) {
+      bytes[c] = scaled(held[c].floats(), inverse);
+    }
+#pragma unroll 1
+    for (int slot = grid_.first_slot(); slot < p_.topk; slot += grid_.splits) {
+      if (rows[slot] < 0) continue;
+#pragma unroll
+      for (int c = 0; c < kTeamChunks; ++c) {
+        if (first_feature(c) < hidden_) store(rows[slot], first_feature(c), bytes[c]);
+      }
+    }
+#pragma unroll 1
+    for (int i = first_feature(kTeamChunks); i < hidden_; i += kTeamThreads * kWidth) {
+      const Bytes unheld = scaled(load_chunk<kWidth>(x + i), inverse);
+      for (int slot = grid_.first_slot(); slot < p_.topk; slot += grid_.splits) {
+        if (rows[slot] >= 0) store(rows[slot], i, unheld);
+      }
+    }
+    const int slot = grid_.first_slot() + threadIdx.x % kTeamThreads * grid_.splits;
+    if (slot < p_.topk && rows[slot] >= 0) p_.scale[rows[slot]] = scale;
   }
 
  private:
+  __device__ __forceinline__ bool any_row(const int32_t* rows) const {
+    bool any = false;
+    for (int slot = grid_.first_slot(); slot < p_.topk; slot += grid_.splits) {
+      any |= rows[slot] >= 0;
+    }
+    return any;
+  }
+
+  // A thread's chunk c of a token begins there.
+  __device__ static int first_feature(int c) {
+    return (c * kTeamThreads + static_cast<int>(threadIdx.x % kTeamThreads)) * kWidth;
+  }
+
+  __device__ __forceinline__ void store(int64_t row, int feature, Bytes bytes) const {
+    store_fp8<kWidth>(p_.permuted + row * p_.hidden + feature, bytes);
+  }
+
+  // Largest of the team's non-negative values. Tokens take turns with two halves of the storage, so
+  // one barrier a token is enough.
+  __device__ __forceinline__ float team_max(float value) {
+    uint32_t* shared = shared_.max_of_warp[turn_][team()];
+    turn_ ^= 1;
+    const uint32_t warp_max = warp_max_bits(value);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32 % kWarps] = warp_max;
+    ptx::named_barrier_sync(1 + team(), kTeamThreads);
+    uint32_t largest = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) largest = max(largest, shared[warp]);
+    return __uint_as_float(largest);
+  }
+
   const MoeDispatchParams& p_;
-  RowQuantiser<kWidth> quantiser_;
+  DispatchGrid grid_;
+  DispatchStorage& shared_;
+  int hidden_;
+  int turn_ = 0;
 };
 
-// shared.rows to the expert numbers of some slots.
-__device__ __forceinline__ void load_experts(const MoeDispatchParams& p, DispatchStorage& shared,
-                                             int64_t first_slot, int slots) {
-  for (int i = threadIdx.x; i < slots; i += kDispatchThreads) {
-    shared.rows[i] = p.local_expert(p.topk_ids[first_slot + i]);
-  }
-}
-
-__device__ __forceinline__ bool any_row(const int32_t* rows, int topk) {
-  bool any = false;
-  for (int slot = 0; slot < topk; ++slot) any |= rows[slot] >= 0;
-  return any;
-}
-
-template <int kWidth, typename T>
-__global__ void __launch_bounds__(kDispatchThreads, kDispatchBlocksEach)
-    moe_dispatch_kernel(const __grid_constant__ MoeDispatchParams p) {
+template <int kWidth, int kTeamThreads, typename T>
+__global__ void __launch_bounds__(kDispatchThreads, 1)
+    moe_dispatch_kernel(const __grid_constant__ MoeDispatchParams p, DispatchGrid grid) {
+  using Copier = RowCopier<kWidth, kTeamThreads, T>;
   __shared__ DispatchStorage shared;
   launch_dependents();
-  SlotCounter counter(p, shared);
-  RowCopier<kWidth, T> copier(p, shared);
-  counter.clear();
+  Copier copier(p, grid, shared);
+  clear_counts(p, shared.counts);
   wait_for_previous_grids();
   __syncthreads();
 
-  const TokenRange mine = counter.tokens();
+  const TokenRange mine = grid.tokens(static_cast<int32_t>(p.num_tokens));
   const int topk = static_cast<int>(p.topk), batch = kBatchSlots / topk;
-  const auto tokens_from = [&](int64_t first) {
-    return static_cast<int>(min(mine.end - first, int64_t{batch}));
-  };
-  HeldRow<kWidth> held = {};
-  if (mine.begin < mine.end) held = copier.hold(mine.begin);  // arrives while slots are counted
-  load_experts(p, shared, mine.begin * topk, tokens_from(mine.begin) * topk);
-  counter.count_slice();
-  counter.count_own();
-  counter.find_first_rows();
+  load_experts(p, shared, mine.begin * topk, min(mine.end - mine.begin, batch) * topk);
+  count_slots(p, shared.counts, mine.begin * topk);
+  find_first_rows(p, shared.counts);
 
-  for (int64_t first = mine.begin; first < mine.end; first += batch) {
-    const int count = tokens_from(first);
+  for (int32_t first = mine.begin; first < mine.end; first += batch) {
+    const int count = min(mine.end - first, batch);
     if (first > mine.begin) {
       __syncthreads();  // the rows before are read
       load_experts(p, shared, first * topk, count * topk);
@@ -298,17 +192,11 @@ __global__ void __launch_bounds__(kDispatchThreads, kDispatchBlocksEach)
     }
     if (threadIdx.x < 32) resolve_rows(p, shared, count * topk);
     __syncthreads();
-    for (int i = threadIdx.x; i < count * topk; i += kDispatchThreads) {
-      p.row_index[first * topk + i] = shared.rows[i];
-    }
-    for (int i = 0; i < count; ++i) {
-      const int32_t* rows = shared.rows + i * topk;
-      if (!any_row(rows, topk)) continue;
-      if (first + i > mine.begin) held = copier.hold(first + i);
-      copier.copy(first + i, held, rows);
+    if (grid.first_slot() == 0) store_rows(p, shared, first * topk, count * topk);
+    for (int i = Copier::team(); i < count; i += Copier::kTeams) {
+      copier.copy(first + i, shared.rows + i * topk);
     }
   }
-  counter.leave();
 }
 
 }  // namespace w4afp8

@@ -36,36 +36,37 @@ cudaError_t launch_route(const MoeRouteParams& params, cudaStream_t stream) {
   if (params.experts > 128) kernel = moe_route_kernel<8, T>;
   if (params.experts > 256) kernel = moe_route_kernel<16, T>;
   if (params.experts > 512) kernel = moe_route_kernel<32, T>;
-  return launch_dependent_kernel(
-      kernel, {ceil_div(params.num_tokens, kRouteWarps), kRouteWarps * 32}, stream, params);
-}
-
-// Blocks of a cluster: so many that none counts more than about kSlotsOfBlock slots.
-int dispatch_cluster(int64_t slots) {
-  constexpr int64_t kSlotsOfBlock = 4096;
-  int cluster = 1;
-  while (cluster < 8 && slots > cluster * kSlotsOfBlock) cluster *= 2;
-  return cluster;
-}
-
-template <int kWidth>
-cudaError_t launch_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
-  auto kernel = params.in_type == DataType::kBFloat16 ? moe_dispatch_kernel<kWidth, __nv_bfloat16>
-                                                      : moe_dispatch_kernel<kWidth, __half>;
-  const int cluster = dispatch_cluster(params.num_tokens * params.topk);
-  const int64_t resident = int64_t{sm_count()} * kDispatchBlocksEach;
-  const int64_t blocks = std::clamp<int64_t>(params.num_tokens, 1, resident);
-  return launch_dependent_kernel(kernel, {round_up(blocks, cluster), kDispatchThreads, cluster},
+  return launch_dependent_kernel(kernel, ceil_div(params.num_tokens, kRouteWarps), kRouteWarps * 32,
                                  stream, params);
+}
+
+template <int kWidth, int kTeamThreads>
+cudaError_t launch_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
+  auto kernel = params.in_type == DataType::kBFloat16
+                    ? moe_dispatch_kernel<kWidth, kTeamThreads, __nv_bfloat16>
+                    : moe_dispatch_kernel<kWidth, kTeamThreads, __half>;
+  const int64_t groups = std::clamp<int64_t>(params.num_tokens, 1, sm_count());
+  const int64_t splits = std::clamp<int64_t>(sm_count() / groups, 1, params.topk);
+  return launch_dependent_kernel(kernel, groups * splits, kDispatchThreads, stream, params,
+                                 DispatchGrid{static_cast<int>(splits)});
+}
+
+// Blocks that share a token: as many as keep the device busy, where it has few tokens.
+template <int kWidth>
+int combine_parts(const MoeCombineParams& params) {
+  constexpr int64_t kBlocksEach = 8;  // for each multiprocessor
+  const int64_t most = ceil_div(params.hidden, RowAdder<kWidth, __half>::kStride * kCombineChunks);
+  return static_cast<int>(std::min(most, ceil_div(kBlocksEach * sm_count(), params.num_tokens)));
 }
 
 template <int kWidth>
 cudaError_t launch_combine(const MoeCombineParams& params, cudaStream_t stream) {
+  if (params.num_tokens == 0) return cudaSuccess;
   auto kernel = params.type == DataType::kBFloat16 ? moe_combine_kernel<kWidth, __nv_bfloat16>
                                                    : moe_combine_kernel<kWidth, __half>;
-  return launch_dependent_kernel(
-      kernel, {params.num_tokens * combine_parts(params.hidden, kWidth), kCombineThreads}, stream,
-      params);
+  const int parts = combine_parts<kWidth>(params);
+  return launch_dependent_kernel(kernel, params.num_tokens * parts, kCombineThreads, stream, params,
+                                 parts);
 }
 
 }  // namespace
@@ -90,10 +91,7 @@ const char* check(const MoeDispatchParams& params) {
 
 const char* check(const MoeCombineParams& params) {
   if (const char* reason = check_device()) return reason;
-  // At most so many blocks, in vectors or not.
-  return params.num_tokens * combine_parts(params.hidden, 1) > kMaxGrid
-             ? "more than 2^31 - 1 blocks of 128 features"
-             : nullptr;
+  return params.num_tokens > kMaxGrid ? "more than 2^31 - 1 tokens" : nullptr;
 }
 
 cudaError_t launch_moe_route(const MoeRouteParams& params, cudaStream_t stream) {
@@ -107,8 +105,10 @@ cudaError_t launch_moe_route(const MoeRouteParams& params, cudaStream_t stream) 
 
 cudaError_t launch_moe_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
   const bool vectors = rows_are_vectors(params.hidden, params.x, params.permuted);
-  return vectors ? launch_dispatch<kVectorWidth>(params, stream)
-                 : launch_dispatch<1>(params, stream);
+  if (!vectors) return launch_dispatch<1, kLargeTeam>(params, stream);
+  return params.hidden <= kSmallTeam * kTeamChunks * kVectorWidth
+             ? launch_dispatch<kVectorWidth, kSmallTeam>(params, stream)
+             : launch_dispatch<kVectorWidth, kLargeTeam>(params, stream);
 }
 
 cudaError_t launch_moe_combine(const MoeCombineParams& params, cudaStream_t stream) {

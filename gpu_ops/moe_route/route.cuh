@@ -50,7 +50,7 @@ template <int kPerLane>
 __device__ __forceinline__ void score(RouteScore kind, float (&scores)[kPerLane]) {
   if (kind == RouteScore::kSigmoid) {
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) scores[j] = 1.0f / (1.0f + expf(-scores[j]));
+    for (int j = 0; j < kPerLane; ++j) scores[j] = __fdividef(1.0f, 1.0f + expf(-scores[j]));
     return;
   }
   float largest = scores[0];
@@ -63,9 +63,9 @@ __device__ __forceinline__ void score(RouteScore kind, float (&scores)[kPerLane]
     scores[j] = expf(scores[j] - largest);
     sum += scores[j];
   }
-  sum = warp_sum(sum);
+  const float inverse = __frcp_rn(warp_sum(sum));
 #pragma unroll
-  for (int j = 0; j < kPerLane; ++j) scores[j] = __fdiv_rn(scores[j], sum);
+  for (int j = 0; j < kPerLane; ++j) scores[j] *= inverse;
 }
 
 // The two largest of some keys; 0 where there are fewer.
