@@ -209,7 +209,8 @@ void moe_route() {
     const Tensor weights(poison(tokens * topk * 4)), ids(poison(tokens * topk * 4));
     run("moe_route",
         MoeRouteParams{logits.as<void>(), nullptr, weights.as<float>(), ids.as<int32_t>(), tokens,
-                       experts, topk, DataType::kFloat32, RouteScore::kSoftmax, true, 1.0f, 4, 2},
+                       experts, topk, DataType::kFloat32, RouteScore::kSoftmax, true, 1.0f, 4,
+                       experts == 4 ? 4 : 2},
         launch_moe_route);
     weights.read("moe_route, topk_weights");
     const std::vector<uint8_t> bytes = ids.read("moe_route, topk_ids");
@@ -252,7 +253,7 @@ void moe_dispatch_and_combine() {
   for (const int64_t padding : {0, 5}) {
     dispatch_and_combine_case(70, 20, padding);
     dispatch_and_combine_case(70, 1024, padding);
-    // Blocks that count together, each with some tokens.
+    // Several tokens for each block.
     dispatch_and_combine_case(3000, 64, padding);
   }
 }

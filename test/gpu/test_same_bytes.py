@@ -155,6 +155,21 @@ def test_moe_combine(place: Any, hidden: int, topk: int, dtype: str) -> None:
         assert_same(results[:1], results[1:], "moe_combine")
 
 
+def test_moe_combine_of_many_tokens(place: Any) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((900, 5000), np.float32)
+    weights, rows = rng.random((1500, 3), np.float32), rng.integers(-200, 900, (1500, 3))
+    results = [
+        ops.moe_combine(
+            float_tensor(y, "bfloat16", where),
+            float_tensor(weights, "float32", where),
+            int_tensor(rows, "int32", where),
+        )
+        for where in (place, CPU)
+    ]
+    assert_same(results[:1], results[1:], "moe_combine")
+
+
 @pytest.mark.parametrize(
     ("features", "size"), [(40, 8), (2048, 512), (2880, 64), (4096, 4096), (16384, 16384)]
 )

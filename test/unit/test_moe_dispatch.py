@@ -145,10 +145,11 @@ def test_share_of_a_rank(place: Any, padding: int) -> None:
 
 @pytest.mark.parametrize("num_tokens", [513, 1100, 2100, 5000])
 def test_many_slots(place: Any, num_tokens: int) -> None:
-    # On the GPU: one, two, four and eight blocks count together, some with a share that is empty.
+    # On the GPU: several tokens for each block, and slots for several rounds of counting.
     check(place, random_ids(num_tokens, 8, 40), 32, hidden=8, first_expert=4)
     check(place, random_ids(num_tokens, 8, 40), 40, hidden=8, padding=num_tokens // 5)
 
 
 def test_many_slots_of_one_block(place: Any) -> None:
+    # On the GPU: more than a block works out at once.
     check(place, np.random.default_rng(2).integers(0, 6, (45000, 32)), 5, hidden=1)
