@@ -158,6 +158,29 @@ __device__ __forceinline__ int choose(uint32_t (&keys)[kPerLane]) {
   return expert;
 }
 
+// Scores of a token's experts, also to shared memory, and the keys by which they are chosen.
+template <int kPerLane, typename T>
+__device__ __forceinline__ void load_scores(const MoeRouteParams& p, int64_t token,
+                                            float* warp_scores, uint32_t (&keys)[kPerLane]) {
+  const int lane = threadIdx.x % 32;
+  const T* logits = static_cast<const T*>(p.logits) + token * p.experts;
+  float scores[kPerLane], biases[kPerLane];
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int expert = j * 32 + lane;
+    const bool exists = expert < p.experts;
+    scores[j] = exists ? to_float(logits[expert]) : -INFINITY;
+    biases[j] = exists && p.correction_bias ? p.correction_bias[expert] : 0.0f;
+  }
+  score(p.score, scores);
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int expert = j * 32 + lane;
+    warp_scores[expert] = scores[j];
+    keys[j] = expert < p.experts ? order_key(scores[j] + biases[j]) : 0;
+  }
+}
+
 // kPerLane * 32 >= experts; topk <= min(32, experts).
 template <int kPerLane, typename T>
 __global__ void __launch_bounds__(kRouteWarps * 32) moe_route_kernel(MoeRouteParams p) {
@@ -168,25 +191,9 @@ __global__ void __launch_bounds__(kRouteWarps * 32) moe_route_kernel(MoeRoutePar
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kRouteWarps + warp;
   if (token >= p.num_tokens) return;
-  const T* logits = static_cast<const T*>(p.logits) + token * p.experts;
-
-  float scores[kPerLane], biases[kPerLane];
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const int expert = j * 32 + lane;
-    const bool exists = expert < p.experts;
-    scores[j] = exists ? to_float(logits[expert]) : -INFINITY;
-    biases[j] = exists && p.correction_bias ? p.correction_bias[expert] : 0.0f;
-  }
-  score(p.score, scores);
 
   uint32_t keys[kPerLane];
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const int expert = j * 32 + lane;
-    scores_of_warp[warp][expert] = scores[j];
-    keys[j] = expert < p.experts ? order_key(scores[j] + biases[j]) : 0;
-  }
+  load_scores<kPerLane, T>(p, token, scores_of_warp[warp], keys);
   if (p.n_group > 1) drop_other_groups(p, keys_of_warp[warp], keys);
   __syncwarp();
 
