@@ -30,7 +30,7 @@ constexpr int kExpertsEach = 2;  // neighbours, for one thread
 static_assert(kExpertsEach * kDispatchThreads >= kMaxExperts, "all experts have a thread");
 
 struct CountStorage {
-  using Scan = cub::BlockScan<int32_t, kDispatchThreads>;
+  using Scan = cub::BlockScan<int32_t, kDispatchThreads, cub::BLOCK_SCAN_WARP_SCANS>;
 
   int32_t
       before[kMaxExperts];  // slots of earlier tokens; then the next row of each expert, or where
@@ -66,43 +66,65 @@ __device__ __forceinline__ void clear_counts(const MoeDispatchParams& p, CountSt
   }
 }
 
-__device__ __forceinline__ void count_slot(const MoeDispatchParams& p, CountStorage& shared,
-                                           int32_t id, bool is_before) {
-  const int32_t expert = p.local_expert(id);
-  if (expert < 0) return;
-  atomicAdd(is_before ? &shared.before[expert] : &shared.after[expert], 1);
-}
+// Counts slots, and keeps the expert numbers of the block's first ones.
+class SlotCounter {
+ public:
+  // Slots before `own_begin` belong to earlier tokens; `own_experts` is for the `own_slots` slots
+  // from there on.
+  __device__ SlotCounter(const MoeDispatchParams& p, CountStorage& shared, int32_t own_begin,
+                         int32_t own_slots, int32_t* own_experts)
+      : p_(p),
+        shared_(shared),
+        own_begin_(own_begin),
+        own_slots_(own_slots),
+        own_experts_(own_experts) {}
 
-// Counts all slots; those before `own_begin` belong to earlier tokens.
-__device__ __forceinline__ void count_slots(const MoeDispatchParams& p, CountStorage& shared,
-                                            int32_t own_begin) {
-  constexpr int kUnroll = 4;
-  constexpr int32_t kStride = 4 * kDispatchThreads;
-  const int32_t slots = static_cast<int32_t>(p.num_tokens * p.topk);
-  const bool vectors = reinterpret_cast<uintptr_t>(p.topk_ids) % 16 == 0;
-  const int32_t vector_end = vectors ? slots / 4 * 4 : 0;
-  for (int32_t i = 4 * threadIdx.x; i < vector_end; i += kUnroll * kStride) {
+  __device__ __forceinline__ void count_all() const {
+    const int32_t slots = static_cast<int32_t>(p_.num_tokens * p_.topk);
+    const bool vectors = reinterpret_cast<uintptr_t>(p_.topk_ids) % 16 == 0;
+    const int32_t vector_end = vectors ? slots / 4 * 4 : 0;
+    for (int32_t i = 4 * threadIdx.x; i < vector_end; i += kUnroll * kStride) {
+      count_vectors(i, vector_end);
+    }
+    for (int32_t i = vector_end + threadIdx.x; i < slots; i += kDispatchThreads) {
+      count(i, p_.topk_ids[i]);
+    }
+  }
+
+ private:
+  static constexpr int kUnroll = 4;
+  static constexpr int32_t kStride = 4 * kDispatchThreads;
+
+  __device__ __forceinline__ void count_vectors(int32_t first, int32_t end) const {
     int4 ids[kUnroll];  // all on their way before the first is used
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (i + u * kStride < vector_end) {
-        ids[u] = *reinterpret_cast<const int4*>(p.topk_ids + i + u * kStride);
-      }
+      const int32_t slot = first + u * kStride;
+      if (slot < end) ids[u] = *reinterpret_cast<const int4*>(p_.topk_ids + slot);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int32_t slot = i + u * kStride;
-      if (slot >= vector_end) break;
-      count_slot(p, shared, ids[u].x, slot < own_begin);
-      count_slot(p, shared, ids[u].y, slot + 1 < own_begin);
-      count_slot(p, shared, ids[u].z, slot + 2 < own_begin);
-      count_slot(p, shared, ids[u].w, slot + 3 < own_begin);
+      const int32_t slot = first + u * kStride;
+      if (slot >= end) break;
+      count(slot, ids[u].x);
+      count(slot + 1, ids[u].y);
+      count(slot + 2, ids[u].z);
+      count(slot + 3, ids[u].w);
     }
   }
-  for (int32_t i = vector_end + threadIdx.x; i < slots; i += kDispatchThreads) {
-    count_slot(p, shared, p.topk_ids[i], i < own_begin);
+
+  __device__ __forceinline__ void count(int32_t slot, int32_t id) const {
+    const int32_t expert = p_.local_expert(id), own_slot = slot - own_begin_;
+    if (own_slot >= 0 && own_slot < own_slots_) own_experts_[own_slot] = expert;
+    if (expert >= 0) atomicAdd(&(own_slot < 0 ? shared_.before : shared_.after)[expert], 1);
   }
-}
+
+  const MoeDispatchParams& p_;
+  CountStorage& shared_;
+  int32_t own_begin_;
+  int32_t own_slots_;
+  int32_t* own_experts_;
+};
 
 // Makes shared.before the rows; block 0 writes p.tokens. Begins and ends with a barrier.
 __device__ __forceinline__ void find_first_rows(const MoeDispatchParams& p, CountStorage& shared) {

@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(kDispatchThreads, 1)
 
   const TokenRange mine = grid.tokens(static_cast<int32_t>(p.num_tokens));
   const int topk = static_cast<int>(p.topk), batch = kBatchSlots / topk;
-  load_experts(p, shared, mine.begin * topk, min(mine.end - mine.begin, batch) * topk);
-  count_slots(p, shared.counts, mine.begin * topk);
+  const int32_t first_slots = min(mine.end - mine.begin, batch) * topk;
+  SlotCounter(p, shared.counts, mine.begin * topk, first_slots, shared.rows).count_all();
   find_first_rows(p, shared.counts);
 
   for (int32_t first = mine.begin; first < mine.end; first += batch) {
