@@ -31,6 +31,17 @@ uint8_t* bytes_of(Tensor& t) { return static_cast<uint8_t*>(t.data()); }
 
 int64_t inputs_per_output(Activation activation) { return activation == Activation::kGelu ? 1 : 2; }
 
+// -1, or a power of two that divides the features.
+void check_hadamard(int64_t size, int64_t features) {
+  constexpr int64_t kLeast = 8, kMost = 16384;
+  const bool is_power = size >= kLeast && size <= kMost && (size & (size - 1)) == 0;
+  if (size == -1 || (is_power && features % size == 0)) return;
+  fail("hadamard_block_size",
+       "-1 (none) or a power of two from 8 to 16384 that divides the " + std::to_string(features) +
+           " output features",
+       std::to_string(size));
+}
+
 }  // namespace
 
 std::array<Tensor, 2> quant_per_token(const Tensor& x) {
@@ -51,7 +62,8 @@ std::array<Tensor, 2> quant_per_token(const Tensor& x) {
 }
 
 std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
-                                       std::string_view activation, int64_t token_padding) {
+                                       std::string_view activation, int64_t token_padding,
+                                       int64_t hadamard_block_size) {
   check_tensor(h, "h");
   check_dtype(h, "h", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   const Activation kind = activation_of(activation, "activation");
@@ -63,6 +75,7 @@ std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
   check_multiple(in_features, "features of h", inputs_per_output(kind));
   check_range(in_features, "features of h", 1, INT32_MAX);
   const int64_t features = in_features / inputs_per_output(kind), rows = rows_of(h);
+  check_hadamard(hadamard_block_size, features);
 
   Tensor out = paddle::empty(with_features(h, features), kFp8, h.place());
   Tensor scale = paddle::empty(without_features(h), PaddleType::FLOAT32, h.place());
@@ -72,8 +85,9 @@ std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
     const TokenLayout layout{tokens.data(), tokens.dtype() == PaddleType::INT64,
                              false,         token_padding,
                              rows,          tokens.numel()};
-    const ActivationQuantParams params{
-        h.data(), bytes_of(out), scale.data<float>(), layout, features, data_type_of(h), kind};
+    const ActivationQuantParams params{h.data(), bytes_of(out),      scale.data<float>(),
+                                       layout,   features,           data_type_of(h),
+                                       kind,     hadamard_block_size};
     W4AFP8_RUN(activation_quant, params, h);
   }
   return {out, scale};
@@ -90,13 +104,15 @@ std::vector<Shape> quant_per_token_shape(const Shape& x) { return {x, {size_at(x
 std::vector<PaddleType> quant_per_token_type(PaddleType) { return {kFp8, PaddleType::FLOAT32}; }
 
 std::vector<Tensor> activation_quant_kernel(const Tensor& h, const Tensor& tokens,
-                                            const std::string& activation, int64_t token_padding) {
-  return registered(
-      [&] { return to_vector(activation_quant(h, tokens, activation, token_padding)); });
+                                            const std::string& activation, int64_t token_padding,
+                                            int64_t hadamard_block_size) {
+  return registered([&] {
+    return to_vector(activation_quant(h, tokens, activation, token_padding, hadamard_block_size));
+  });
 }
 
-std::vector<Shape> activation_quant_shape(const Shape& h, const Shape& tokens,
-                                          const std::string& activation, int64_t token_padding) {
+std::vector<Shape> activation_quant_shape(const Shape& h, const Shape&,
+                                          const std::string& activation, int64_t, int64_t) {
   if (h.empty()) return {h, h};
   const Shape scale(h.begin(), h.end() - 1);
   return {activation == "gelu" ? h : with_last(h, halved(h.back())), scale};
@@ -119,7 +135,7 @@ PD_BUILD_OP(w4afp8_quant_per_token)
 PD_BUILD_OP(w4afp8_activation_quant)
     .Inputs({"h", "tokens"})
     .Outputs({"out", "scale"})
-    .Attrs({"activation: std::string", "token_padding: int64_t"})
+    .Attrs({"activation: std::string", "token_padding: int64_t", "hadamard_block_size: int64_t"})
     .SetKernelFn(PD_KERNEL(w4afp8::activation_quant_kernel))
     .SetInferShapeFn(PD_INFER_SHAPE(w4afp8::activation_quant_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(w4afp8::activation_quant_type));

@@ -137,36 +137,44 @@ py::object quant_per_token_py(py::handle x) {
 }
 
 py::object activation_quant_py(py::handle h, py::handle tokens, py::handle activation,
-                               py::handle token_padding) {
+                               py::handle token_padding, py::handle hadamard_block_size) {
   const Tensor &h_ = tensor_of(h, "h"), &tokens_ = tensor_of(tokens, "tokens");
   const std::string_view kind = str_of(activation, "activation");
-  const int64_t padding = int_of(token_padding, "token_padding");
-  return to_python(without_gil([&] { return activation_quant(h_, tokens_, kind, padding); }));
+  const int64_t padding = int_of(token_padding, "token_padding"),
+                size = int_of(hadamard_block_size, "hadamard_block_size");
+  return to_python(without_gil([&] { return activation_quant(h_, tokens_, kind, padding, size); }));
 }
 
 py::object moe_route_py(py::handle logits, py::handle correction_bias, py::handle topk,
                         py::handle score, py::handle norm_topk_prob,
-                        py::handle routed_scaling_factor) {
+                        py::handle routed_scaling_factor, py::handle n_group,
+                        py::handle topk_group) {
   const Tensor& logits_ = tensor_of(logits, "logits");
   const Tensor* bias = optional_tensor_of(correction_bias, "correction_bias");
   const int64_t slots = int_of(topk, "topk");
   const std::string_view kind = str_of(score, "score");
   const bool norm = bool_of(norm_topk_prob, "norm_topk_prob");
   const double factor = float_of(routed_scaling_factor, "routed_scaling_factor");
-  return to_python(
-      without_gil([&] { return moe_route(logits_, bias, slots, kind, norm, factor); }));
+  const int64_t groups = int_of(n_group, "n_group"), kept = int_of(topk_group, "topk_group");
+  return to_python(without_gil(
+      [&] { return moe_route(logits_, bias, slots, kind, norm, factor, groups, kept); }));
 }
 
-py::object moe_dispatch_py(py::handle x, py::handle topk_ids, py::handle experts) {
+py::object moe_dispatch_py(py::handle x, py::handle topk_ids, py::handle experts,
+                           py::handle token_padding, py::handle first_expert) {
   const Tensor &x_ = tensor_of(x, "x"), &ids = tensor_of(topk_ids, "topk_ids");
-  const int64_t count = int_of(experts, "experts");
-  return to_python(without_gil([&] { return moe_dispatch(x_, ids, count); }));
+  const int64_t count = int_of(experts, "experts"),
+                padding = int_of(token_padding, "token_padding"),
+                first = int_of(first_expert, "first_expert");
+  return to_python(without_gil([&] { return moe_dispatch(x_, ids, count, padding, first); }));
 }
 
-py::object moe_combine_py(py::handle y, py::handle topk_weights, py::handle row_index) {
+py::object moe_combine_py(py::handle y, py::handle topk_weights, py::handle row_index,
+                          py::handle shared_output) {
   const Tensor &y_ = tensor_of(y, "y"), &weights = tensor_of(topk_weights, "topk_weights"),
                &rows = tensor_of(row_index, "row_index");
-  return to_python(without_gil([&] { return moe_combine(y_, weights, rows); }));
+  const Tensor* shared = optional_tensor_of(shared_output, "shared_output");
+  return to_python(without_gil([&] { return moe_combine(y_, weights, rows, shared); }));
 }
 
 py::dict build_info() {
@@ -202,10 +210,12 @@ PYBIND11_MODULE(_ops, m) {
         arg("in_features"));
   m.def("quant_per_token", quant_per_token_py, arg("x"));
   m.def("activation_quant", activation_quant_py, arg("h"), arg("tokens"), arg("activation"),
-        arg("token_padding"));
+        arg("token_padding"), arg("hadamard_block_size"));
   m.def("moe_route", moe_route_py, arg("logits"), arg("correction_bias"), arg("topk"), arg("score"),
-        arg("norm_topk_prob"), arg("routed_scaling_factor"));
-  m.def("moe_dispatch", moe_dispatch_py, arg("x"), arg("topk_ids"), arg("experts"));
-  m.def("moe_combine", moe_combine_py, arg("y"), arg("topk_weights"), arg("row_index"));
+        arg("norm_topk_prob"), arg("routed_scaling_factor"), arg("n_group"), arg("topk_group"));
+  m.def("moe_dispatch", moe_dispatch_py, arg("x"), arg("topk_ids"), arg("experts"),
+        arg("token_padding"), arg("first_expert"));
+  m.def("moe_combine", moe_combine_py, arg("y"), arg("topk_weights"), arg("row_index"),
+        arg("shared_output"));
   m.def("build_info", build_info, "What was built into this extension.");
 }

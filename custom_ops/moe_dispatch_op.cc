@@ -23,7 +23,8 @@
 
 namespace w4afp8 {
 
-std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts) {
+std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
+                                   int64_t token_padding, int64_t first_expert) {
   check_tensor(x, "x");
   check_dtype(x, "x", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(x, "x", 2, "[tokens, hidden]");
@@ -36,11 +37,16 @@ std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int6
   check_shape(topk_ids, "topk_ids", {tokens, topk});
   check_range(experts, "experts", 1, kMaxExperts);
   check_range(tokens, "tokens of x", 0, INT32_MAX / topk);  // rows are int32
+  check_range(token_padding, "token_padding", 0, INT32_MAX / experts);
+  check_range(first_expert, "first_expert", 0, INT32_MAX - experts);
 
-  const int64_t rows = tokens * topk;
-  Tensor permuted = paddle::empty({rows, hidden}, PaddleType::FLOAT8_E4M3FN, x.place());
-  Tensor scale = paddle::empty({rows}, PaddleType::FLOAT32, x.place());
-  Tensor sums = paddle::empty({experts + 1}, PaddleType::INT32, x.place());
+  const bool padded = token_padding > 0;
+  std::vector<int64_t> rows{tokens * topk};
+  if (padded) rows = {experts, token_padding};
+  Tensor scale = paddle::empty(rows, PaddleType::FLOAT32, x.place());
+  rows.push_back(hidden);
+  Tensor permuted = paddle::empty(rows, PaddleType::FLOAT8_E4M3FN, x.place());
+  Tensor sums = paddle::empty({experts + (padded ? 0 : 1)}, PaddleType::INT32, x.place());
   Tensor row_index = paddle::empty({tokens, topk}, PaddleType::INT32, x.place());
   // Without tokens too: the prefix sums are zeros.
   const MoeDispatchParams params{x.data(),
@@ -53,18 +59,27 @@ std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int6
                                  hidden,
                                  experts,
                                  topk,
-                                 data_type_of(x)};
+                                 data_type_of(x),
+                                 token_padding,
+                                 static_cast<int32_t>(first_expert)};
   W4AFP8_RUN(moe_dispatch, params, x);
   return {permuted, scale, sums, row_index};
 }
 
 namespace {
 
-std::vector<Tensor> moe_dispatch_kernel(const Tensor& x, const Tensor& topk_ids, int64_t experts) {
-  return registered([&] { return to_vector(moe_dispatch(x, topk_ids, experts)); });
+std::vector<Tensor> moe_dispatch_kernel(const Tensor& x, const Tensor& topk_ids, int64_t experts,
+                                        int64_t token_padding, int64_t first_expert) {
+  return registered(
+      [&] { return to_vector(moe_dispatch(x, topk_ids, experts, token_padding, first_expert)); });
 }
 
-std::vector<Shape> moe_dispatch_shape(const Shape& x, const Shape& topk_ids, int64_t experts) {
+std::vector<Shape> moe_dispatch_shape(const Shape& x, const Shape& topk_ids, int64_t experts,
+                                      int64_t token_padding, int64_t) {
+  if (token_padding > 0) {
+    const Shape rows{known_size(experts), known_size(token_padding)};
+    return {{rows[0], rows[1], size_at(x, 1)}, rows, {rows[0]}, topk_ids};
+  }
   const int64_t rows = times(size_at(x, 0), size_at(topk_ids, 1));
   return {{rows, size_at(x, 1)}, {rows}, {one_more(experts)}, topk_ids};
 }
@@ -79,7 +94,7 @@ std::vector<PaddleType> moe_dispatch_type(PaddleType, PaddleType) {
 PD_BUILD_OP(w4afp8_moe_dispatch)
     .Inputs({"x", "topk_ids"})
     .Outputs({"permuted", "scale", "tokens", "row_index"})
-    .Attrs({"experts: int64_t"})
+    .Attrs({"experts: int64_t", "token_padding: int64_t", "first_expert: int64_t"})
     .SetKernelFn(PD_KERNEL(w4afp8::moe_dispatch_kernel))
     .SetInferShapeFn(PD_INFER_SHAPE(w4afp8::moe_dispatch_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(w4afp8::moe_dispatch_type));

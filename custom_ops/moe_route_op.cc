@@ -25,10 +25,24 @@
 #include "cpu/kernels.h"
 
 namespace w4afp8 {
+namespace {
+
+// Which experts can be chosen: those of topk_group of n_group groups.
+void check_groups(int64_t experts, int64_t topk, int64_t n_group, int64_t topk_group) {
+  check_range(n_group, "n_group", 1, std::min(kMaxGroups, experts));
+  if (experts % n_group != 0) {
+    fail("n_group", "a divisor of the " + std::to_string(experts) + " experts of logits",
+         std::to_string(n_group));
+  }
+  check_range(topk_group, "topk_group", 1, n_group);
+  check_range(topk, "topk", 1, std::min(kMaxTopk, topk_group * (experts / n_group)));
+}
+
+}  // namespace
 
 std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_bias, int64_t topk,
                                 std::string_view score, bool norm_topk_prob,
-                                double routed_scaling_factor) {
+                                double routed_scaling_factor, int64_t n_group, int64_t topk_group) {
   check_tensor(logits, "logits");
   check_dtype(logits, "logits", {PaddleType::FLOAT32, PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(logits, "logits", 2, "[tokens, experts]");
@@ -39,7 +53,7 @@ std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_b
     check_dtype(*correction_bias, "correction_bias", {PaddleType::FLOAT32});
     check_shape(*correction_bias, "correction_bias", {experts});
   }
-  check_range(topk, "topk", 1, std::min(kMaxTopk, experts));
+  check_groups(experts, topk, n_group, topk_group);
   const RouteScore kind = score_of(score, "score");
   const auto factor = static_cast<float>(routed_scaling_factor);
   if (!std::isfinite(factor)) {
@@ -59,7 +73,9 @@ std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_b
                                 data_type_of(logits),
                                 kind,
                                 norm_topk_prob,
-                                factor};
+                                factor,
+                                n_group,
+                                topk_group};
     W4AFP8_RUN(moe_route, params, logits);
   }
   return {weights, ids};
@@ -69,15 +85,16 @@ namespace {
 
 std::vector<Tensor> moe_route_kernel(const Tensor& logits, const OptionalTensor& correction_bias,
                                      int64_t topk, const std::string& score, bool norm_topk_prob,
-                                     float routed_scaling_factor) {
+                                     float routed_scaling_factor, int64_t n_group,
+                                     int64_t topk_group) {
   return registered([&] {
     return to_vector(moe_route(logits, pointer_to(correction_bias), topk, score, norm_topk_prob,
-                               routed_scaling_factor));
+                               routed_scaling_factor, n_group, topk_group));
   });
 }
 
 std::vector<Shape> moe_route_shape(const Shape& logits, const OptionalShape&, int64_t topk,
-                                   const std::string& score, bool, float) {
+                                   const std::string& score, bool, float, int64_t, int64_t) {
   const Shape slots{size_at(logits, 0), known_size(topk)};
   return {slots, slots};
 }
@@ -93,7 +110,7 @@ PD_BUILD_OP(w4afp8_moe_route)
     .Inputs({"logits", paddle::Optional("correction_bias")})
     .Outputs({"topk_weights", "topk_ids"})
     .Attrs({"topk: int64_t", "score: std::string", "norm_topk_prob: bool",
-            "routed_scaling_factor: float"})
+            "routed_scaling_factor: float", "n_group: int64_t", "topk_group: int64_t"})
     .SetKernelFn(PD_KERNEL(w4afp8::moe_route_kernel))
     .SetInferShapeFn(PD_INFER_SHAPE(w4afp8::moe_route_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(w4afp8::moe_route_type));

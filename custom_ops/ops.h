@@ -38,14 +38,17 @@ Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64
 // FP8 values, scale.
 std::array<Tensor, 2> quant_per_token(const Tensor& x);
 std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
-                                       std::string_view activation, int64_t token_padding);
+                                       std::string_view activation, int64_t token_padding,
+                                       int64_t hadamard_block_size);
 
 // topk_weights, topk_ids.
 std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_bias, int64_t topk,
                                 std::string_view score, bool norm_topk_prob,
-                                double routed_scaling_factor);
+                                double routed_scaling_factor, int64_t n_group, int64_t topk_group);
 // permuted, scale, tokens, row_index.
-std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts);
-Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index);
+std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
+                                   int64_t token_padding, int64_t first_expert);
+Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
+                   const Tensor* shared_output);
 
 }  // namespace w4afp8

@@ -51,6 +51,22 @@ void activate(Activation activation, int64_t features, float* h) {
   }
 }
 
+// The orthonormal Walsh-Hadamard transform of every `size` features, a power of two that divides
+// them. CUDA has the same additions in the same order.
+void hadamard(float* values, int64_t features, int64_t size) {
+  for (int64_t step = 1; step < size; step *= 2) {
+    for (int64_t first = 0; first < features; first += 2 * step) {
+      for (int64_t i = first; i < first + step; ++i) {
+        const float lower = values[i], upper = values[i + step];
+        values[i] = lower + upper;
+        values[i + step] = lower - upper;
+      }
+    }
+  }
+  const float factor = 1.0f / std::sqrt(static_cast<float>(size));
+  for (int64_t i = 0; i < features; ++i) values[i] *= factor;
+}
+
 }  // namespace
 
 void activation_quant(const ActivationQuantParams& params) {
@@ -63,6 +79,9 @@ void activation_quant(const ActivationQuantParams& params) {
       if (!params.tokens.is_token(row)) continue;
       load_floats(params.in_type, params.h, row * width, width, values.data());
       activate(params.activation, features, values.data());
+      if (params.hadamard_block_size > 0) {
+        hadamard(values.data(), features, params.hadamard_block_size);
+      }
       quantize_row(values.data(), features, params.out + row * features, params.scale + row);
     }
   });

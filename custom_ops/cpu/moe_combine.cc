@@ -32,6 +32,10 @@ void combine_token(const MoeCombineParams& params, int64_t token, float* sum, fl
     load_floats(params.type, params.y, row * hidden, hidden, values);
     for (int64_t i = 0; i < hidden; ++i) sum[i] += weight * values[i];
   }
+  if (params.shared_output != nullptr) {
+    load_floats(params.type, params.shared_output, token * hidden, hidden, values);
+    for (int64_t i = 0; i < hidden; ++i) sum[i] += values[i];
+  }
   store_floats(params.type, sum, hidden, params.out, token * hidden);
 }
 

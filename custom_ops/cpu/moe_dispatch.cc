@@ -23,20 +23,25 @@
 namespace w4afp8::cpu {
 namespace {
 
-// Fills `tokens` (prefix sums) and `row_index`: a counting sort by expert that keeps the order of
-// tokens and slots.
+// Fills `tokens` and `row_index`: a counting sort by expert that keeps the order of tokens and slots.
 void sort_slots(const MoeDispatchParams& params) {
-  const auto is_expert = [&](int32_t id) { return id >= 0 && id < params.experts; };
-  const int64_t slots = params.num_tokens * params.topk;
-  std::fill(params.tokens, params.tokens + params.experts + 1, 0);
+  const int64_t slots = params.num_tokens * params.topk, padding = params.token_padding;
+  std::vector<int64_t> counts(params.experts), next(params.experts);
   for (int64_t i = 0; i < slots; ++i) {
-    if (is_expert(params.topk_ids[i])) ++params.tokens[params.topk_ids[i] + 1];
+    const int32_t expert = params.local_expert(params.topk_ids[i]);
+    if (expert >= 0) ++counts[expert];
   }
-  for (int64_t e = 0; e < params.experts; ++e) params.tokens[e + 1] += params.tokens[e];
-  std::vector<int32_t> next(params.tokens, params.tokens + params.experts);
+  int64_t sum = 0;
+  for (int64_t e = 0; e < params.experts; ++e) {
+    next[e] = padding > 0 ? e * padding : sum;
+    params.tokens[e] = static_cast<int32_t>(padding > 0 ? std::min(counts[e], padding) : sum);
+    sum += counts[e];
+  }
+  if (padding == 0) params.tokens[params.experts] = static_cast<int32_t>(sum);
   for (int64_t i = 0; i < slots; ++i) {
-    const int32_t id = params.topk_ids[i];
-    params.row_index[i] = is_expert(id) ? next[id]++ : -1;
+    const int32_t expert = params.local_expert(params.topk_ids[i]);
+    const bool fits = expert >= 0 && (padding == 0 || next[expert] < (expert + 1) * padding);
+    params.row_index[i] = fits ? static_cast<int32_t>(next[expert]++) : -1;
   }
 }
 

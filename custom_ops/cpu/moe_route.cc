@@ -36,7 +36,7 @@ void sigmoid(float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = 1.0f / (1.0f + std::exp(-values[i]));
 }
 
-// Index of the largest key, the lowest of equals. A chosen expert's key is NaN; a key that was NaN
+// Index of the largest key, the lowest of equals. The key of what is no candidate is NaN; a key that was NaN
 // from the start counts as minus infinity, so that the ids are always different experts.
 int64_t arg_largest(const std::vector<float>& keys) {
   int64_t best = -1;
@@ -47,6 +47,19 @@ int64_t arg_largest(const std::vector<float>& keys) {
   return best;
 }
 
+// Sum of the two largest keys of a group of experts; the key itself where there is one.
+float group_score(const float* keys, int64_t count) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  if (count == 1) return keys[0];
+  float first = kLowest, second = kLowest;
+  for (int64_t i = 0; i < count; ++i) {
+    second = std::max(second, std::min(first, keys[i]));
+    first = std::max(first, keys[i]);
+  }
+  const float sum = first + second;
+  return std::isnan(sum) ? kLowest : sum;  // infinities of both signs
+}
+
 class TokenRouter {
  public:
   explicit TokenRouter(const MoeRouteParams& params)
@@ -54,6 +67,7 @@ class TokenRouter {
 
   void run(int64_t token) {
     load_scores(token);
+    if (params_.n_group > 1) drop_other_groups();
     int32_t* ids = params_.topk_ids + token * params_.topk;
     float* weights = params_.topk_weights + token * params_.topk;
     float sum = 0.0f;
@@ -83,6 +97,24 @@ class TokenRouter {
       const float bias = params_.correction_bias == nullptr ? 0.0f : params_.correction_bias[i];
       const float key = scores_[i] + bias;
       keys_[i] = std::isnan(key) ? -std::numeric_limits<float>::infinity() : key;
+    }
+  }
+
+  // Makes only the experts of the best groups candidates.
+  void drop_other_groups() {
+    const int64_t size = params_.group_experts();
+    std::vector<float> groups(params_.n_group);
+    std::vector<bool> is_kept(params_.n_group, false);
+    for (int64_t g = 0; g < params_.n_group; ++g) {
+      groups[g] = group_score(keys_.data() + g * size, size);
+    }
+    for (int64_t i = 0; i < params_.topk_group; ++i) {
+      const int64_t best = arg_largest(groups);
+      groups[best] = std::numeric_limits<float>::quiet_NaN();
+      is_kept[best] = true;
+    }
+    for (int64_t i = 0; i < params_.experts; ++i) {
+      if (!is_kept[i / size]) keys_[i] = std::numeric_limits<float>::quiet_NaN();
     }
   }
 

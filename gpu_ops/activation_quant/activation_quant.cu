@@ -12,6 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
+#include <algorithm>
+
 #include "activation_quant/kernel.cuh"
 #include "activation_quant/launch.h"
 #include "common/device.h"
@@ -20,33 +22,46 @@
 namespace w4afp8 {
 namespace {
 
+// Chunks of a row for each thread: all that it can hold, or half, so that few rows take less time.
+int chunks_each(const ActivationQuantParams& params) {
+  constexpr int64_t kFewRows = 1024;
+  return params.tokens.num_rows > kFewRows ? kHeldChunks : kHeldChunks / 2;
+}
+
+// Threads for each multiprocessor: those that can run at once, and some more to even out.
+constexpr int64_t kThreadsEach = 2048;
+
+bool has_hadamard(const ActivationQuantParams& params) { return params.hadamard_block_size > 0; }
+
 template <int kWidth>
 cudaError_t launch_quant(const QuantPerTokenParams& params, cudaStream_t stream) {
   auto kernel = quant_per_token_kernel<kWidth, float>;
   if (params.in_type == DataType::kBFloat16) kernel = quant_per_token_kernel<kWidth, __nv_bfloat16>;
   if (params.in_type == DataType::kFloat16) kernel = quant_per_token_kernel<kWidth, __half>;
-  return launch_kernel(kernel, params.num_rows, row_threads(params.features, kWidth), stream,
-                       params);
+  return launch_dependent_kernel(kernel, params.num_rows, row_threads(params.features, kWidth),
+                                 stream, params);
 }
 
-template <int kWidth, typename T>
+template <int kWidth, typename T, bool kHadamard>
 cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t stream) {
-  auto kernel = activation_quant_kernel<kWidth, T, Activation::kSwiglu>;
+  auto kernel = activation_quant_kernel<kWidth, T, Activation::kSwiglu, kHadamard>;
   if (params.activation == Activation::kSwigluOai) {
-    kernel = activation_quant_kernel<kWidth, T, Activation::kSwigluOai>;
+    kernel = activation_quant_kernel<kWidth, T, Activation::kSwigluOai, kHadamard>;
   }
   if (params.activation == Activation::kGelu) {
-    kernel = activation_quant_kernel<kWidth, T, Activation::kGelu>;
+    kernel = activation_quant_kernel<kWidth, T, Activation::kGelu, kHadamard>;
   }
-  return launch_kernel(kernel, params.tokens.num_rows, row_threads(params.features, kWidth), stream,
-                       params);
+  const int threads = kHadamard ? hadamard_threads(params.features, chunks_each(params))
+                                : row_threads(params.features, kWidth, chunks_each(params));
+  const int64_t blocks = std::min(params.tokens.num_rows, kThreadsEach / threads * sm_count());
+  return launch_dependent_kernel(kernel, blocks, threads, stream, params);
 }
 
-template <int kWidth>
+template <int kWidth, bool kHadamard>
 cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t stream) {
   return params.in_type == DataType::kBFloat16
-             ? launch_activation<kWidth, __nv_bfloat16>(params, stream)
-             : launch_activation<kWidth, __half>(params, stream);
+             ? launch_activation<kWidth, __nv_bfloat16, kHadamard>(params, stream)
+             : launch_activation<kWidth, __half, kHadamard>(params, stream);
 }
 
 }  // namespace
@@ -58,6 +73,14 @@ const char* check(const QuantPerTokenParams& params) {
 
 const char* check(const ActivationQuantParams& params) {
   if (const char* reason = check_device()) return reason;
+  if (has_hadamard(params)) {
+    if (params.features > kMaxHadamardFeatures) {
+      return "hadamard_block_size: expected at most 16384 output features, got more";
+    }
+    if (!rows_are_vectors(params.features, params.h, params.out)) {
+      return "hadamard_block_size: expected h aligned to 16 bytes, got another address";
+    }
+  }
   return params.tokens.num_rows > kMaxGrid ? "h has more than 2^31 - 1 rows" : nullptr;
 }
 
@@ -67,9 +90,10 @@ cudaError_t launch_quant_per_token(const QuantPerTokenParams& params, cudaStream
 }
 
 cudaError_t launch_activation_quant(const ActivationQuantParams& params, cudaStream_t stream) {
+  if (has_hadamard(params)) return launch_activation<kHadamardWidth, true>(params, stream);
   const bool vectors = rows_are_vectors(params.features, params.h, params.out);
-  return vectors ? launch_activation<kVectorWidth>(params, stream)
-                 : launch_activation<1>(params, stream);
+  return vectors ? launch_activation<kVectorWidth, false>(params, stream)
+                 : launch_activation<1, false>(params, stream);
 }
 
 }  // namespace w4afp8

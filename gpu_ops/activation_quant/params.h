@@ -33,7 +33,9 @@ struct QuantPerTokenParams {
   DataType in_type;  // kBFloat16, kFloat16 or kFloat32
 };
 
-// h -> activation(h) -> FP8 with one scale per row. Rows that hold no token are not written.
+// h -> activation(h) -> FP8 with one scale per row. Rows that hold no token are not written. With
+// hadamard_block_size, every so many features are transformed in between: by the symmetric Hadamard
+// matrix in natural (Sylvester) order, divided by the square root of its size, so that it is its own inverse.
 struct ActivationQuantParams {
   const void* h;  // in_type [tokens.num_rows, features] (kGelu) or [.., 2 * features] (gated)
   uint8_t* out;   // float8_e4m3fn [tokens.num_rows, features]
@@ -42,6 +44,7 @@ struct ActivationQuantParams {
   int64_t features;  // of the output
   DataType in_type;  // kBFloat16 or kFloat16
   Activation activation;
+  int64_t hadamard_block_size = -1;  // -1: none; else a power of two, at least 8, dividing features
 };
 
 }  // namespace w4afp8

@@ -78,22 +78,96 @@ struct Chunk {
   float v[kWidth];
 };
 
+// Two neighbours of a 16-bit type in one word.
+template <typename T>
+__device__ __forceinline__ float2 unpack(uint32_t word);
+template <>
+__device__ __forceinline__ float2 unpack<__half>(uint32_t word) {
+  return __half22float2(reinterpret_cast<const __half2&>(word));
+}
+template <>
+__device__ __forceinline__ float2 unpack<__nv_bfloat16>(uint32_t word) {
+  return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xFFFF0000u));
+}
+
+// A chunk as it is stored: half the registers of the floats where T has 16 bits. Words, because the
+// compiler would keep every 16-bit number in a register of its own.
+template <int kWidth, typename T>
+struct RawChunk {
+  static constexpr int kBytes = kWidth * sizeof(T);
+  static constexpr int kWords = kBytes < 4 ? 1 : kBytes / 4;
+  uint32_t words[kWords] = {};
+
+  __device__ __forceinline__ Chunk<kWidth> floats() const {
+    Chunk<kWidth> chunk;
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) chunk.v[i] = __uint_as_float(words[i]);
+    } else if constexpr (kWidth == 1) {
+      chunk.v[0] = unpack<T>(words[0]).x;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        const float2 pair = unpack<T>(words[i]);
+        chunk.v[2 * i] = pair.x;
+        chunk.v[2 * i + 1] = pair.y;
+      }
+    }
+    return chunk;
+  }
+};
+
+template <typename T>
+struct PairOf;
+template <>
+struct PairOf<__half> {
+  using Type = __half2;
+};
+template <>
+struct PairOf<__nv_bfloat16> {
+  using Type = __nv_bfloat162;
+};
+
+// The largest magnitude of some chunks of a 16-bit type; NaN does not count. Two features at once,
+// and without floats that would have to be kept.
+template <int kWidth, typename T, int kCount>
+__device__ __forceinline__ float largest_magnitude(const RawChunk<kWidth, T> (&chunks)[kCount]) {
+  using Raw = RawChunk<kWidth, T>;
+  using Pair = typename PairOf<T>::Type;
+  Pair largest = {from_float<T>(0.0f), from_float<T>(0.0f)};
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {
+#pragma unroll
+    for (int i = 0; i < Raw::kWords; ++i) {
+      largest = __hmax2(largest, __habs2(reinterpret_cast<const Pair&>(chunks[c].words[i])));
+    }
+  }
+  return fmaxf(to_float(largest.x), to_float(largest.y));
+}
+
 // Reads kWidth features; `x` is aligned to all of them (to 16 bytes if they are more).
 template <int kWidth, typename T>
+__device__ __forceinline__ RawChunk<kWidth, T> load_raw(const T* x) {
+  using Raw = RawChunk<kWidth, T>;
+  Raw raw;
+  if constexpr (Raw::kBytes >= 16) {
+#pragma unroll
+    for (int i = 0; i < Raw::kWords; i += 4) {
+      const uint4 four = reinterpret_cast<const uint4*>(x)[i / 4];
+      raw.words[i] = four.x;
+      raw.words[i + 1] = four.y;
+      raw.words[i + 2] = four.z;
+      raw.words[i + 3] = four.w;
+    }
+  } else {
+    raw.words[0] = *reinterpret_cast<const typename Word<Raw::kBytes>::Type*>(x);
+  }
+  return raw;
+}
+
+template <int kWidth, typename T>
 __device__ __forceinline__ Chunk<kWidth> load_chunk(const T* x) {
-  constexpr int kBytes = kWidth * sizeof(T);
-  constexpr int kAccess = kBytes < 16 ? kBytes : 16;
-  using Access = typename Word<kAccess>::Type;
-  union {
-    Access words[kBytes / kAccess];
-    T values[kWidth];
-  } raw = {};
-#pragma unroll
-  for (int i = 0; i < kBytes / kAccess; ++i) raw.words[i] = reinterpret_cast<const Access*>(x)[i];
-  Chunk<kWidth> chunk;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) chunk.v[i] = to_float(raw.values[i]);
-  return chunk;
+  return load_raw<kWidth>(x).floats();
 }
 
 // Rounds to T (to nearest even) and writes.

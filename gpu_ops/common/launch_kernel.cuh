@@ -34,4 +34,22 @@ cudaError_t launch_kernel(void (*kernel)(Params...), int64_t blocks, int threads
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
+// The same for a kernel that keeps the rule of grid_dependency.cuh: it may start before the kernel
+// before it in the stream has ended. CUDA graphs capture that too.
+template <typename... Params, typename... Args>
+cudaError_t launch_dependent_kernel(void (*kernel)(Params...), int64_t blocks, int threads,
+                                    cudaStream_t stream, const Args&... args) {
+  if (blocks == 0) return cudaSuccess;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
 }  // namespace w4afp8

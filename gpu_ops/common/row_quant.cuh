@@ -12,9 +12,9 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// FP8 quantisation of one row by one thread block: largest magnitude, scale, conversion. Where the
-// row comes from and where the bytes go is the caller's. Every operation is one IEEE float32
-// operation that the compiler may not contract, so that the CPU gives the same bytes.
+// FP8 quantisation of rows by one thread block: largest magnitude, scale, conversion. Where a row
+// comes from and where the bytes go is the caller's. Every operation is one IEEE float32 operation
+// that the compiler may not contract, so that the CPU gives the same bytes.
 #pragma once
 
 #include <cfloat>
@@ -27,74 +27,116 @@ constexpr float kFp8Largest = 448.0f;  // of float8_e4m3fn
 constexpr int kMaxRowThreads = 512;
 constexpr int kHeldChunks = 4;  // chunks that a thread keeps in registers between the two passes
 
-// Threads for one row: as many warps as have a chunk to hold.
-inline int row_threads(int64_t features, int width) {
-  const int64_t chunks = ceil_div(features, width);
-  const int64_t threads = round_up(ceil_div(chunks, kHeldChunks), 32);
-  return static_cast<int>(threads < 64 ? 64 : threads > kMaxRowThreads ? kMaxRowThreads : threads);
-}
-
-// Largest of the threads' non-negative values, in every thread. `shared` holds one word per warp
-// and may be used again after the next barrier.
-__device__ __forceinline__ float block_max(float value, uint32_t* shared) {
-  // Non-negative floats order as their bits do.
-  const uint32_t warp_max = __reduce_max_sync(0xFFFFFFFFu, __float_as_uint(value));
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (lane == 0) shared[warp] = warp_max;
-  __syncthreads();
-  const int warps = blockDim.x / 32;
-  return __uint_as_float(__reduce_max_sync(0xFFFFFFFFu, lane < warps ? shared[lane] : 0u));
-}
-
+// The larger of `so_far` and the magnitudes of a chunk; NaN does not count.
 template <int kWidth>
-__device__ __forceinline__ float largest_magnitude(float so_far, const Chunk<kWidth>& chunk) {
+__device__ __forceinline__ float larger_magnitude(float so_far, const Chunk<kWidth>& chunk) {
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) so_far = fmaxf(so_far, fabsf(chunk.v[i]));  // skips NaN
+  for (int i = 0; i < kWidth; ++i) so_far = fmaxf(so_far, fabsf(chunk.v[i]));
   return so_far;
 }
 
+// Largest of a warp's non-negative values, in every lane: they order as their bits do.
+__device__ __forceinline__ uint32_t warp_max_bits(float value) {
+  return __reduce_max_sync(0xFFFFFFFFu, __float_as_uint(value));
+}
+
+__device__ __forceinline__ float row_scale(float largest) {
+  return fmaxf(__fdiv_rn(largest, kFp8Largest), FLT_MIN);
+}
+
+// FP8 bytes of a chunk times 1 / scale.
 template <int kWidth>
-__device__ __forceinline__ typename Word<kWidth>::Type quantise(const Chunk<kWidth>& chunk,
-                                                                float inverse) {
-  Chunk<kWidth> scaled;
+__device__ __forceinline__ typename Word<kWidth>::Type scaled(const Chunk<kWidth>& chunk,
+                                                              float inverse) {
+  Chunk<kWidth> product;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) scaled.v[i] = __fmul_rn(chunk.v[i], inverse);
-  return to_fp8(scaled);
+  for (int i = 0; i < kWidth; ++i) product.v[i] = __fmul_rn(chunk.v[i], inverse);
+  return to_fp8(product);
 }
 
-// Quantises a row of `features` features (a multiple of kWidth) and returns its scale. load(i)
-// gives features [i, i + kWidth) as a Chunk, and is called again for those that no register holds;
-// store(i, bytes) writes their FP8 bytes. To be called once a launch, by all threads of a block of
-// up to kMaxRowThreads.
-template <int kWidth, typename Load, typename Store>
-__device__ __forceinline__ float quantise_row(int64_t features, Load load, Store store) {
-  __shared__ uint32_t max_of_warp[kMaxRowThreads / 32];
-  const int64_t first = static_cast<int64_t>(threadIdx.x) * kWidth;
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * kWidth;
-  const int64_t first_unheld = first + kHeldChunks * stride;
-
-  Chunk<kWidth> held[kHeldChunks] = {};
-#pragma unroll
-  for (int c = 0; c < kHeldChunks; ++c) {
-    if (first + c * stride < features) held[c] = load(first + c * stride);
-  }
-  float largest = 0.0f;
-#pragma unroll
-  for (int c = 0; c < kHeldChunks; ++c) largest = largest_magnitude(largest, held[c]);
-  for (int64_t i = first_unheld; i < features; i += stride) {
-    largest = largest_magnitude(largest, load(i));
-  }
-
-  largest = block_max(largest, max_of_warp);
-  const float scale = fmaxf(__fdiv_rn(largest, kFp8Largest), FLT_MIN);
-  const float inverse = __frcp_rn(scale);
-
-#pragma unroll
-  for (int c = 0; c < kHeldChunks; ++c) {
-    if (first + c * stride < features) store(first + c * stride, quantise(held[c], inverse));
-  }
-  for (int64_t i = first_unheld; i < features; i += stride) store(i, quantise(load(i), inverse));
-  return scale;
+// Threads for one row where each is to hold `chunks_each` chunks.
+inline int row_threads(int64_t features, int width, int chunks_each = kHeldChunks) {
+  const int64_t chunks = ceil_div(features, width);
+  const int64_t threads = round_up(ceil_div(chunks, chunks_each), 32);
+  return static_cast<int>(threads > kMaxRowThreads ? kMaxRowThreads : threads);
 }
+
+// A thread's share of a row: chunk c holds the kWidth features from first_feature(c) on.
+template <int kWidth>
+struct HeldRow {
+  Chunk<kWidth> chunks[kHeldChunks];
+
+  __device__ static int64_t stride() { return static_cast<int64_t>(blockDim.x) * kWidth; }
+  __device__ static int64_t first_feature(int c) {
+    return static_cast<int64_t>(threadIdx.x) * kWidth + c * stride();
+  }
+};
+
+// load(i) gives features [i, i + kWidth) as a Chunk.
+template <int kWidth, typename Load>
+__device__ __forceinline__ HeldRow<kWidth> hold_row(int64_t features, Load load) {
+  HeldRow<kWidth> row = {};
+#pragma unroll
+  for (int c = 0; c < kHeldChunks; ++c) {
+    const int64_t i = HeldRow<kWidth>::first_feature(c);
+    if (i < features) row.chunks[c] = load(i);
+  }
+  return row;
+}
+
+// Shared memory of RowQuantiser.
+struct RowStorage {
+  uint32_t max_of_warp[2][kMaxRowThreads / 32];
+};
+
+// Quantises one row after the other. All threads of the block call it, up to kMaxRowThreads.
+template <int kWidth>
+class RowQuantiser {
+ public:
+  __device__ explicit RowQuantiser(RowStorage& storage) : storage_(storage) {}
+
+  // Quantises a row of `features` features (a multiple of kWidth) and returns its scale. load(i) is
+  // called again for those that `row` does not hold; store(i, bytes) writes their FP8 bytes.
+  template <typename Load, typename Store>
+  __device__ __forceinline__ float run(const HeldRow<kWidth>& row, int64_t features, Load load,
+                                       Store store) {
+    const int64_t stride = HeldRow<kWidth>::stride();
+    const int64_t first_unheld = HeldRow<kWidth>::first_feature(kHeldChunks);
+    float largest = 0.0f;
+#pragma unroll
+    for (int c = 0; c < kHeldChunks; ++c) largest = larger_magnitude(largest, row.chunks[c]);
+    for (int64_t i = first_unheld; i < features; i += stride) {
+      largest = larger_magnitude(largest, load(i));
+    }
+
+    const float scale = row_scale(block_max(largest));
+    const float inverse = __frcp_rn(scale);
+
+#pragma unroll
+    for (int c = 0; c < kHeldChunks; ++c) {
+      const int64_t i = HeldRow<kWidth>::first_feature(c);
+      if (i < features) store(i, scaled(row.chunks[c], inverse));
+    }
+    for (int64_t i = first_unheld; i < features; i += stride) store(i, scaled(load(i), inverse));
+    return scale;
+  }
+
+ private:
+  // Largest of the threads' non-negative values, in every thread. Rows take turns with two halves
+  // of the storage, so one barrier a row is enough.
+  __device__ __forceinline__ float block_max(float value) {
+    uint32_t* shared = storage_.max_of_warp[turn_];
+    turn_ ^= 1;
+    const uint32_t warp_max = warp_max_bits(value);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (lane == 0) shared[warp] = warp_max;
+    __syncthreads();
+    const int warps = blockDim.x / 32;
+    return __uint_as_float(__reduce_max_sync(0xFFFFFFFFu, lane < warps ? shared[lane] : 0u));
+  }
+
+  RowStorage& storage_;
+  int turn_ = 0;
+};
 
 }  // namespace w4afp8

@@ -12,37 +12,139 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The way back: one block a token adds up the rows of its slots. Products and sums are single IEEE
-// float32 operations that the compiler may not contract, so that the CPU gives the same bits.
+// The way back: a block adds up the rows of a token's slots, or of a part of its features. Products
+// and sums are single IEEE float32 operations that the compiler may not contract, so that the CPU
+// gives the same bits.
 #pragma once
 
 #include "common/chunk.cuh"
+#include "common/grid_dependency.cuh"
 #include "moe_route/params.h"
 
 namespace w4afp8 {
 
-constexpr int kCombineThreads = 256;
+constexpr int kCombineThreads = 128;
+constexpr int kCombineChunks = 2;  // of a row that a thread reads at once
+constexpr int kCombineRows = 4;    // rows that it reads at once
+
+// The slots that have a row, in order.
+struct CombineStorage {
+  int32_t rows[kMaxTopk];
+  float weights[kMaxTopk];
+  int count;
+};
+
+// One warp.
+__device__ __forceinline__ void find_slots(const MoeCombineParams& p, CombineStorage& shared,
+                                           int64_t token) {
+  const int lane = threadIdx.x;
+  int32_t row = -1;
+  float weight = 0.0f;
+  if (lane < p.topk) {
+    row = p.row_index[token * p.topk + lane];
+    weight = p.topk_weights[token * p.topk + lane];
+  }
+  const bool counts = row >= 0 && row < p.num_rows;
+  const unsigned all = __ballot_sync(0xFFFFFFFFu, counts);
+  if (counts) {
+    const int place = __popc(all & ((1u << lane) - 1));
+    shared.rows[place] = row;
+    shared.weights[place] = weight;
+  }
+  if (lane == 0) shared.count = __popc(all);
+}
 
 template <int kWidth, typename T>
-__global__ void __launch_bounds__(kCombineThreads) moe_combine_kernel(MoeCombineParams p) {
-  const int64_t token = blockIdx.x;
-  const int32_t* rows = p.row_index + token * p.topk;
-  const float* weights = p.topk_weights + token * p.topk;
-  const T* y = static_cast<const T*>(p.y);
-  T* out = static_cast<T*>(p.out) + token * p.hidden;
+class RowAdder {
+ public:
+  using Raw = RawChunk<kWidth, T>;
+  using Sums = Chunk<kWidth>[kCombineChunks];
 
-  for (int64_t i = threadIdx.x * kWidth; i < p.hidden; i += kCombineThreads * kWidth) {
-    Chunk<kWidth> sum = {};
-    for (int slot = 0; slot < p.topk; ++slot) {
-      const int64_t row = rows[slot];
-      if (row < 0 || row >= p.num_rows) continue;
-      const Chunk<kWidth> addend = load_chunk<kWidth>(y + row * p.hidden + i);
+  // Chunk c begins at feature `first` + c * kStride.
+  static constexpr int kStride = kCombineThreads * kWidth;
+
+  __device__ RowAdder(const MoeCombineParams& p, const CombineStorage& shared, int first)
+      : p_(p), shared_(shared), first_(first), hidden_(static_cast<int>(p.hidden)) {}
+
+  // Adds slots [slot, slot + kCombineRows); all loads are on their way before the first is used.
+  __device__ __forceinline__ void add_slots(Sums& sums, int slot) const {
+    const T* y = static_cast<const T*>(p_.y);
+    Raw addends[kCombineRows][kCombineChunks];
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        sum.v[j] = __fadd_rn(sum.v[j], __fmul_rn(weights[slot], addend.v[j]));
+    for (int s = 0; s < kCombineRows; ++s) {
+      if (slot + s < shared_.count) load(addends[s], y + shared_.rows[slot + s] * p_.hidden);
+    }
+#pragma unroll
+    for (int s = 0; s < kCombineRows; ++s) {
+      if (slot + s >= shared_.count) break;
+      const float weight = shared_.weights[slot + s];
+#pragma unroll
+      for (int c = 0; c < kCombineChunks; ++c) {
+        const Chunk<kWidth> addend = addends[s][c].floats();
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          sums[c].v[j] = __fadd_rn(sums[c].v[j], __fmul_rn(weight, addend.v[j]));
+        }
       }
     }
-    store_chunk(out + i, sum);
+  }
+
+  __device__ __forceinline__ void add_shared_output(Sums& sums, int64_t token) const {
+    Raw addends[kCombineChunks];
+    load(addends, static_cast<const T*>(p_.shared_output) + token * p_.hidden);
+#pragma unroll
+    for (int c = 0; c < kCombineChunks; ++c) {
+      const Chunk<kWidth> addend = addends[c].floats();
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) sums[c].v[j] = __fadd_rn(sums[c].v[j], addend.v[j]);
+    }
+  }
+
+  __device__ __forceinline__ void store(const Sums& sums, int64_t token) const {
+    T* out = static_cast<T*>(p_.out) + token * p_.hidden;
+#pragma unroll
+    for (int c = 0; c < kCombineChunks; ++c) {
+      const int i = first_ + c * kStride;
+      if (i < hidden_) store_chunk(out + i, sums[c]);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void load(Raw (&chunks)[kCombineChunks], const T* row) const {
+#pragma unroll
+    for (int c = 0; c < kCombineChunks; ++c) {
+      const int i = first_ + c * kStride;
+      if (i < hidden_) chunks[c] = load_raw<kWidth>(row + i);
+    }
+  }
+
+  const MoeCombineParams& p_;
+  const CombineStorage& shared_;
+  int first_;
+  int hidden_;
+};
+
+// `parts` blocks share a token: they take turns with kCombineChunks chunks a thread.
+template <int kWidth, typename T>
+__global__ void __launch_bounds__(kCombineThreads)
+    moe_combine_kernel(const __grid_constant__ MoeCombineParams p, int parts) {
+  using Adder = RowAdder<kWidth, T>;
+  constexpr int kFeatures = Adder::kStride * kCombineChunks;  // of a block at once
+  __shared__ CombineStorage shared;
+  launch_dependents();
+  wait_for_previous_grids();
+  const int64_t token = blockIdx.x / parts;
+  const int part = static_cast<int>(blockIdx.x % parts);
+  if (threadIdx.x < 32) find_slots(p, shared, token);
+  __syncthreads();
+
+  const int first_of_thread = part * kFeatures + static_cast<int>(threadIdx.x) * kWidth;
+  for (int64_t first = first_of_thread; first < p.hidden; first += parts * kFeatures) {
+    const Adder adder(p, shared, static_cast<int>(first));
+    typename Adder::Sums sums = {};
+    for (int slot = 0; slot < shared.count; slot += kCombineRows) adder.add_slots(sums, slot);
+    if (p.shared_output != nullptr) adder.add_shared_output(sums, token);
+    adder.store(sums, token);
   }
 }
 

@@ -12,6 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
+#include <algorithm>
+
 #include "common/device.h"
 #include "common/launch_kernel.cuh"
 #include "moe_route/combine.cuh"
@@ -34,23 +36,37 @@ cudaError_t launch_route(const MoeRouteParams& params, cudaStream_t stream) {
   if (params.experts > 128) kernel = moe_route_kernel<8, T>;
   if (params.experts > 256) kernel = moe_route_kernel<16, T>;
   if (params.experts > 512) kernel = moe_route_kernel<32, T>;
-  return launch_kernel(kernel, ceil_div(params.num_tokens, kRouteWarps), kRouteWarps * 32, stream,
-                       params);
+  return launch_dependent_kernel(kernel, ceil_div(params.num_tokens, kRouteWarps), kRouteWarps * 32,
+                                 stream, params);
 }
 
+template <int kWidth, int kTeamThreads>
+cudaError_t launch_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
+  auto kernel = params.in_type == DataType::kBFloat16
+                    ? moe_dispatch_kernel<kWidth, kTeamThreads, __nv_bfloat16>
+                    : moe_dispatch_kernel<kWidth, kTeamThreads, __half>;
+  const int64_t groups = std::clamp<int64_t>(params.num_tokens, 1, sm_count());
+  const int64_t splits = std::clamp<int64_t>(sm_count() / groups, 1, params.topk);
+  return launch_dependent_kernel(kernel, groups * splits, kDispatchThreads, stream, params,
+                                 DispatchGrid{static_cast<int>(splits)});
+}
+
+// Blocks that share a token: as many as keep the device busy, where it has few tokens.
 template <int kWidth>
-cudaError_t launch_copy_rows(const MoeDispatchParams& params, cudaStream_t stream) {
-  auto kernel = params.in_type == DataType::kBFloat16 ? copy_rows_kernel<kWidth, __nv_bfloat16>
-                                                      : copy_rows_kernel<kWidth, __half>;
-  return launch_kernel(kernel, params.num_tokens, row_threads(params.hidden, kWidth), stream,
-                       params);
+int combine_parts(const MoeCombineParams& params) {
+  constexpr int64_t kBlocksEach = 8;  // for each multiprocessor
+  const int64_t most = ceil_div(params.hidden, RowAdder<kWidth, __half>::kStride * kCombineChunks);
+  return static_cast<int>(std::min(most, ceil_div(kBlocksEach * sm_count(), params.num_tokens)));
 }
 
 template <int kWidth>
 cudaError_t launch_combine(const MoeCombineParams& params, cudaStream_t stream) {
+  if (params.num_tokens == 0) return cudaSuccess;
   auto kernel = params.type == DataType::kBFloat16 ? moe_combine_kernel<kWidth, __nv_bfloat16>
                                                    : moe_combine_kernel<kWidth, __half>;
-  return launch_kernel(kernel, params.num_tokens, kCombineThreads, stream, params);
+  const int parts = combine_parts<kWidth>(params);
+  return launch_dependent_kernel(kernel, params.num_tokens * parts, kCombineThreads, stream, params,
+                                 parts);
 }
 
 }  // namespace
@@ -59,7 +75,10 @@ const char* check(const MoeRouteParams& params) {
   if (const char* reason = check_device()) return reason;
   if (params.experts > kMaxExperts) return kTooManyExperts;
   if (params.topk > kMaxTopk) return kTooManySlots;
-  if (params.topk > params.experts) return "topk is larger than the number of experts";
+  if (params.n_group > kMaxGroups) return "more than 32 groups of experts";
+  if (params.topk > params.topk_group * params.group_experts()) {
+    return "topk is larger than the number of experts to choose from";
+  }
   return params.num_tokens > kMaxGrid ? "more than 2^31 - 1 tokens" : nullptr;
 }
 
@@ -85,16 +104,16 @@ cudaError_t launch_moe_route(const MoeRouteParams& params, cudaStream_t stream) 
 }
 
 cudaError_t launch_moe_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
-  const cudaError_t error =
-      launch_kernel(find_rows_kernel, params.experts, kFindThreads, stream, params);
-  if (error != cudaSuccess) return error;
   const bool vectors = rows_are_vectors(params.hidden, params.x, params.permuted);
-  return vectors ? launch_copy_rows<kVectorWidth>(params, stream)
-                 : launch_copy_rows<1>(params, stream);
+  if (!vectors) return launch_dispatch<1, kLargeTeam>(params, stream);
+  return params.hidden <= kSmallTeam * kTeamChunks * kVectorWidth
+             ? launch_dispatch<kVectorWidth, kSmallTeam>(params, stream)
+             : launch_dispatch<kVectorWidth, kLargeTeam>(params, stream);
 }
 
 cudaError_t launch_moe_combine(const MoeCombineParams& params, cudaStream_t stream) {
-  const bool vectors = rows_are_vectors(params.hidden, params.y, params.out);
+  const bool vectors = rows_are_vectors(params.hidden, params.y, params.out) &&
+                       rows_are_vectors(params.hidden, params.shared_output, nullptr);
   return vectors ? launch_combine<kVectorWidth>(params, stream) : launch_combine<1>(params, stream);
 }
 

@@ -44,13 +44,19 @@ _PARAMETERS = {
         **{"packed": "t", "weight_format": "s", "out_features": "i", "in_features": "i"},
     },
     "quant_per_token": {"x": "t"},
-    "activation_quant": {"h": "t", "tokens": "t", "activation": "s", "token_padding": "i"},
+    "activation_quant": {
+        **{"h": "t", "tokens": "t", "activation": "s", "token_padding": "i"},
+        **{"hadamard_block_size": "i"},
+    },
     "moe_route": {
         **{"logits": "t", "correction_bias": "o", "topk": "i", "score": "s"},
         **{"norm_topk_prob": "b", "routed_scaling_factor": "f"},
+        **{"n_group": "i", "topk_group": "i"},
     },
-    "moe_dispatch": {"x": "t", "topk_ids": "t", "experts": "i"},
-    "moe_combine": {"y": "t", "topk_weights": "t", "row_index": "t"},
+    "moe_dispatch": {
+        **{"x": "t", "topk_ids": "t", "experts": "i", "token_padding": "i", "first_expert": "i"},
+    },
+    "moe_combine": {"y": "t", "topk_weights": "t", "row_index": "t", "shared_output": "o"},
 }
 
 _forced: Route | None = None

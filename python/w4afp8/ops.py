@@ -31,6 +31,7 @@ from typing import Literal
 import paddle
 from paddle import Tensor
 
+from w4afp8._moe_ops import activation_quant, moe_combine, moe_dispatch, moe_route
 from w4afp8._routes import call, force_route
 from w4afp8._tracing import run_as_written
 
@@ -47,8 +48,6 @@ __all__ = [
 ]
 
 WeightFormat = Literal["int4", "mxfp4"]
-Activation = Literal["swiglu", "swiglu_oai", "gelu"]
-RouteScore = Literal["softmax", "sigmoid"]
 
 _HALF_NAMES = {paddle.bfloat16: "bfloat16", paddle.float16: "float16"}
 
@@ -179,119 +178,3 @@ def quant_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
         (paddle.Size([4, 256]), paddle.Size([4]))
     """
     return call("quant_per_token", x)
-
-
-def activation_quant(
-    h: Tensor, tokens: Tensor, *, activation: Activation = "swiglu", token_padding: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Applies an activation, then quantises each row that holds a token to FP8.
-
-    Args:
-        h: Bfloat16 or float16 ``[num_tokens, features]`` or ``[experts, token_padding, features]``.
-        tokens: Prefix sums or counts, see the module.
-        activation: ``"swiglu"``: silu(gate) * up, with gate the first half of the features;
-            ``"swiglu_oai"``: clamped at 7, gate * sigmoid(1.702 * gate) * (up + 1);
-            ``"gelu"``: by erf, without a gate.
-        token_padding: Rows of h for each expert, or 0.
-
-    Returns:
-        Float8_e4m3fn of the shape of h with half the features (gelu: all), and its scale, float32
-        of that shape without features. Rows that hold no token are not written.
-
-    Raises:
-        ValueError: An argument is wrong.
-
-    Examples:
-        >>> h = paddle.rand([6, 256]).astype("bfloat16")
-        >>> values, scale = activation_quant(h, paddle.to_tensor([4, 6], dtype="int32"))
-        >>> values.shape, scale.shape
-        (paddle.Size([6, 128]), paddle.Size([6]))
-    """
-    return call("activation_quant", h, tokens, activation, token_padding)
-
-
-def moe_route(
-    logits: Tensor,
-    *,
-    topk: int,
-    correction_bias: Tensor | None = None,
-    score: RouteScore = "softmax",
-    norm_topk_prob: bool = True,
-    routed_scaling_factor: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Chooses the experts of each token.
-
-    Args:
-        logits: Float32, bfloat16 or float16 ``[tokens, experts]``, up to 1024 experts.
-        topk: Experts per token, up to 32.
-        correction_bias: Float32 ``[experts]``, added to the scores for the choice only.
-        score: ``"softmax"`` or ``"sigmoid"`` of the logits.
-        norm_topk_prob: Whether the chosen scores are divided by their sum.
-        routed_scaling_factor: Multiplies the weights at last.
-
-    Returns:
-        Weights, float32 ``[tokens, topk]``, and experts, int32 ``[tokens, topk]``, the best first
-        (ties: the lower expert).
-
-    Raises:
-        ValueError: An argument is wrong.
-
-    Examples:
-        >>> topk_weights, topk_ids = moe_route(paddle.rand([6, 8]), topk=2)
-        >>> topk_ids.shape
-        paddle.Size([6, 2])
-    """
-    return call(
-        "moe_route", logits, correction_bias, topk, score, norm_topk_prob, routed_scaling_factor
-    )
-
-
-def moe_dispatch(
-    x: Tensor, topk_ids: Tensor, *, experts: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Copies each token once for every expert it goes to, sorted by expert, quantised to FP8.
-
-    Args:
-        x: Bfloat16 or float16 ``[tokens, hidden]``.
-        topk_ids: Int32 ``[tokens, topk]``; an id outside ``[0, experts)`` drops the copy.
-        experts: Number of experts, up to 1024.
-
-    Returns:
-        Copies, float8_e4m3fn ``[tokens * topk, hidden]``; their scales, float32
-        ``[tokens * topk]``; prefix sums, int32 ``[experts + 1]``; the row that each copy went to,
-        int32 ``[tokens, topk]``, -1 where it was dropped.
-
-    Raises:
-        ValueError: An argument is wrong.
-
-    Examples:
-        >>> ids = paddle.to_tensor([[1, 0], [1, 2]], dtype="int32")
-        >>> _, _, sums, _ = moe_dispatch(paddle.rand([2, 64]).astype("bfloat16"), ids, experts=3)
-        >>> sums.tolist()
-        [0, 1, 3, 4]
-    """
-    return call("moe_dispatch", x, topk_ids, experts)
-
-
-def moe_combine(y: Tensor, topk_weights: Tensor, row_index: Tensor) -> Tensor:
-    """Adds up what the experts made of each token, in float32, slots in order.
-
-    Args:
-        y: Bfloat16 or float16 ``[rows, hidden]``.
-        topk_weights: Float32 ``[tokens, topk]``.
-        row_index: Int32 ``[tokens, topk]`` (``moe_dispatch``); an index outside ``[0, rows)`` adds
-            nothing.
-
-    Returns:
-        ``[tokens, hidden]`` of y's dtype.
-
-    Raises:
-        ValueError: An argument is wrong.
-
-    Examples:
-        >>> y = paddle.ones([4, 64], dtype="bfloat16")
-        >>> rows = paddle.to_tensor([[1, 0], [2, 3]], dtype="int32")
-        >>> moe_combine(y, paddle.full([2, 2], 0.5), rows).shape
-        paddle.Size([2, 64])
-    """
-    return call("moe_combine", y, topk_weights, row_index)

@@ -187,14 +187,14 @@ void quant_per_token() {
 
 void activation_quant() {
   for (const Experts& experts : kExperts) {
-    for (const int64_t features : {20, 192}) {
+    for (const int64_t features : {20, 192, 4096}) {
       const int64_t rows = experts.num_rows();
       const Tensor h(random_bytes(rows * features * 4)), tokens(bytes_of(experts.entries()));
       const Tensor out(poison(rows * features)), scale(poison(rows * 4));
       run("activation_quant",
           ActivationQuantParams{h.as<void>(), out.as<uint8_t>(), scale.as<float>(),
                                 experts.layout(tokens), features, DataType::kFloat16,
-                                Activation::kSwiglu},
+                                Activation::kSwiglu, features == 4096 ? 2048 : -1},
           launch_activation_quant);
       check_rows("activation_quant, out", experts, out.read("activation_quant, out"));
       check_rows("activation_quant, scale", experts, scale.read("activation_quant, scale"));
@@ -209,7 +209,8 @@ void moe_route() {
     const Tensor weights(poison(tokens * topk * 4)), ids(poison(tokens * topk * 4));
     run("moe_route",
         MoeRouteParams{logits.as<void>(), nullptr, weights.as<float>(), ids.as<int32_t>(), tokens,
-                       experts, topk, DataType::kFloat32, RouteScore::kSoftmax, true, 1.0f},
+                       experts, topk, DataType::kFloat32, RouteScore::kSoftmax, true, 1.0f, 4,
+                       experts == 4 ? 4 : 2},
         launch_moe_route);
     weights.read("moe_route, topk_weights");
     const std::vector<uint8_t> bytes = ids.read("moe_route, topk_ids");
@@ -221,31 +222,39 @@ void moe_route() {
   }
 }
 
-void moe_dispatch_and_combine() {
-  for (const int64_t hidden : {20, 1024}) {
-    const int64_t num_tokens = 70, experts = 9, topk = 3, slots = num_tokens * topk;
-    std::vector<int32_t> chosen(slots);
-    for (int32_t& id : chosen) id = static_cast<int32_t>(generator() % (experts + 2)) - 1;
-    const Tensor x(random_bytes(num_tokens * hidden * 2)), ids(bytes_of(chosen));
-    const Tensor permuted(poison(slots * hidden)), scale(poison(slots * 4));
-    const Tensor tokens(poison((experts + 1) * 4)), row_index(poison(slots * 4));
-    run("moe_dispatch",
-        MoeDispatchParams{x.as<void>(), ids.as<int32_t>(), permuted.as<uint8_t>(),
-                          scale.as<float>(), tokens.as<int32_t>(), row_index.as<int32_t>(),
-                          num_tokens, hidden, experts, topk, DataType::kBFloat16},
-        launch_moe_dispatch);
-    permuted.read("moe_dispatch, permuted");
-    scale.read("moe_dispatch, scale");
-    tokens.read("moe_dispatch, tokens");
-    row_index.read("moe_dispatch, row_index");
+void dispatch_and_combine_case(int64_t num_tokens, int64_t hidden, int64_t padding) {
+  const int64_t experts = 9, topk = 3, slots = num_tokens * topk;
+  const int64_t rows = padding > 0 ? experts * padding : slots;
+  std::vector<int32_t> chosen(slots);
+  for (int32_t& id : chosen) id = static_cast<int32_t>(generator() % (experts + 2)) - 1;
+  const Tensor x(random_bytes(num_tokens * hidden * 2)), ids(bytes_of(chosen));
+  const Tensor permuted(poison(rows * hidden)), scale(poison(rows * 4));
+  const Tensor tokens(poison((experts + (padding == 0)) * 4)), row_index(poison(slots * 4));
+  run("moe_dispatch",
+      MoeDispatchParams{x.as<void>(), ids.as<int32_t>(), permuted.as<uint8_t>(), scale.as<float>(),
+                        tokens.as<int32_t>(), row_index.as<int32_t>(), num_tokens, hidden, experts,
+                        topk, DataType::kBFloat16, padding, 0},
+      launch_moe_dispatch);
+  permuted.read("moe_dispatch, permuted");
+  scale.read("moe_dispatch, scale");
+  tokens.read("moe_dispatch, tokens");
+  row_index.read("moe_dispatch, row_index");
 
-    const Tensor y(random_bytes(slots * hidden * 2)), weights(random_bytes(slots * 4));
-    const Tensor out(poison(num_tokens * hidden * 2));
-    run("moe_combine",
-        MoeCombineParams{y.as<void>(), weights.as<float>(), row_index.as<int32_t>(), out.as<void>(),
-                         num_tokens, slots, hidden, topk, DataType::kBFloat16},
-        launch_moe_combine);
-    out.read("moe_combine, out");
+  const Tensor y(random_bytes(rows * hidden * 2)), weights(random_bytes(slots * 4));
+  const Tensor shared(random_bytes(num_tokens * hidden * 2)), out(poison(num_tokens * hidden * 2));
+  run("moe_combine",
+      MoeCombineParams{y.as<void>(), weights.as<float>(), row_index.as<int32_t>(), out.as<void>(),
+                       num_tokens, rows, hidden, topk, DataType::kBFloat16, shared.as<void>()},
+      launch_moe_combine);
+  out.read("moe_combine, out");
+}
+
+void moe_dispatch_and_combine() {
+  for (const int64_t padding : {0, 5}) {
+    dispatch_and_combine_case(70, 20, padding);
+    dispatch_and_combine_case(70, 1024, padding);
+    // Several tokens for each block.
+    dispatch_and_combine_case(3000, 64, padding);
   }
 }
 

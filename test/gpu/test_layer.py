@@ -54,16 +54,31 @@ def make_layer(form: str, activation: Any, **options: Any) -> W4AFP8MoEFFN:
     )
 
 
+# The third of the parts of a layer like DeepSeek-V3's, whose checkpoint is rotated.
+PART: dict[str, Any] = {
+    **{"router_experts": 32, "first_expert": 16, "hadamard_block_size": 128},
+    **{"scoring": "sigmoid", "n_group": 4, "topk_group": 2},
+}
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 70, 600])
 @pytest.mark.parametrize(
-    ("form", "activation"),
-    [("int4", "swiglu"), ("int4 groups", "swiglu_oai"), ("mxfp4", "gelu")],
+    ("form", "activation", "options"),
+    [
+        ("int4", "swiglu", {}),
+        ("int4 groups", "swiglu_oai", {}),
+        ("mxfp4", "gelu", {}),
+        ("int4", "swiglu", PART),
+    ],
+    ids=["int4", "int4 groups", "mxfp4", "a part"],
 )
-def test_layer_matches_the_cpu(place: Any, form: str, activation: str, tokens: int) -> None:
-    layer = make_layer(form, activation)
+def test_layer_matches_the_cpu(
+    place: Any, form: str, activation: str, options: Any, tokens: int
+) -> None:
+    layer = make_layer(form, activation, **options)
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((tokens, layer.hidden_size), np.float32)
-    logits = rng.standard_normal((tokens, 8), np.float32)
+    logits = rng.standard_normal((tokens, layer.router.num_experts), np.float32)
 
     def run(where: Any) -> Any:
         layer.to(device=where)

@@ -112,22 +112,81 @@ def test_moe_dispatch(place: Any, sizes: tuple[int, ...], dtype: str) -> None:
         assert_bits_equal(tensor_bits(gpu)[:rows], tensor_bits(cpu)[:rows], what)
 
 
+@pytest.mark.parametrize("padding", [1, 300])
+def test_moe_dispatch_to_padded_rows(place: Any, padding: int) -> None:
+    rng = np.random.default_rng(padding)
+    ids = rng.integers(0, 50, (2000, 6))
+    results = [
+        ops.moe_dispatch(
+            float_tensor(np.resize(hostile_rows(256), (2000, 256)), "bfloat16", where),
+            int_tensor(ids, "int32", where),
+            experts=40,
+            token_padding=padding,
+            first_expert=7,
+        )
+        for where in (place, CPU)
+    ]
+    (permuted, scale, *counts), (cpu_permuted, cpu_scale, *cpu_counts) = results
+    assert_same(counts, cpu_counts, "counts and row_index")
+    live = np.arange(padding) < cpu_counts[0].numpy()[:, None]
+    for gpu, cpu in ((permuted, cpu_permuted), (scale, cpu_scale)):
+        assert_bits_equal(tensor_bits(gpu)[live], tensor_bits(cpu)[live])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("topk", [1, 5, 17])
 @pytest.mark.parametrize("hidden", [1, 100, 2880, 7168])
-def test_moe_combine(place: Any, hidden: int, dtype: str) -> None:
+def test_moe_combine(place: Any, hidden: int, topk: int, dtype: str) -> None:
     rng = np.random.default_rng(hidden)
     y = rng.standard_normal((90, hidden), np.float32)
-    weights = rng.random((40, 5), np.float32)
-    rows = rng.integers(-2, 95, (40, 5))  # some outside
+    weights = rng.random((40, topk), np.float32)
+    rows = rng.integers(-2, 95, (40, topk))  # some outside
+    shared = rng.standard_normal((40, hidden), np.float32)
+    for has_shared in (False, True):
+        results = [
+            ops.moe_combine(
+                float_tensor(y, dtype, where),
+                float_tensor(weights, "float32", where),
+                int_tensor(rows, "int32", where),
+                shared_output=float_tensor(shared, dtype, where) if has_shared else None,
+            )
+            for where in (place, CPU)
+        ]
+        assert_same(results[:1], results[1:], "moe_combine")
+
+
+def test_moe_combine_of_many_tokens(place: Any) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((900, 5000), np.float32)
+    weights, rows = rng.random((1500, 3), np.float32), rng.integers(-200, 900, (1500, 3))
     results = [
         ops.moe_combine(
-            float_tensor(y, dtype, where),
+            float_tensor(y, "bfloat16", where),
             float_tensor(weights, "float32", where),
             int_tensor(rows, "int32", where),
         )
         for where in (place, CPU)
     ]
     assert_same(results[:1], results[1:], "moe_combine")
+
+
+@pytest.mark.parametrize(
+    ("features", "size"), [(40, 8), (2048, 512), (2880, 64), (4096, 4096), (16384, 16384)]
+)
+def test_hadamard(place: Any, features: int, size: int) -> None:
+    # gelu of 8 and more is the number itself, in float32: the bytes are those of the transform.
+    rng = np.random.default_rng(size)
+    h = rng.uniform(8, 16, (9, features)) * np.exp2(rng.integers(0, 20, (9, features)))
+    results = [
+        ops.activation_quant(
+            float_tensor(h, "bfloat16", where),
+            int_tensor([9], "int32", where),
+            activation="gelu",
+            hadamard_block_size=size,
+        )
+        for where in (place, CPU)
+    ]
+    assert_same(*results, f"{features} features in blocks of {size}")
 
 
 def test_moe_route_with_ties_and_nan(place: Any) -> None:
@@ -137,9 +196,16 @@ def test_moe_route_with_ties_and_nan(place: Any) -> None:
     logits[2] = np.nan
     logits[3] = -np.inf
     logits[4, 7] = np.inf
-    for score in ("softmax", "sigmoid"):
+    cases: Any = (("softmax", 1), ("sigmoid", 1), ("softmax", 6), ("sigmoid", 30))
+    for score, n_group in cases:
         ids = [
-            ops.moe_route(float_tensor(logits, "float32", where), topk=32, score=score)[1]
+            ops.moe_route(
+                float_tensor(logits, "float32", where),
+                topk=32,
+                score=score,
+                n_group=n_group,
+                topk_group=max(1, n_group // 5),
+            )[1]
             for where in (place, CPU)
         ]
         assert_same(ids[:1], ids[1:], score)

@@ -93,6 +93,7 @@ OPTIONAL = {
         "bias": Zeros("bfloat16", (EXPERTS, OUT)),
     },
     "moe_route": {"correction_bias": Zeros("float32", (8,))},
+    "moe_combine": {"shared_output": Zeros("bfloat16", (TOKENS, IN))},
 }
 # Options beside the tensors: what is right for each, to find the wrong kinds.
 OPTIONS: dict[str, dict[str, type]] = {
@@ -102,14 +103,16 @@ OPTIONS: dict[str, dict[str, type]] = {
     },
     "pack_weight": {"weight_format": str},
     "unpack_weight": {"weight_format": str, "out_features": int, "in_features": int},
-    "activation_quant": {"activation": str, "token_padding": int},
+    "activation_quant": {"activation": str, "token_padding": int, "hadamard_block_size": int},
     "moe_route": {
         "topk": int,
         "score": str,
         "norm_topk_prob": bool,
         "routed_scaling_factor": float,
+        "n_group": int,
+        "topk_group": int,
     },
-    "moe_dispatch": {"experts": int},
+    "moe_dispatch": {"experts": int, "token_padding": int, "first_expert": int},
 }
 WRONG_KINDS: dict[type, list[Any]] = {
     str: [None, 3, b"int4"],
@@ -240,7 +243,31 @@ CASES = [
         "the shape [3, 4, 8]", h=Zeros("float16", (3, 4, 8)), token_padding=5),
     bad("activation_quant", "entries of tokens: expected at least 1", "0",
         tokens=Zeros("int32", (0,))),
+    *(bad("activation_quant", "hadamard_block_size: expected -1 (none) or a power of two from 8 to "
+          "16384 that divides the 80 output features", str(size), hadamard_block_size=size)
+      for size in (0, 1, 4, 24, 32, 80, -2, 2**15, BIG)),
     # Routing and the way there and back.
+    bad("moe_route", "n_group: expected at least 1 and at most 8", "0", n_group=0),
+    bad("moe_route", "n_group: expected at least 1 and at most 8", "9", n_group=9),
+    bad("moe_route", "n_group: expected at least 1 and at most 32", "64",
+        logits=Zeros("float32", (2, 64)), n_group=64),
+    bad("moe_route", "n_group: expected a divisor of the 8 experts of logits", "3", n_group=3),
+    bad("moe_route", "topk_group: expected at least 1 and at most 4", "5", n_group=4, topk_group=5),
+    bad("moe_route", "topk_group: expected at least 1 and at most 1", "0", topk_group=0),
+    bad("moe_route", "topk: expected at least 1 and at most 4", "5", topk=5, n_group=4,
+        topk_group=2),
+    bad("moe_dispatch", "token_padding: expected at least 0", "-1", token_padding=-1),
+    bad("moe_dispatch", "token_padding: expected at least 0 and at most 1073741823", str(2**30),
+        token_padding=2**30),
+    bad("moe_dispatch", "first_expert: expected at least 0", "-1", first_expert=-1),
+    bad("moe_dispatch", "first_expert: expected at least 0 and at most 2147483645", str(2**31 - 2),
+        first_expert=2**31 - 2),
+    bad("moe_combine", "y: expected the shape [rows, hidden] or [experts, rows, hidden]", "[4]",
+        y=Zeros("bfloat16", (4,))),
+    bad("moe_combine", "shared_output: expected the shape [6, 160]", "[5, 160]",
+        shared_output=Zeros("bfloat16", (5, IN))),
+    bad("moe_combine", "shared_output: expected dtype bfloat16", "float16",
+        shared_output=Zeros("float16", (TOKENS, IN))),
     bad("moe_route", "topk: expected at least 1 and at most 8", "0", topk=0),
     bad("moe_route", "topk: expected at least 1 and at most 8", "9", topk=9),
     bad("moe_route", "topk: expected at least 1 and at most 32", "33",

@@ -29,6 +29,8 @@ from moe_reference import (
     activate,
     output_variance,
     product,
+    rotate,
+    rotation_of,
 )
 
 from w4afp8.quant import QuantizedWeight, dequantize
@@ -50,6 +52,7 @@ class Case:
     activation: str = "swiglu"
     unit: float | None = None
     has_correction_bias: bool = False
+    hadamard_block_size: int = -1
 
     def weight(self, rng: np.random.Generator, out: int, features: int) -> QuantizedWeight:
         codes = rng.integers(0, 256, (EXPERTS, out, features // 2), dtype=np.uint8)
@@ -125,12 +128,14 @@ def static_reference(
     covariance = np.zeros((*x.shape, x.shape[1]))
     diagonal = np.arange(x.shape[1])
     kernel = ("bfloat16", accumulator)
+    rotation = rotation_of(case.intermediate, case.hadamard_block_size)
     for expert, down in enumerate(dequantize(weights.down).astype(np.float64)):
         token, slot = np.nonzero(topk_ids == expert)
         unit = case.units()[expert]
         x_rows = static_fp8(x[token], unit)
         h, error = product(x_rows, weights.up_gate, expert, np.zeros(1), *kernel)
-        a, error = activate(h, error, activation)
+        a, gated_error = activate(h, error, activation)
+        a, error = rotate(a, gated_error, rotation)
         assert np.abs(a).max(initial=0) < 440 * unit, "the case must not saturate"
         a_error = static_error(a, error, unit)
         y, y_error = product(a, weights.down, expert, np.zeros(1), *kernel)
@@ -138,7 +143,9 @@ def static_reference(
         out[token] += weight * y
         magnitude[token] += weight * np.abs(y)
         bounded[token] += weight * (y_error.bounded + a_error.bounded @ np.abs(down).T)
-        covariance[token] += weight[..., None] ** 2 * ((down * a_error.variance[:, None]) @ down.T)
+        unrotated = down @ rotation  # which is symmetric
+        for matrix, variance in ((down, a_error.variance), (unrotated, gated_error.variance)):
+            covariance[token] += weight[..., None] ** 2 * ((matrix * variance[:, None]) @ matrix.T)
         covariance[token[:, None], diagonal, diagonal] += weight**2 * y_error.variance
     bounded += (2.0**-20 + (TOPK + 1) * FLOAT32_UNIT) * magnitude
     covariance[:, diagonal, diagonal] += output_variance(out, "bfloat16")

@@ -29,6 +29,7 @@ All is derived, nothing fitted; u = 2^-24 is float32's unit.
 3. Activation function: Lipschitz constants max |silu'| = 1.0999 and max |gelu'| = 1.1290; gpt-oss's
    gate is silu(1.702 g) / 1.702 after clamping, so silu's constant holds. Its own evaluation in
    float32: 2^-20 (|gate| + |activated gate|) (|up| + 1) covers exp and erf to 8 units.
+   The rotation's adds and its multiplication: log2(block) + 1 units of u of what they add.
 4. To FP8: half a step is 2^-4 of the power of two below a normal value, or 2^-10 of the scale;
    2^-22 for x * (1 / scale).
 5. Second product: as 2. An element of FP8 is in all outputs of its token: their covariance is kept.
@@ -121,6 +122,8 @@ class Routing:
     scoring: str = "softmax"
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
+    n_group: int = 1
+    topk_group: int = 1
 
 
 def route_tokens(
@@ -133,6 +136,13 @@ def route_tokens(
     else:
         scores = 1 / (1 + np.exp(-logits))
     choice = scores if correction_bias is None else scores + correction_bias
+    if routing.n_group > 1:
+        groups = choice.reshape(len(choice), routing.n_group, -1)
+        best = np.sort(groups, axis=2)[:, :, -2:].sum(axis=2)
+        kept = np.argsort(-best, axis=1, kind="stable")[:, : routing.topk_group]
+        dropped = np.ones(best.shape, bool)
+        np.put_along_axis(dropped, kept, False, axis=1)
+        choice = np.where(dropped[:, :, None], -np.inf, groups).reshape(choice.shape)
     ids = np.argsort(-choice, axis=1, kind="stable")[:, : routing.topk]
     weights = np.take_along_axis(scores, ids, axis=1)
     if routing.norm_topk_prob:
@@ -196,6 +206,22 @@ def activate(h: Float64, error: Error, activation: str) -> tuple[Float64, Error]
     return gated * up, Error(carried + own, variance)
 
 
+def rotation_of(features: int, block_size: int) -> Float64:
+    """Orthonormal Walsh-Hadamard in blocks ``[features, features]``; -1: the identity."""
+    block = np.ones((1, 1))
+    while len(block) < block_size:
+        block = np.block([[block, block], [block, -block]]) / np.sqrt(2)
+    return np.kron(np.eye(features // len(block)), block)
+
+
+def rotate(a: Float64, error: Error, rotation: Float64) -> tuple[Float64, Error]:
+    """`a` rotated, and what is bounded of its error (3); the variance is carried by `reference`."""
+    entries = np.count_nonzero(rotation[0])
+    adds = np.log2(entries) + 1 if entries > 1 else 0
+    bounded = (error.bounded + adds * FLOAT32_UNIT * np.abs(a)) @ np.abs(rotation)
+    return a @ rotation, Error(bounded, np.zeros(a.shape))
+
+
 def to_fp8(a: Float64, error: Error) -> Error:
     """Error of `a` after rounding to FP8 (4)."""
     magnitude = np.abs(a)
@@ -214,8 +240,11 @@ def reference(
     activation: str,
     dtype: str,
     accumulator: Accumulator,
+    hadamard_block_size: int = -1,
+    shared_output: Float64 | None = None,
 ) -> Expected:
     """The block's output and its error."""
+    rotation = rotation_of(dequantize(weights.down).shape[2], hadamard_block_size)
     quantized = fp8_rows(x)
     tokens, hidden = x.shape
     out, bounded, magnitude = (np.zeros(x.shape) for _ in range(3))
@@ -226,7 +255,8 @@ def reference(
         kernel = (dtype, accumulator)
         bias = weights.up_gate_bias[expert]
         h, error = product(quantized[token], weights.up_gate, expert, bias, *kernel)
-        a, error = activate(h, error, activation)
+        a, gated_error = activate(h, error, activation)
+        a, error = rotate(a, gated_error, rotation)
         a_error = to_fp8(a, error)
         y, y_error = product(a, weights.down, expert, weights.down_bias[expert], *kernel)
 
@@ -234,8 +264,13 @@ def reference(
         out[token] += weight * y
         magnitude[token] += weight * np.abs(y)
         bounded[token] += weight * (y_error.bounded + a_error.bounded @ np.abs(down).T)
-        covariance[token] += weight[..., None] ** 2 * ((down * a_error.variance[:, None]) @ down.T)
+        unrotated = down @ rotation  # which is symmetric
+        for matrix, variance in ((down, a_error.variance), (unrotated, gated_error.variance)):
+            covariance[token] += weight[..., None] ** 2 * ((matrix * variance[:, None]) @ matrix.T)
         covariance[token[:, None], diagonal, diagonal] += weight**2 * y_error.variance
     bounded += (2.0**-20 + (topk_ids.shape[1] + 1) * FLOAT32_UNIT) * magnitude
+    if shared_output is not None:
+        out += shared_output
+        bounded += FLOAT32_UNIT * np.abs(out)
     covariance[:, diagonal, diagonal] += output_variance(out, dtype)
     return Expected(out, bounded, covariance)

@@ -111,6 +111,16 @@ def test_rows_without_token_have_no_influence(place: Any, activation: str) -> No
     check(place, rows, [13], activation, "bfloat16")
 
 
+@pytest.mark.parametrize("experts", [1, 33, 1024, 1500])
+def test_many_experts_with_padding(place: Any, experts: int) -> None:
+    rng = np.random.default_rng(experts)
+    counts = rng.integers(0, 6, experts) * (rng.random(experts) < 0.3)
+    counts[-1] = 5
+    h = rng.standard_normal((experts, 5, 16))
+    h[np.arange(5) >= counts[:, None]] = np.nan
+    check(place, h, counts, "swiglu", "bfloat16", padding=5)
+
+
 def test_corrupt_counts_stay_inside(place: Any) -> None:
     h = np.random.default_rng(3).standard_normal((2, 4, 32))
     tensor = float_tensor(h, "bfloat16", place)

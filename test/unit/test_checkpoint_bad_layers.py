@@ -55,18 +55,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "another method": ("compressed-tensors mxfp4", method("awq"), "quant_method: expected 'comp"),
     "a rotation": (
         "fastdeploy groups",
-        {"quantization_config": {"hadamard_block_size": 512}},
-        "hadamard_block_size: expected -1 (the layer does not rotate its activations), got 512",
+        {"quantization_config": {"hadamard_block_size": 96}},
+        "hadamard_block_size: expected -1 or a power of two from 8 to 16384 that divides ",
     ),
     "a rotation by default": (
         "fastdeploy offset",
         {"quantization_config": {"moe_quant_type": "w4afp8"}},
-        "hadamard_block_size: expected -1 (the layer does not rotate its activations), got 128, ",
+        "hadamard_block_size: expected -1 or a power of two from 8 to 16384 that divides 64, got ",
     ),
     "a rotation of words": (
         "fastdeploy groups",
         {"quantization_config": {"hadamard_block_size": "-1"}},
-        "hadamard_block_size: expected -1 (the layer does not rotate its activations), got '-1'",
+        "hadamard_block_size: expected an int, got '-1'",
     ),
     "scales with more folded in": (
         "fastdeploy signs",

@@ -38,7 +38,7 @@ from checkpoint_samples import (
     spell,
 )
 
-from w4afp8.checkpoint import load_moe_ffn, open_checkpoint
+from w4afp8.checkpoint import CheckpointError, convert, load_moe_ffn, open_checkpoint
 from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.quant import QuantizedWeight, unpack
 from w4afp8.testing.tensors import tensor_bits
@@ -134,15 +134,34 @@ def test_correction_bias_and_options(name: str, shape: Any, tmp_path: Path) -> N
     assert load(folder, routed_scaling_factor=1.0).router.routed_scaling_factor == 1.0
 
 
+DEEPSEEK_V3 = {"model_type": "deepseek_v3", "n_group": 2, "topk_group": 1}
+
+
+def test_groups_of_experts(tmp_path: Path) -> None:
+    source = with_router(tmp_path / "source", DEEPSEEK_V3, gate__weight=ROUTER)
+    native = convert(source, tmp_path / "native", progress=False).path
+    for folder in (source, native):
+        router = load(folder, topk=1).router
+        assert (router.n_group, router.topk_group, router.scoring) == (2, 1, "sigmoid")
+        assert load(folder, topk=1, n_group=1).router.n_group == 1
+
+
+def test_groups_that_are_no_number(tmp_path: Path) -> None:
+    source = with_router(tmp_path, DEEPSEEK_V3 | {"topk_group": "one"}, gate__weight=ROUTER)
+    with pytest.raises(CheckpointError, match="topk_group: expected a int, got 'one'"):
+        load(source, topk=1)
+
+
 @pytest.mark.parametrize(
     ("config", "bias", "is_loaded"),
     [
         ({}, np.zeros(EXPERTS, np.float32), True),
         ({}, np.ones(EXPERTS, np.float32), False),
         ({"n_group": 8, "topk_group": 4}, None, False),
+        (DEEPSEEK_V3 | {"topk_method": "group_limited_greedy"}, None, False),
         ({"n_group": 1, "topk_group": 1}, None, True),
     ],
-    ids=["bias of zeros", "bias", "groups", "one group"],
+    ids=["bias of zeros", "bias", "groups", "other groups", "one group"],
 )
 def test_a_router_that_the_layer_does_not_compute(
     config: dict[str, Any], bias: Any, is_loaded: bool, tmp_path: Path

@@ -89,6 +89,7 @@ def test_wrong_metadata(changed: dict[str, str], message: str, tmp_path: Path) -
         ({"exact": False}, "error: expected this tensor, got none"),
         ({"index": "3"}, "layer.index: expected"),
         ({"more": 1}, "layer: expected"),
+        ({"hadamard_block_size": 7}, "layer.hadamard_block_size: expected"),
     ],
     ids=str,
 )
@@ -98,6 +99,15 @@ def test_wrong_layers(changed: dict[str, Any], message: str, tmp_path: Path) -> 
     rewrite_metadata(path, layer=layer_with(path, **changed))
     with pytest.raises(CheckpointError, match=message):
         NativeCheckpoint(SafetensorsFiles(tmp_path))
+
+
+def test_files_from_before_there_were_rotations_are_read(tmp_path: Path) -> None:
+    write_native(make_checkpoint(), tmp_path)
+    path = tmp_path / "0.safetensors"
+    fields = json.loads(layer_with(path))
+    assert fields.pop("hadamard_block_size") == -1
+    rewrite_metadata(path, layer=json.dumps(fields))
+    assert NativeCheckpoint(SafetensorsFiles(tmp_path)).layers[0].hadamard_block_size == -1
 
 
 def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:

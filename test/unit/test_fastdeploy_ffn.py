@@ -33,8 +33,10 @@ SETTINGS = ("w4afp8", False, -1, -1, "swiglu")
 
 
 @pytest.mark.parametrize("unit", [None, 2.0**-3])
-@pytest.mark.parametrize("group_size", [-1, 128])
-def test_padded_rows_are_the_flat_ones(place: Any, unit: float | None, group_size: int) -> None:
+@pytest.mark.parametrize(("group_size", "rotation"), [(-1, -1), (128, 64)])
+def test_padded_rows_are_the_flat_ones(
+    place: Any, unit: float | None, group_size: int, rotation: int
+) -> None:
     case = Case(unit=unit, group_size=group_size)
     rng = np.random.default_rng(2)
     counts, padding = [3, 0, 5, 1], 2048
@@ -57,7 +59,7 @@ def test_padded_rows_are_the_flat_ones(place: Any, unit: float | None, group_siz
             *scales,
             in_scale(case, place),
             *NO_TENSORS,
-            *("w4afp8", is_padded, -1, -1, "swiglu"),
+            *("w4afp8", is_padded, -1, rotation, "swiglu"),
         )
         assert out.dtype == paddle.bfloat16
         return tensor_bits(out)

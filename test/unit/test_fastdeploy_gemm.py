@@ -256,6 +256,7 @@ def test_refusals(call: Any, message: str) -> None:
 SETTINGS = {"token_padding_size": 0, "max_tokens": 2, "is_bflot16": True}
 
 
+@pytest.mark.cpu_only
 def test_operands_by_name_settle_what_their_shapes_do_not() -> None:
     """Two experts and 64 rows each: the sums of rows look like the scales of 64 outputs."""
     x = paddle.ones([2, 64, 128]).astype("float8_e4m3fn")

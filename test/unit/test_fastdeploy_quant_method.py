@@ -34,12 +34,13 @@ pytestmark = pytest.mark.cpu_only
 
 CPU = paddle.CPUPlace()
 NAMES = ("up_gate_proj", "down_proj")
-UNROTATED = SimpleNamespace(hadamard_block_size=-1)
 CASES = {
     "dynamic": Case(),
     "dynamic groups": Case(hidden=256, intermediate=128, group_size=128),
     "static": Case(unit=2.0**-3),
     "shape that is not compiled in": Case(hidden=96, intermediate=160),
+    "dynamic, rotated": Case(hadamard_block_size=128),
+    "static, rotated": Case(unit=2.0**-3, hadamard_block_size=32),
 }
 
 
@@ -82,7 +83,8 @@ def checkpoint(case: Case) -> dict[str, Any]:
 
 
 def loaded(case: Case) -> tuple[W4AFP8MoEMethod, FusedMoE]:
-    layer, method, state = FusedMoE(case), W4AFP8MoEMethod(UNROTATED), checkpoint(case)
+    config = SimpleNamespace(hadamard_block_size=case.hadamard_block_size)
+    layer, method, state = FusedMoE(case), W4AFP8MoEMethod(config), checkpoint(case)
     method.create_weights(layer, output_dim=1)
     method.process_loaded_weights(layer, state)
     method.process_weights_after_loading(layer)
@@ -110,9 +112,30 @@ def test_apply_tp(name: str) -> None:
     routed = route_tokens(logits.astype(np.float64), Routing(TOPK))
     if case.unit is None:
         options = {"dtype": "bfloat16", "accumulator": CPU_ACCUMULATOR}
+        options["hadamard_block_size"] = case.hadamard_block_size
         expected = reference(rows, case.weights(), *routed, activation="swiglu", **options)
     else:
         expected = static_reference(case, rows, *routed, CPU_ACCUMULATOR)
+    expected.assert_matches(values_of(tensor_bits(out), "bfloat16"))
+
+
+def test_groups_of_experts() -> None:
+    """FastDeploy's noaux_tc: sigmoids, a bias ``[1, experts]``, the best groups by two experts."""
+    case = Case(tokens=30)
+    method, layer = loaded(case)
+    layer.topk_method, layer.n_group, layer.topk_group = "noaux_tc", 2, 1
+    layer.renormalize, layer.routed_scaling_factor = True, 2.5
+    bias = np.array([0.3, -0.2, 0.0, 0.1])
+    layer.gate_correction_bias = float_tensor(bias[None], "float32", CPU)
+    x, logits = tokens_of(case)
+    out = method.apply_tp(layer, x, lambda _: paddle.to_tensor(logits))
+    routing = Routing(TOPK, "sigmoid", True, 2.5, n_group=2, topk_group=1)
+    routed = route_tokens(logits.astype(np.float64), routing, bias)
+    assert set(routed[1][:, 0] // 2) == {0, 1}
+    assert (routed[1][:, 0] // 2 == routed[1][:, 1] // 2).all()
+    rows = values_of(tensor_bits(x), "bfloat16")
+    options = {"dtype": "bfloat16", "accumulator": CPU_ACCUMULATOR}
+    expected = reference(rows, case.weights(), *routed, activation="swiglu", **options)
     expected.assert_matches(values_of(tensor_bits(out), "bfloat16"))
 
 
@@ -194,15 +217,13 @@ def test_apply_ep_decode() -> None:
 
 
 def test_refusals() -> None:
+    rotated = W4AFP8MoEMethod(SimpleNamespace())  # FastDeploy's default
     with pytest.raises(ValueError, match=r"hadamard_block_size: expected -1 .*, got 128"):
-        W4AFP8MoEMethod(SimpleNamespace())
-    layer, method = FusedMoE(Case()), W4AFP8MoEMethod(UNROTATED)
+        rotated.create_weights(FusedMoE(Case(intermediate=192)))
+    layer, method = FusedMoE(Case()), W4AFP8MoEMethod(SimpleNamespace(hadamard_block_size=-1))
     layer.with_bias = True
     with pytest.raises(ValueError, match=r"layer\.with_bias: expected False, got True"):
         method.create_weights(layer)
     layer.with_bias, layer.is_quantized = False, False
     with pytest.raises(ValueError, match=r"layer\.is_quantized: expected True, got False"):
         method.create_weights(layer)
-    layer.topk_method = "noaux_tc"
-    with pytest.raises(ValueError, match=r"layer\.topk_method: expected"):
-        method.apply_tp(layer, None, None)

@@ -135,6 +135,7 @@ def test_three_steps_are_the_layer_without_normalisation(name: str) -> None:
     assert_bits_equal(tensor_bits(in_three_steps(case, layer, x)), tensor_bits(layer(x)), name)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", ["int4 groups", "mxfp4", "not normalised", "batch of sequences"])
 def test_fused_moe_traced(name: str) -> None:
     case = CASES[name]
@@ -150,6 +151,7 @@ def test_fused_moe_traced(name: str) -> None:
     assert_bits_equal(tensor_bits(traced(x)), tensor_bits(run(x)), name)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", ["per channel", "int4 groups"])
 def test_three_steps_traced(name: str) -> None:
     case = CASES[name]
@@ -231,6 +233,7 @@ def call_fused(**changes: Any) -> Any:
     return fused_moe(case.x(), layer.router.weight, **{**case.fused_operands(layer), **changes})
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

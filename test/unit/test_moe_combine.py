@@ -29,7 +29,12 @@ pytestmark = pytest.mark.usefixtures("route")
 
 
 def check(
-    place: Any, values: NDArray[Any], weights: NDArray[Any], rows: NDArray[Any], dtype: str
+    place: Any,
+    values: NDArray[Any],
+    weights: NDArray[Any],
+    rows: NDArray[Any],
+    dtype: str,
+    shared: NDArray[Any] | None = None,
 ) -> None:
     y = values_of(bits_of(values, dtype), dtype).astype(np.float32)
     weights = weights.astype(np.float32)
@@ -37,13 +42,17 @@ def check(
         float_tensor(y, dtype, place),
         float_tensor(weights, "float32", place),
         int_tensor(rows, "int32", place),
+        shared_output=None if shared is None else float_tensor(shared, dtype, place),
     )
+    y = y.reshape(-1, y.shape[-1])
     assert out.shape == [len(rows), y.shape[1]]
     assert str(out.dtype) == f"paddle.{dtype}"
     expected = np.zeros((len(rows), y.shape[1]), np.float32)
     for slot in range(rows.shape[1]):
         kept = (rows[:, slot] >= 0) & (rows[:, slot] < len(y))
         expected[kept] += weights[kept, slot, None] * y[rows[kept, slot]]
+    if shared is not None:
+        expected += values_of(bits_of(shared, dtype), dtype).astype(np.float32)
     assert_bits_equal(tensor_bits(out), bits_of(expected, dtype), dtype)
 
 
@@ -57,6 +66,18 @@ def test_sizes(place: Any, dtype: str, num_tokens: int, topk: int, hidden: int) 
     rows = rng.permutation(num_tokens * topk).reshape(num_tokens, topk)
     y = rng.standard_normal((num_tokens * topk, hidden))
     check(place, y, rng.random((num_tokens, topk)), rows, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("topk", "hidden"), [(2, 72), (8, 1030), (17, 2048)])
+def test_shared_output_and_padded_rows(place: Any, dtype: str, topk: int, hidden: int) -> None:
+    rng = np.random.default_rng(2)
+    y = rng.standard_normal((5, 40, hidden))  # 5 experts of 40 rows
+    rows = rng.integers(-1, 200, (30, topk))
+    shared = rng.standard_normal((30, hidden)) * 10
+    check(place, y, rng.random((30, topk)), rows, dtype, shared)
+    check(place, y, rng.random((30, topk)), np.full_like(rows, -1), dtype, shared)
+    check(place, y, rng.random((30, topk)), rows, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

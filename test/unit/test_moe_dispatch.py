@@ -30,33 +30,54 @@ pytestmark = pytest.mark.usefixtures("route")
 
 
 def check(
-    place: Any, ids: NDArray[Any], experts: int, hidden: int = 64, dtype: str = "bfloat16"
+    place: Any,
+    ids: NDArray[Any],
+    experts: int,
+    hidden: int = 64,
+    dtype: str = "bfloat16",
+    *,
+    padding: int = 0,
+    first_expert: int = 0,
 ) -> None:
     num_tokens, topk = ids.shape
     x = np.random.default_rng(0).standard_normal((num_tokens, hidden)) * 5
     tensor = float_tensor(x, dtype, place)
     permuted, scale, tokens, row_index = ops.moe_dispatch(
-        tensor, int_tensor(ids, "int32", place), experts=experts
+        tensor,
+        int_tensor(ids, "int32", place),
+        experts=experts,
+        token_padding=padding,
+        first_expert=first_expert,
     )
-    assert permuted.shape == [num_tokens * topk, hidden]
-    assert scale.shape == [num_tokens * topk]
-    assert tokens.shape == [experts + 1]
+    rows = [experts, padding] if padding else [num_tokens * topk]
+    assert permuted.shape == [*rows, hidden]
+    assert scale.shape == rows
+    assert tokens.shape == [experts if padding else experts + 1]
     assert row_index.shape == [num_tokens, topk]
 
-    flat = ids.reshape(-1)
-    kept = (flat >= 0) & (flat < experts)
-    order = np.argsort(np.where(kept, flat, experts), kind="stable")[: kept.sum()]
-    expected_rows = np.full(flat.shape, -1, np.int32)
-    expected_rows[order] = np.arange(len(order))
-    counts = np.bincount(flat[kept], minlength=experts)
-    expected_tokens = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    expert = ids.reshape(-1) - first_expert
+    kept = (expert >= 0) & (expert < experts)
+    source = np.argsort(np.where(kept, expert, experts), kind="stable")[: kept.sum()]
+    counts = np.bincount(expert[kept], minlength=experts)
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    target = np.arange(len(source))
+    expected_tokens = begins
+    if padding:
+        places = target - begins[expert[source]]
+        source, target = (a[places < padding] for a in (source, expert[source] * padding + places))
+        expected_tokens = np.minimum(counts, padding)
+    expected_rows = np.full(expert.shape, -1)
+    expected_rows[source] = target
     assert tensor_bits(tokens).view(np.int32).tolist() == expected_tokens.tolist()
     assert tensor_bits(row_index).view(np.int32).reshape(-1).tolist() == expected_rows.tolist()
 
     bytes_of_token, scale_of_token = (tensor_bits(t) for t in ops.quant_per_token(tensor))
-    source = order // topk
-    assert_bits_equal(tensor_bits(permuted)[: len(order)], bytes_of_token[source], "permuted")
-    assert_bits_equal(tensor_bits(scale)[: len(order)], scale_of_token[source], "scale")
+    got_bytes, got_scales = (
+        tensor_bits(permuted).reshape(-1, hidden),
+        tensor_bits(scale).reshape(-1),
+    )
+    assert_bits_equal(got_bytes[target], bytes_of_token[source // topk], "permuted")
+    assert_bits_equal(got_scales[target], scale_of_token[source // topk], "scale")
 
 
 def random_ids(num_tokens: int, topk: int, experts: int) -> NDArray[Any]:
@@ -99,3 +120,36 @@ def test_slots_outside_are_dropped(place: Any) -> None:
     ids[2, 2], ids[3, 3] = 2**31 - 1, -(2**31)
     check(place, ids, 8)
     check(place, np.full((5, 2), -1), 8)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 17, 500])
+def test_padded(place: Any, num_tokens: int) -> None:
+    check(place, random_ids(num_tokens, 3, 9), 9, padding=200)
+
+
+def test_later_tokens_of_a_full_expert_are_dropped(place: Any) -> None:
+    ids = random_ids(300, 2, 8)
+    ids[::2, 0] = 5
+    check(place, ids, 8, padding=64)
+    check(place, ids, 8, padding=1)
+
+
+@pytest.mark.parametrize("padding", [0, 70])
+def test_share_of_a_rank(place: Any, padding: int) -> None:
+    ids = random_ids(130, 8, 256)
+    ids[3, 3], ids[4, 4], ids[5, 5] = 2**31 - 1, -(2**31), -1
+    check(place, ids, 32, padding=padding, first_expert=64)
+    check(place, ids, 32, padding=padding, first_expert=224)
+    check(place, ids, 32, padding=padding, first_expert=2**31 - 33)  # nobody's
+
+
+@pytest.mark.parametrize("num_tokens", [513, 1100, 2100, 5000])
+def test_many_slots(place: Any, num_tokens: int) -> None:
+    # On the GPU: several tokens for each block, and slots for several rounds of counting.
+    check(place, random_ids(num_tokens, 8, 40), 32, hidden=8, first_expert=4)
+    check(place, random_ids(num_tokens, 8, 40), 40, hidden=8, padding=num_tokens // 5)
+
+
+def test_many_slots_of_one_block(place: Any) -> None:
+    # On the GPU: more than a block works out at once.
+    check(place, np.random.default_rng(2).integers(0, 6, (45000, 32)), 5, hidden=1)

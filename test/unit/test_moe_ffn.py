@@ -47,6 +47,8 @@ class Case:
     routing: Routing = field(default_factory=lambda: Routing(topk=2))
     has_biases: bool = False
     has_correction_bias: bool = False
+    hadamard_block_size: int = -1
+    has_shared_output: bool = False
     logits: str = "random"  # "router": the layer's own; "last": all tokens to the last experts
 
 
@@ -67,6 +69,12 @@ CASES = {
     "empty experts": Case(experts=8, logits="last"),
     "one token": Case(tokens=1),
     "padded sizes": Case(hidden=160, intermediate=96, weight_format="mxfp4"),
+    "groups of experts": Case(
+        experts=16, routing=Routing(3, "sigmoid", True, 2.5, 4, 2), has_correction_bias=True
+    ),
+    "rotated": Case(hadamard_block_size=32, intermediate=96, has_biases=True),
+    "rotated, mxfp4": Case(hadamard_block_size=64, weight_format="mxfp4", dtype="float16"),
+    "shared output": Case(has_shared_output=True),
 }
 
 
@@ -98,6 +106,9 @@ def build(case: Case, rng: np.random.Generator) -> tuple[W4AFP8MoEFFN, MoEWeight
         scoring=case.routing.scoring,
         norm_topk_prob=case.routing.norm_topk_prob,
         routed_scaling_factor=case.routing.routed_scaling_factor,
+        n_group=case.routing.n_group,
+        topk_group=case.routing.topk_group,
+        hadamard_block_size=case.hadamard_block_size,
         up_gate_bias=biases[0] if case.has_biases else None,
         down_bias=biases[1] if case.has_biases else None,
         **router,
@@ -141,6 +152,8 @@ def test_matches_float64(case: Case, place: Any, accumulator: Accumulator) -> No
     topk_weights, topk_ids = route_tokens(
         logits.astype(np.float64), case.routing, router["correction_bias"]
     )
+    like_x = random_x(rng, case.tokens, case.hidden, dtype=case.dtype, place=place)
+    shared = like_x if case.has_shared_output else None
     expected = reference(
         values(x),
         weights,
@@ -149,10 +162,12 @@ def test_matches_float64(case: Case, place: Any, accumulator: Accumulator) -> No
         activation=case.activation,
         dtype=case.dtype,
         accumulator=accumulator,
+        hadamard_block_size=case.hadamard_block_size,
+        shared_output=None if shared is None else values(shared).astype(np.float64),
     )
     # test_moe_reference.py: mistakes are further away than the bound, if that is well below 1.
     assert expected.norm_bound() < 0.25 * np.linalg.norm(expected.out)
-    expected.assert_matches(values(layer(x, given)))
+    expected.assert_matches(values(layer(x, given, shared_output=shared)))
 
 
 def one_hot_codes(weight_format: str, columns: np.ndarray, values: np.ndarray, width: int) -> Any:

@@ -55,6 +55,16 @@ GOOD: dict[str, Any] = {
         ),
         ({"scoring": "tanh"}, "scoring: expected one of softmax, sigmoid, got 'tanh'"),
         ({"dtype": "float32"}, "dtype: expected bfloat16 or float16.* got float32"),
+        ({"n_group": 3}, "n_group: expected a divisor of 4 experts, got 3"),
+        ({"n_group": 0}, "n_group: expected 1 to 4, got 0"),
+        ({"n_group": 2, "topk_group": 3}, "topk_group: expected 1 to 2, got 3"),
+        ({"n_group": 4}, r"topk_group: expected .* at least 2 experts .* got 1 groups of 1"),
+        ({"router_experts": 3}, "router_experts: expected 4 to 1024, got 3"),
+        ({"first_expert": 1}, "first_expert: expected 0 to 0, got 1"),
+        ({"router_experts": 8, "first_expert": -1}, "first_expert: expected 0 to 4, got -1"),
+        ({"hadamard_block_size": 256}, "hadamard_block_size: .* divides 128, got 256"),
+        ({"hadamard_block_size": 48}, "hadamard_block_size: .* divides 128, got 48"),
+        ({"hadamard_block_size": 0}, "hadamard_block_size: .* divides 128, got 0"),
     ],
     ids=str,
 )
@@ -138,3 +148,17 @@ def test_forward(x: Any, logits: Any, message: str) -> None:
 
     with pytest.raises(ValueError, match=message):
         layer(zeros(*x), None if logits is None else zeros(*logits))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ([4, 64], "bfloat16", r"shared_output: shape: expected \[5, 64\], got \[4, 64\]"),
+        ([5, 64], "float16", "shared_output: dtype: expected bfloat16, got float16"),
+    ],
+)
+def test_shared_output(shape: list[int], dtype: str, message: str) -> None:
+    layer = W4AFP8MoEFFN.from_float(**weights(), topk=2)
+    x, logits = paddle.zeros([5, 64], dtype="bfloat16"), paddle.zeros([5, 4])
+    with pytest.raises(ValueError, match=message):
+        layer(x, logits, shared_output=paddle.zeros(shape, dtype=dtype))

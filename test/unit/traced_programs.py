@@ -164,6 +164,41 @@ PROGRAMS = {
         ((0,), ()),
         traced=([-1, TOPK], [-1, TOPK]),
     ),
+    "moe_route_grouped": Program(
+        lambda logits: ops.moe_route(logits, topk=TOPK, n_group=4, topk_group=2),
+        lambda rng, tokens: [floats(rng, tokens, 8)],
+        ((0, 1),),
+        traced=([-1, TOPK], [-1, TOPK]),
+    ),
+    "moe_dispatch_padded": Program(
+        # Every row holds a token: the others would hold anything.
+        lambda x, topk_ids: ops.moe_dispatch(
+            x, topk_ids, experts=2, token_padding=1, first_expert=4
+        ),
+        lambda rng, tokens: [
+            halves(rng, tokens, 24),
+            int_tensor([[4, 5]] * tokens, "int32", CPU),
+        ],
+        ((0,), (0,)),
+        traced=([2, 1, 24], [2, 1], [2], [-1, TOPK]),
+    ),
+    "activation_quant_hadamard": Program(
+        lambda h, tokens: ops.activation_quant(h, tokens, hadamard_block_size=16),
+        lambda rng, tokens: [halves(rng, tokens, 96), sums(rng, tokens)],
+        ((0,), (0,)),
+        traced=([-1, 48], [-1]),
+    ),
+    "moe_combine_shared": Program(
+        lambda y, weights, rows, shared: ops.moe_combine(y, weights, rows, shared_output=shared),
+        lambda rng, tokens: [
+            halves(rng, EXPERTS, tokens, 24),
+            floats(rng, tokens, TOPK),
+            ids(rng, tokens),
+            halves(rng, tokens, 24),
+        ],
+        ((0, 1), (0,), (0,), (0,)),
+        traced=([-1, 24],),
+    ),
     "moe_dispatch": Program(
         lambda x, topk_ids: ops.moe_dispatch(x, topk_ids, experts=EXPERTS),
         lambda rng, tokens: [halves(rng, tokens, 24), ids(rng, tokens)],

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from w4afp8.bench.case_sets import SETS
 from w4afp8.bench.errors import BenchError
+from w4afp8.bench.moe_cases import MODELS
 
 ROOT = Path(__file__).resolve().parents[3]  # of the checkout
 RESULTS = ROOT / "benchmark" / "results" / "h100_80gb"
@@ -33,6 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser("bench", help="measure speed and error; make the documents' tables")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="BENCHMARK")
     _add_gemm(kinds)
+    _add_moe(kinds)
     numerics = kinds.add_parser("numerics", help="error of the grouped GEMM against float64")
     _add_rows(numerics, "numerics.jsonl")
     numerics.add_argument("--device", choices=("cpu", "gpu"), default="gpu", help="(%(default)s)")
@@ -46,15 +48,30 @@ def _add_gemm(kinds: argparse._SubParsersAction) -> None:
     gemm = kinds.add_parser("gemm", help="speed of the grouped GEMM, beside DeepGEMM FP8")
     gemm.add_argument("--set", dest="sets", nargs="+", choices=SETS, default=["goals"])
     _add_rows(gemm, "gemm.jsonl")
-    gemm.add_argument(
+    _add_limits(gemm, rounds=5)
+    gemm.add_argument("--no-peer", action="store_true", help="without DeepGEMM beside")
+
+
+def _add_moe(kinds: argparse._SubParsersAction) -> None:
+    moe = kinds.add_parser("moe", help="speed of the MoE layer and of its launches, beside others")
+    names = [model.name for model in MODELS]
+    moe.add_argument("--models", nargs="+", choices=names, default=names, help="(%(default)s)")
+    _add_rows(moe, "moe.jsonl")
+    _add_limits(moe, rounds=3)
+    moe.add_argument("--no-peer", action="store_true", help="without other libraries beside")
+
+
+def _add_limits(parser: argparse.ArgumentParser, *, rounds: int) -> None:
+    parser.add_argument(
         "--time-limit",
         type=float,
         default=float("inf"),
         metavar="SECONDS",
         help="begin nothing further after so long",
     )
-    gemm.add_argument("--rounds", type=int, default=5, help="timings of each case (%(default)s)")
-    gemm.add_argument("--no-peer", action="store_true", help="without DeepGEMM beside")
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="timings of each case (%(default)s)"
+    )
 
 
 def _add_rows(parser: argparse.ArgumentParser, name: str) -> None:
@@ -83,10 +100,10 @@ def run(options: argparse.Namespace) -> int:
 def _run_kind(options: argparse.Namespace) -> int:
     if options.kind == "gemm":
         return _run_gemm(options)
+    if options.kind == "moe":
+        return _run_moe(options)
     if options.kind == "numerics":
-        # Copies from the host to a custom device are ordered before its operators on blocking
-        # streams only, and Paddle has made none yet.
-        os.environ.setdefault("HOPPER_STREAM_BLOCKING", "1")
+        _order_copies()
         from w4afp8.bench.numerics import run as run_numerics
 
         commit = options.commit or clean_commit()
@@ -107,6 +124,28 @@ def _run_gemm(options: argparse.Namespace) -> int:
 
     num_wrong = run_gemm(
         options.sets,
+        rows_file=options.rows,
+        commit=options.commit or clean_commit(),
+        time_limit=options.time_limit,
+        with_peer=not options.no_peer,
+        rounds=options.rounds,
+    )
+    return min(1, num_wrong)
+
+
+def _order_copies() -> None:
+    """Copies from the host to a custom device are ordered before its operators on blocking streams
+    only, and Paddle has made none yet.
+    """
+    os.environ.setdefault("HOPPER_STREAM_BLOCKING", "1")
+
+
+def _run_moe(options: argparse.Namespace) -> int:
+    _order_copies()
+    from w4afp8.bench.on_gpu.run_moe import run as run_moe
+
+    num_wrong = run_moe(
+        options.models,
         rows_file=options.rows,
         commit=options.commit or clean_commit(),
         time_limit=options.time_limit,

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from w4afp8.bench.goals import MAIN_SHAPE, verdict
+from w4afp8.bench.moe_tables import layer_parts
 from w4afp8.bench.row_text import format_name, peer_ratio, rates
 from w4afp8.bench.rows import markdown_table
 
@@ -42,14 +43,18 @@ _SKEW_HEADER = (
 )
 
 
-def performance_block(rows: Sequence[Row], host: Sequence[Row] = ()) -> str:
+def performance_block(
+    rows: Sequence[Row], host: Sequence[Row] = (), layer: Sequence[Row] = ()
+) -> str:
     """What stands between the marks of docs/performance.md.
 
     Args:
         rows: of ``gemm.jsonl``.
         host: of ``host.jsonl``.
+        layer: of ``moe.jsonl``.
     """
     parts = _gemm_parts(rows) if rows else [NOT_MEASURED]
+    parts += layer_parts(layer)
     if host:
         parts += ["### Host", _host_line(host), _host_table(host)]
     return "\n\n".join(parts)

@@ -15,9 +15,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from w4afp8.bench.cases import GemmCase
@@ -32,8 +33,9 @@ _SETTINGS: dict[Any, Any] = {"svg.hashsalt": "w4afp8", "svg.fonttype": "none", "
 _COLOURS = {"int4": "tab:blue", "int4 g128": "tab:orange", "mxfp4": "tab:green"}
 
 
-def write_plots(goals: Sequence[Row], folder: pathlib.Path) -> None:
-    """Writes ``FIGURES`` into ``folder``.
+@contextlib.contextmanager
+def drawing() -> Iterator[Any]:
+    """matplotlib.pyplot, set so that the same rows give the same bytes.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -45,9 +47,19 @@ def write_plots(goals: Sequence[Row], folder: pathlib.Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    with matplotlib.rc_context(_SETTINGS):
+        yield pyplot
+
+
+def write_plots(goals: Sequence[Row], folder: pathlib.Path) -> None:
+    """Writes ``FIGURES`` into ``folder``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in goals if is_main_mode(row)]
-    with matplotlib.rc_context(_SETTINGS):
+    with drawing() as pyplot:
         for name, draw in zip(FIGURES, (_draw_times, _draw_roofline), strict=True):
             figure = draw(pyplot, rows)
             figure.savefig(folder / name, metadata={"Date": None})

@@ -25,6 +25,7 @@ from w4afp8.bench.rows import read_rows
 
 BEGIN, END = "<!-- made by w4afp8 bench report -->", "<!-- end -->"
 GEMM_ROWS, HOST_ROWS, NUMERICS_ROWS = "gemm.jsonl", "host.jsonl", "numerics.jsonl"
+LAYER_ROWS = "moe.jsonl"
 
 
 def blocks(results: pathlib.Path) -> dict[str, str]:
@@ -35,7 +36,9 @@ def blocks(results: pathlib.Path) -> dict[str, str]:
     """
     return {
         "performance.md": performance_block(
-            read_rows(results / GEMM_ROWS), read_rows(results / HOST_ROWS)
+            read_rows(results / GEMM_ROWS),
+            read_rows(results / HOST_ROWS),
+            read_rows(results / LAYER_ROWS),
         ),
         "numerics.md": numerics_block(read_rows(results / NUMERICS_ROWS)),
     }
@@ -76,3 +79,8 @@ def write_documents(results: pathlib.Path, docs: pathlib.Path) -> None:
         from w4afp8.bench.plots import write_plots
 
         write_plots(goals, docs / "figures")
+    layer = read_rows(results / LAYER_ROWS)
+    if layer:
+        from w4afp8.bench.moe_plot import write_layer_plot
+
+        write_layer_plot(layer, docs / "figures")

@@ -33,10 +33,11 @@ KEYS = (
     *("model", "topk", "gemm_us", "kernels_us"),
     *("passed", "failed", "skipped", "seconds"),
 )
-# Besides, in the quick benchmark, in numerics.jsonl and in host.jsonl.
+# Besides, in the quick benchmark, in numerics.jsonl, in host.jsonl and in moe.jsonl.
 QUICK_KEYS = ("scale_binades",)
 NUMERICS_KEYS = ("data", "accumulation", "rounding", "accumulator", "tiles_agree")
 HOST_KEYS = ("call", "fastest_us", "over_empty_us")
+MOE_KEYS = ("router_experts", "slots", "hidden", "intermediate", "floors_us", "peers_us")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from w4afp8.checkpoint.errors import CheckpointError
 from w4afp8.checkpoint.files import read_json_object
-from w4afp8.layers.moe_ffn import Activation
+from w4afp8.layers.experts import Activation
 
 CONFIG_NAME = "config.json"
 _SILU = ("silu", "swish")
@@ -115,11 +115,14 @@ class Config:
             options["scoring"] = "sigmoid"
         if self.model.get("model_type") in _NOT_NORMALISED_MODELS:
             options["norm_topk_prob"] = False
-        for key, option, kinds in (
+        known: list[tuple[str, str, tuple[type, ...]]] = [
             ("scoring_func", "scoring", (str,)),
             ("norm_topk_prob", "norm_topk_prob", (bool,)),
             ("routed_scaling_factor", "routed_scaling_factor", (float, int)),
-        ):
+        ]
+        if self.limits_groups and self._ranks_groups_by_two():
+            known += [(key, key, (int,)) for key in ("n_group", "topk_group")]
+        for key, option, kinds in known:
             value = self.model.get(key)
             if value is None:
                 continue
@@ -127,6 +130,11 @@ class Config:
                 raise self.error(key, f"expected a {kinds[0].__name__}, got {value!r:.80}")
             options[option] = value
         return options
+
+    def _ranks_groups_by_two(self) -> bool:
+        """Whether groups are chosen as `MoERouter` does: DeepSeek-V2's are by their best expert."""
+        is_named = self.model.get("topk_method", "noaux_tc") == "noaux_tc"
+        return is_named and self.model.get("model_type") in _SIGMOID_MODELS
 
     def check_experts(self, prefix: str, experts: int) -> None:
         """Raises CheckpointError where the config tells of another number of experts.

@@ -45,6 +45,7 @@ class LayerSummary:
         group_size: weights along in_features that share a scale, -1 one per output channel.
         activation: as W4AFP8MoEFFN names it.
         has_bias: whether the projections have biases.
+        hadamard_block_size: see `w4afp8.checkpoint.MoELayerInfo`.
         smallest_scale: of the groups that hold a weight other than 0.
         largest_scale: of those groups.
         share_of_minus_8: share of the codes that are -8, which sign and magnitude cannot hold; None
@@ -63,6 +64,7 @@ class LayerSummary:
     group_size: int
     activation: str
     has_bias: bool
+    hadamard_block_size: int
     smallest_scale: float | None
     largest_scale: float | None
     share_of_minus_8: float | None
@@ -143,6 +145,7 @@ def _summarise(checkpoint: Checkpoint, layer: MoELayerInfo, advance: Any) -> Lay
         group_size=layer.group_size,
         activation=layer.activation,
         has_bias=layer.has_bias,
+        hadamard_block_size=layer.hadamard_block_size,
         smallest_scale=spread.smallest,
         largest_scale=spread.largest,
         share_of_minus_8=spread.share_of_minus_8 if layer.weight_format == "int4" else None,

@@ -68,8 +68,8 @@ def load_moe_ffn(
     Experts are read, packed and copied into the layer one at a time: beyond the packed layer it
     takes the memory of one expert. The native format is mapped and not copied at all (on the CPU).
     The router is loaded where the checkpoint has one that the layer computes: a bias of the logits
-    (gpt-oss) or a choice within groups of experts (DeepSeek-V3's n_group) are left to the caller,
-    who then gives the logits.
+    (gpt-oss), or groups of experts that are chosen in another way than DeepSeek-V3's, are left to
+    the caller, who then gives the logits.
 
     Where weights were rounded (`MoELayerInfo.exact` is False), the largest error of an expert is
     logged as a warning of the logger "w4afp8.checkpoint", which Python prints on standard error.
@@ -82,8 +82,8 @@ def load_moe_ffn(
         place: where the layer shall be; None for Paddle's current device.
         progress: show a bar on standard error.
         report: called once with the error of each expert.
-        **layer_options: scoring, norm_topk_prob, routed_scaling_factor, as `W4AFP8MoEFFN` has them;
-            by default as the config says.
+        **layer_options: scoring, norm_topk_prob, routed_scaling_factor, n_group, topk_group, as
+            `MoERouter` has them; by default as the config says.
 
     Returns:
         W4AFP8MoEFFN: with the checkpoint's own codes and scales, bit for bit, unless the layer's
@@ -141,6 +141,7 @@ def _make_layer(info: MoELayerInfo, router: RouterWeights | None, **options: Any
         activation=info.activation,
         has_router=router is not None,
         has_correction_bias=router is not None and router.correction_bias is not None,
+        hadamard_block_size=info.hadamard_block_size,
         has_up_gate_bias=info.has_bias,
         has_down_bias=info.has_bias,
         **{**({} if router is None else router.options), **options},

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from w4afp8.checkpoint.errors import CheckpointError
-from w4afp8.layers.moe_ffn import Activation
+from w4afp8.layers.experts import Activation
 from w4afp8.quant import QuantizedWeight, ScaleDtype, WeightFormat
 
 
@@ -44,6 +44,8 @@ class MoELayerInfo:
         scale_dtype: type of int4 group scales: "bfloat16" where the checkpoint has them so.
         activation: between the projections.
         has_bias: whether the projections have biases.
+        hadamard_block_size: of the blocks that the second projection's input is to be rotated in,
+            as its weights are; -1 for none.
         exact: whether the codes and scales are the checkpoint's own; else they were rounded here,
             and `ExpertWeights.error` says how far.
     """
@@ -58,6 +60,7 @@ class MoELayerInfo:
     scale_dtype: ScaleDtype = "float32"
     activation: Activation = "swiglu"
     has_bias: bool = False
+    hadamard_block_size: int = -1
     exact: bool = True
 
 
@@ -95,7 +98,7 @@ class RouterWeights:
         bias: float32 ``[experts]``, added to the logits (gpt-oss).
         correction_bias: float32 ``[experts]``, added to the scores for the choice only.
         options: of `W4AFP8MoEFFN` that the config asks for: scoring, norm_topk_prob,
-            routed_scaling_factor.
+            routed_scaling_factor, n_group, topk_group.
         limits_groups: experts are chosen within the best groups of experts only.
     """
 
@@ -107,8 +110,9 @@ class RouterWeights:
 
     @property
     def fits_layer(self) -> bool:
-        """Whether `W4AFP8MoEFFN` computes this router: no bias of logits, no groups of experts."""
-        return not self.limits_groups and (self.bias is None or not self.bias.any())
+        """Whether `W4AFP8MoEFFN` computes this router: no bias of logits, no other groups."""
+        knows_groups = not self.limits_groups or "n_group" in self.options
+        return knows_groups and (self.bias is None or not self.bias.any())
 
 
 class Checkpoint(ABC):

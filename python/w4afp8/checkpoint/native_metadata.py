@@ -25,8 +25,9 @@ from typing import Any, get_args
 from w4afp8.checkpoint.errors import CheckpointError
 from w4afp8.checkpoint.model import MoELayerInfo, RouterWeights
 from w4afp8.checkpoint.native_layout import NATIVE_FORMAT, NATIVE_VERSION
-from w4afp8.layers.moe_ffn import Activation
-from w4afp8.layers.router import MAX_EXPERTS, Scoring
+from w4afp8.layers.checks import MAX_EXPERTS, check_hadamard
+from w4afp8.layers.experts import Activation
+from w4afp8.layers.router import Scoring
 from w4afp8.quant import ScaleDtype, WeightFormat
 from w4afp8.quant.weights import check_group_size
 
@@ -42,10 +43,15 @@ _TYPES: dict[str, type] = {
     "scale_dtype": str,
     "activation": str,
     "has_bias": bool,
+    "hadamard_block_size": int,
     "exact": bool,
 }
+_ADDED_FIELDS = {"hadamard_block_size": -1}  # since the first files were written, and their values
 _CHOICES = {"weight_format": WeightFormat, "scale_dtype": ScaleDtype, "activation": Activation}
-_ROUTER_TYPES = {"scoring": str, "norm_topk_prob": bool, "routed_scaling_factor": float}
+_ROUTER_TYPES = {
+    **{"scoring": str, "norm_topk_prob": bool, "routed_scaling_factor": float},
+    **{"n_group": int, "topk_group": int},
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def read_metadata(file: Path, metadata: Mapping[str, str]) -> NativeMetadata:
 
 
 def _layer(file: Path, metadata: Mapping[str, str]) -> MoELayerInfo:
-    fields = _object(file, metadata, "layer")
+    fields = {**_ADDED_FIELDS, **_object(file, metadata, "layer")}
     _expect_types(file, "layer", fields, _TYPES)
     for name, choices in _CHOICES.items():
         if fields[name] not in get_args(choices):
@@ -140,6 +146,10 @@ def _layer(file: Path, metadata: Mapping[str, str]) -> MoELayerInfo:
             group_size = check_group_size(fields["weight_format"], fields["group_size"], size)
         except ValueError as error:
             raise CheckpointError(file, f"layer.{error}") from error
+    try:
+        check_hadamard(fields["hadamard_block_size"], fields["intermediate_size"])
+    except ValueError as error:
+        raise CheckpointError(file, f"layer.{error}") from error
     return MoELayerInfo(**{**fields, "group_size": group_size})
 
 

@@ -30,6 +30,7 @@ from w4afp8.checkpoint.model import Checkpoint, ExpertWeights, MoELayerInfo, Rou
 from w4afp8.checkpoint.numbers import FLOATS, read_floats
 from w4afp8.checkpoint.projection import Fields, Projection, ProjectionFormat, ProjectionInfo
 from w4afp8.checkpoint.router import read_router
+from w4afp8.layers.checks import check_hadamard
 from w4afp8.quant import QuantizedWeight
 from w4afp8.quant.weights import MXFP4_GROUP_SIZE, check_group_size
 
@@ -154,8 +155,16 @@ def _describe_layer(
         scale_dtype="bfloat16" if is_bfloat16 and group_size != -1 else "float32",
         activation=config.activation(),
         has_bias=_check_biases(files, every),
+        hadamard_block_size=_rotation(config, reader, intermediate),
         exact=reader.exact,
     )
+
+
+def _rotation(config: Config, reader: ProjectionFormat, intermediate: int) -> int:
+    try:
+        return check_hadamard(reader.hadamard_block_size, intermediate)
+    except ValueError as error:
+        raise config.error("quantization_config.hadamard_block_size", str(error)) from error
 
 
 def _describe_projection(reader: ProjectionFormat, fields: Fields) -> ProjectionInfo:

@@ -83,6 +83,7 @@ class ProjectionFormat(ABC):
     optional_fields: ClassVar[frozenset[str]] = frozenset()
     weight_format: WeightFormat = "int4"
     exact: bool = True
+    hadamard_block_size: int = -1  # of the input of down, -1 where it is not rotated
 
     def __init__(self, files: SafetensorsFiles, config: Config) -> None:
         self.files = files

@@ -71,6 +71,12 @@ def print_summary(summary: CheckpointSummary, *, file: TextIO | None = None) -> 
     console.print(table)
 
 
+def _activation(layer: LayerSummary) -> str:
+    biases = ", biases" if layer.has_bias else ""
+    block = layer.hadamard_block_size
+    return layer.activation + biases + (f", rotated by {block}" if block != -1 else "")
+
+
 def _cells(layer: LayerSummary) -> tuple[str, ...]:
     groups = "channel" if layer.group_size == -1 else str(layer.group_size)
     scales = "all zeros"
@@ -82,7 +88,7 @@ def _cells(layer: LayerSummary) -> tuple[str, ...]:
         str(layer.hidden_size),
         str(layer.intermediate_size),
         f"{layer.weight_format}, {groups}",
-        layer.activation + (", biases" if layer.has_bias else ""),
+        _activation(layer),
         scales,
         "" if layer.share_of_minus_8 is None else f"{layer.share_of_minus_8:.2%}",
         str(layer.exponent_spread),

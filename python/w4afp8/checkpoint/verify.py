@@ -27,7 +27,9 @@ from w4afp8.checkpoint.native_layout import ROUTER_TENSORS
 from w4afp8.checkpoint.progress import show_progress
 from w4afp8.quant import dequantize
 
-_COMPARED_FIELDS = ("experts", "hidden_size", "intermediate_size", "activation")
+_COMPARED_FIELDS = (
+    *("experts", "hidden_size", "intermediate_size", "activation", "hadamard_block_size"),
+)
 _OPTIONAL_OF_EXPERTS = ("up_gate_bias", "down_bias", "up_gate_input_scale", "down_input_scale")
 
 

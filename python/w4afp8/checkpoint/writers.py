@@ -40,6 +40,8 @@ _ROUTER_KEYS = {
     "scoring": "scoring_func",
     "norm_topk_prob": "norm_topk_prob",
     "routed_scaling_factor": "routed_scaling_factor",
+    "n_group": "n_group",
+    "topk_group": "topk_group",
 }
 _COMPRESSED_FORMAT = {"int4": "pack-quantized", "mxfp4": "mxfp4-pack-quantized"}
 
@@ -129,6 +131,12 @@ def _check_one_format(checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 checkpoint.path,
                 f"layer {layer.index}: expected a gate for compressed-tensors, got activation gelu",
+            )
+        if layer.hadamard_block_size != -1:
+            raise CheckpointError(
+                checkpoint.path,
+                f"layer {layer.index}: expected weights for activations that are not rotated for "
+                f"compressed-tensors, got hadamard_block_size {layer.hadamard_block_size}",
             )
 
 

@@ -66,19 +66,20 @@ def decode(
     own, ranks = partition.experts_per_rank[exchange.rank], partition.world_size
     to_owners = list(partition.experts_per_rank), [own] * ranks
     rows_to_owners = [[n * max_tokens for n in sizes] for sizes in to_owners]
-    permuted, scale, sums, row_index = ops.moe_dispatch(x, topk_ids, experts=partition.num_experts)
-    padded = _rows_to_slots(sums, max_tokens, int(permuted.shape[0]))
+    permuted, scale, counts, row_index = ops.moe_dispatch(
+        x, topk_ids, experts=partition.num_experts, token_padding=max_tokens
+    )
 
     def to_experts(rows: Tensor) -> Tensor:
-        return exchange.all_to_all(take_rows(as_bytes(rows), padded), *rows_to_owners)
+        return exchange.all_to_all(as_bytes(rows), *rows_to_owners)
 
-    counts = as_bytes((sums[1:] - sums[:-1]).reshape([-1, 1]))
-    received = from_bytes(exchange.all_to_all(counts, *to_owners), "int32").reshape([ranks, own])
-    x_bytes, scale_bytes = to_experts(permuted), to_experts(scale.reshape([-1, 1]))
+    sent = as_bytes(counts.reshape([-1, 1]))
+    received = from_bytes(exchange.all_to_all(sent, *to_owners), "int32").reshape([ranks, own])
+    x_bytes = to_experts(permuted.view("uint8").reshape([-1, x.shape[1]]))
+    scale_bytes = to_experts(scale.reshape([-1, 1]))
     y_bytes = _run_experts(experts, x_bytes, scale_bytes, received, as_bytes(x[:0]), max_tokens)
     returned = exchange.all_to_all(y_bytes, *reversed(rows_to_owners))
-    y = from_bytes(returned, dtype_name(x.dtype))
-    return ops.moe_combine(y, topk_weights, _slot_of_row(row_index, topk_ids, sums, max_tokens))
+    return ops.moe_combine(from_bytes(returned, dtype_name(x.dtype)), topk_weights, row_index)
 
 
 def _run_experts(
@@ -101,25 +102,6 @@ def _run_experts(
         counts.sum(axis=0).astype("int32"),
     )
     return take_rows(as_bytes(y.reshape([rows[0] * rows[1], -1])), push)
-
-
-def _rows_to_slots(sums: Tensor, max_tokens: int, rows: int) -> Tensor:
-    """For each slot (expert, i) the row that goes there, int64 ``[experts * max_tokens]``.
-
-    Slots without a token repeat some row; the counts say that they are not read.
-    """
-    slots = sums[:-1].astype("int64").unsqueeze(1) + paddle.arange(max_tokens, dtype="int64")
-    return slots.clip(0, max(0, rows - 1)).reshape([-1])
-
-
-def _slot_of_row(row_index: Tensor, topk_ids: Tensor, sums: Tensor, max_tokens: int) -> Tensor:
-    """Where each copy of a token is among the slots (expert, i): int32 ``[tokens, topk]``."""
-    if not row_index.shape[0]:
-        return row_index
-    ids = topk_ids.clip(0, sums.shape[0] - 2)  # a dropped copy may have any
-    begins = paddle.index_select(sums, ids.reshape([-1])).reshape(ids.shape)
-    slots = ids * max_tokens + row_index - begins
-    return paddle.where(row_index < 0, row_index, slots)
 
 
 def _close_gaps(counts: Tensor, max_tokens: int) -> tuple[Tensor, Tensor]:

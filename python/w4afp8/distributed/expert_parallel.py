@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from paddle import Tensor
 
-from w4afp8 import ops
 from w4afp8.distributed.decode import decode
 from w4afp8.distributed.exchange import RowExchange, exchange_of
 from w4afp8.distributed.partition import ExpertPartition
@@ -28,7 +27,8 @@ from w4afp8.distributed.prefill import prefill
 from w4afp8.distributed.shard import copy_of, shard_of
 from w4afp8.layers.checks import check_activations, check_range, check_same
 from w4afp8.layers.expert_linear import ExpertLinear
-from w4afp8.layers.moe_ffn import Activation, W4AFP8MoEFFN
+from w4afp8.layers.experts import Activation, run_experts, tokens_hint
+from w4afp8.layers.moe_ffn import W4AFP8MoEFFN
 from w4afp8.layers.operands import contiguous
 from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.layers.router import MoERouter
@@ -50,6 +50,7 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
         down_proj: second projection of this rank's experts; None for a rank without experts.
         hidden_size: features of a token.
         activation: "swiglu", "swiglu_oai" or "gelu".
+        hadamard_block_size: as `W4AFP8MoEFFN` has it.
         partition: which rank holds which experts.
         exchange: sends rows between the ranks, see `exchange_of`.
         max_decode_tokens: largest number of tokens of one rank in the phase "decode", the same on
@@ -81,6 +82,7 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
         activation: Activation,
         partition: ExpertPartition,
         exchange: RowExchange,
+        hadamard_block_size: int = -1,
         max_decode_tokens: int = 128,
     ) -> None:
         super().__init__(dtype=router.activation_dtype)
@@ -94,6 +96,7 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
             check_same(f"{name}: experts of rank {exchange.rank}", experts, own)
         self.hidden_size = hidden_size
         self.activation = activation
+        self.hadamard_block_size = hadamard_block_size
         self.partition = partition
         self.exchange = exchange
         self.max_decode_tokens = max_decode_tokens
@@ -137,6 +140,7 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
             shard_of(layer.down_proj, experts),
             hidden_size=layer.hidden_size,
             activation=layer.activation,
+            hadamard_block_size=layer.hadamard_block_size,
             partition=partition,
             exchange=exchange,
             max_decode_tokens=max_decode_tokens,
@@ -177,32 +181,48 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
             x,
             topk_weights,
             topk_ids,
-            experts=lambda *rows: self._experts(*rows, token_padding=0),
+            experts=self._experts,
             partition=self.partition,
             exchange=self.exchange,
         )
 
     def _decode(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
-        rows_of_expert = self.exchange.world_size * self.max_decode_tokens
+        ranks = self.exchange.world_size
+        # As many as this rank has: buffers that are nearly empty tell nothing.
+        copies = ranks * x.shape[0] * self.router.topk
+        shape = {
+            "token_padding": ranks * self.max_decode_tokens,
+            "max_tokens": tokens_hint(copies, self.partition.num_experts),
+        }
         return decode(
             x,
             topk_weights,
             topk_ids,
-            experts=lambda *rows: self._experts(*rows, token_padding=rows_of_expert),
+            experts=lambda *rows: self._experts(*rows, **shape),
             partition=self.partition,
             exchange=self.exchange,
             max_tokens=self.max_decode_tokens,
         )
 
-    def _experts(self, x: Tensor, x_scale: Tensor, tokens: Tensor, *, token_padding: int) -> Tensor:
+    def _experts(
+        self,
+        x: Tensor,
+        x_scale: Tensor,
+        tokens: Tensor,
+        *,
+        token_padding: int = 0,
+        max_tokens: int = -1,
+    ) -> Tensor:
         # Without experts there are no rows, and this is not called.
         assert self.up_gate_proj is not None
         assert self.down_proj is not None
-        hidden = self.up_gate_proj(x, tokens, x_scale, token_padding=token_padding)
-        hidden, hidden_scale = ops.activation_quant(
-            hidden, tokens, activation=self.activation, token_padding=token_padding
+        return run_experts(
+            *(self.up_gate_proj, self.down_proj, x, tokens, x_scale),
+            activation=self.activation,
+            hadamard_block_size=self.hadamard_block_size,
+            token_padding=token_padding,
+            max_tokens=max_tokens,
         )
-        return self.down_proj(hidden, tokens, hidden_scale, token_padding=token_padding)
 
     def extra_repr(self) -> str:
         return (

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from w4afp8.layers.checks import check_range
-from w4afp8.layers.router import MAX_EXPERTS
+from w4afp8.layers.checks import MAX_EXPERTS, check_range
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ def copy_of(router: MoERouter, hidden_size: int) -> MoERouter:
         scoring=router.scoring,
         norm_topk_prob=router.norm_topk_prob,
         routed_scaling_factor=router.routed_scaling_factor,
+        n_group=router.n_group,
+        topk_group=router.topk_group,
         has_weight=router.weight is not None,
         has_correction_bias=router.correction_bias is not None,
         dtype=router.activation_dtype,

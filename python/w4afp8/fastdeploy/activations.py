@@ -53,18 +53,40 @@ def to_fp8(x: Tensor, in_scale: Tensor) -> Tensor:
     return paddle.bitwise_or(bits, nan).view("float8_e4m3fn")
 
 
-def activate(h: Tensor, activation: str) -> Tensor:
+def activate(h: Tensor, activation: str, hadamard_block_size: int = -1) -> Tensor:
     """SwiGLU as `w4afp8.ops.activation_quant` has it, unquantised.
 
     Args:
         h: ``[.., 2 * features]``, the gate's half first.
         activation: "swiglu" or "swiglu_oai".
+        hadamard_block_size: of the blocks that the result is rotated in, or -1.
 
     Returns:
         ``[.., features]``, computed in float32 and rounded to h's type.
     """
     gate, up = h.astype("float32").chunk(2, axis=-1)
     if activation == "swiglu":
-        return (F.silu(gate) * up).astype(h.dtype)
-    gate, up = gate.clip(max=7.0), up.clip(-7.0, 7.0)
-    return (gate * F.sigmoid(1.702 * gate) * (up + 1)).astype(h.dtype)
+        gated = F.silu(gate) * up
+    else:
+        gate, up = gate.clip(max=7.0), up.clip(-7.0, 7.0)
+        gated = gate * F.sigmoid(1.702 * gate) * (up + 1)
+    if hadamard_block_size > 0:
+        gated = rotate(gated, hadamard_block_size)
+    return gated.astype(h.dtype)
+
+
+def rotate(x: Tensor, block_size: int) -> Tensor:
+    """Multiplies each block of features by the orthonormal Walsh-Hadamard matrix.
+
+    Args:
+        x: float32 ``[.., features]``.
+        block_size: a power of two that divides the features.
+    """
+    blocks = x.reshape([-1, block_size])
+    half = block_size // 2
+    while half:  # sums and differences of halves, of halves of halves, ...
+        pairs = blocks.reshape([-1, 2, half])
+        first, second = pairs[:, 0], pairs[:, 1]
+        blocks = paddle.stack([first + second, first - second], axis=1)
+        half //= 2
+    return (blocks * block_size**-0.5).reshape(x.shape)

@@ -25,6 +25,8 @@ from w4afp8 import ops
 from w4afp8.fastdeploy.activations import activate, dequant_scale, to_fp8
 from w4afp8.fastdeploy.gemm import row_scale, stored_projection
 from w4afp8.incubate.nn.functional.moe import check_quant_method
+from w4afp8.layers.checks import check_hadamard
+from w4afp8.layers.experts import tokens_hint
 from w4afp8.layers.operands import contiguous
 
 _ACTIVATIONS = {"swiglu": "swiglu", "swigluoai": "swiglu_oai"}
@@ -49,20 +51,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_quant_method(self.quant_method)
-        check_rotation(self.hadamard_block_size)
         if self.activation not in _ACTIVATIONS:
             raise ValueError(
                 f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}"
             )
 
 
-def check_rotation(hadamard_block_size: int) -> None:
-    """Raises ValueError where FastDeploy would rotate down_proj's input."""
-    if hadamard_block_size > 0:
-        raise ValueError(
-            "hadamard_block_size: expected -1 (down_proj's input is not rotated here), got "
-            f"{hadamard_block_size}"
-        )
+def block_size_of(hadamard_block_size: int, features: int) -> int:
+    """FastDeploy's way to say it, 0 or less for no rotation, as the operators take it.
+
+    Raises:
+        ValueError: it is above 0, and no power of two from 8 on that divides the features.
+    """
+    return check_hadamard(hadamard_block_size if hadamard_block_size > 0 else -1, features)
 
 
 def moe_expert_ffn(
@@ -98,8 +99,10 @@ def moe_expert_ffn(
             the largest magnitude. None: dynamic.
         expert_idx_per_token: Not read: the prefix sums say it.
         *arguments: max_tokens_per_expert (newer; not read), quant_method ``"w4afp8"``,
-            used_in_ep_low_latency, estimate_total_token_nums (not read), hadamard_block_size
-            (above 0 is refused), activation ("swiglu" or "swigluoai").
+            used_in_ep_low_latency, estimate_total_token_nums (of all experts together, where it is
+            above 0: a hint for speed only), hadamard_block_size
+            (above 0: down_proj's input is rotated in blocks of so many, a power of two that divides
+            intermediate), activation ("swiglu" or "swigluoai").
         **named: The same by name, and ``out_dtype`` ("bfloat16", or "float16", which FastDeploy
             does not have).
 
@@ -144,9 +147,13 @@ def moe_expert_ffn(
     down = stored_projection("down_proj", down_proj_weight, down_proj_scale, intermediate)  # type: ignore[arg-type]
     tokens = tokens_expert_prefix_sum
     options = {"out_dtype": out_dtype, "token_padding": padding}
+    if settings.estimate_total_token_nums > 0:
+        experts = up_gate_proj_weight.shape[0]
+        options["max_tokens"] = tokens_hint(settings.estimate_total_token_nums, experts)
     in_scale = row_scale(up_proj_in_scale, permute_input)
     hidden = up_gate(permute_input, tokens, in_scale, **options)
-    rows, scale = _quantised(hidden, tokens, settings.activation, padding, down_proj_in_scale)
+    how = settings.activation, block_size_of(settings.hadamard_block_size, intermediate)
+    rows, scale = _quantised(hidden, tokens, how, padding, down_proj_in_scale)
     return down(rows, tokens, scale, **options)
 
 
@@ -175,9 +182,14 @@ def _padding(permute_input: Tensor, settings: Settings) -> int:
 
 
 def _quantised(
-    hidden: Tensor, tokens: Tensor, activation: str, padding: int, in_scale: Tensor | None
+    hidden: Tensor,
+    tokens: Tensor,
+    activation_and_block: tuple[str, int],
+    padding: int,
+    in_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """up_gate_proj's output to down_proj's input and its scale; static: none."""
+    activation, block = activation_and_block
     if activation == "swigluoai":
         pairs = hidden.reshape([*hidden.shape[:-1], -1, 2])
         hidden = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
@@ -188,11 +200,13 @@ def _quantised(
             tokens,
             activation=name,  # type: ignore[arg-type]
             token_padding=padding,
+            hadamard_block_size=block,
         )
         return rows, dequant_scale(scale)
+    gated = activate(hidden, name, block)
     if padding:
-        return to_fp8(activate(hidden, name), in_scale.reshape([-1, 1, 1])), None
+        return to_fp8(gated, in_scale.reshape([-1, 1, 1])), None
     row = paddle.arange(hidden.shape[0], dtype=tokens.dtype)
     expert = paddle.searchsorted(tokens[-in_scale.shape[0] :], row, right=True)
     expert = expert.clip(max=in_scale.shape[0] - 1)
-    return to_fp8(activate(hidden, name), paddle.gather(in_scale, expert).unsqueeze(-1)), None
+    return to_fp8(gated, paddle.gather(in_scale, expert).unsqueeze(-1)), None

@@ -14,7 +14,7 @@
 """FastDeploy's quantisation method of an MoE layer, for W4AFP8 checkpoints, over our operators.
 
 The layer is FastDeploy's own FusedMoE, or anything with the attributes that are read here. Left to
-FastDeploy: unquantised checkpoints (which it rotates), rotated ones, biases, grouped routing.
+FastDeploy: unquantised checkpoints (which it rotates itself) and biases.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paddle import Tensor, nn
 
 from w4afp8 import ops
 from w4afp8.fastdeploy.activations import dequant_scale, to_fp8
-from w4afp8.fastdeploy.ffn import check_rotation, moe_expert_ffn
+from w4afp8.fastdeploy.ffn import block_size_of, moe_expert_ffn
 from w4afp8.fastdeploy.scales import CODE_UNIT, GROUP_SIZE, w4afp8_gemm_scale_permute
 from w4afp8.fastdeploy.weights import w4afp8_gemm_weight_convert
 from w4afp8.layers.checks import check_same
@@ -41,11 +41,9 @@ class W4AFP8MoEMethod:
     """Creates, loads and applies the weights of an MoE layer, as FastDeploy's cutlass method.
 
     Args:
-        quant_config: of FastDeploy; read: `hadamard_block_size` (FastDeploy's default of 128 where
-            it is missing), which must not be above 0.
-
-    Raises:
-        ValueError: the checkpoint is rotated.
+        quant_config: of FastDeploy; read: `hadamard_block_size`, FastDeploy's default of 128 where
+            it is missing. Above 0 the checkpoint's down_proj is rotated in such blocks, and its
+            input is here.
     """
 
     added_weight_attrs = ("up_gate_proj_weight", "down_proj_weight")
@@ -56,8 +54,8 @@ class W4AFP8MoEMethod:
     ep_decoder_runner: Any = None
 
     def __init__(self, quant_config: Any) -> None:
-        check_rotation(getattr(quant_config, "hadamard_block_size", _DEFAULT_ROTATION))
         self.quant_config = quant_config
+        self.hadamard_block_size = getattr(quant_config, "hadamard_block_size", _DEFAULT_ROTATION)
 
     def create_weights(self, layer: nn.Layer, **extra_weight_attrs: Any) -> None:
         """Adds parameters of zeros to the layer.
@@ -72,8 +70,10 @@ class W4AFP8MoEMethod:
             **extra_weight_attrs: become attributes of the weights.
 
         Raises:
-            ValueError: the layer has biases, or its checkpoint is not quantised.
+            ValueError: the layer has biases, its checkpoint is not quantised, or the rotation's
+                blocks do not divide its intermediate features.
         """
+        block_size_of(self.hadamard_block_size, layer.moe_intermediate_size)
         check_same("layer.with_bias", bool(layer.with_bias), False)
         check_same("layer.is_quantized", bool(layer.is_quantized), True)
         experts = layer.num_local_experts
@@ -134,22 +134,18 @@ class W4AFP8MoEMethod:
         """The block on one device, or on a shard of the intermediate features.
 
         Args:
-            layer: read beside its parameters: top_k, topk_method, gate_correction_bias, activation.
+            layer: read beside its parameters: top_k, topk_method, gate_correction_bias, activation;
+                with the topk_method "noaux_tc" (DeepSeek-V3) n_group, topk_group, renormalize and
+                routed_scaling_factor.
             x: bfloat16 or float16 ``[tokens, hidden]``.
             gate: gives logits ``[tokens, experts]``.
 
         Returns:
-            bfloat16 ``[tokens, hidden]``: softmax weights of the chosen, divided by their sum.
-
-        Raises:
-            ValueError: the topk_method is "noaux_tc", whose groups of experts are FastDeploy's.
+            bfloat16 ``[tokens, hidden]``: softmax weights of the chosen, divided by their sum; with
+            "noaux_tc" sigmoids of the chosen within the best groups.
         """
-        if getattr(layer, "topk_method", None) == "noaux_tc":
-            raise ValueError("layer.topk_method: expected one without groups, got 'noaux_tc'")
-        logits = gate(x).cast("float32")
-        weights, ids = ops.moe_route(
-            logits, topk=layer.top_k, correction_bias=layer.gate_correction_bias
-        )
+        logits = contiguous(gate(x).cast("float32"))
+        weights, ids = ops.moe_route(logits, topk=layer.top_k, **_routing(layer))
         return self._local_experts(layer, x, ids, weights)
 
     def apply_ep_prefill(self, layer: nn.Layer, x: Tensor, gate: nn.Layer, **_: Any) -> Tensor:
@@ -188,7 +184,9 @@ class W4AFP8MoEMethod:
             x, topk_idx, topk_weights, expertwise_scale=static, **options
         )
         rows, scale = (rows, None) if static is not None else rows
-        y = self._experts(layer, rows, counts.cast("int64"), scale)
+        # Every rank sends about as many copies of tokens as it gets.
+        copies = x.shape[0] * layer.top_k
+        y = self._experts(layer, rows, counts.cast("int64"), scale, copies=copies)
         return runner.combine(y, topk_idx, topk_weights, handle, quant_group_size=-1)
 
     def _local_experts(self, layer: nn.Layer, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -203,14 +201,22 @@ class W4AFP8MoEMethod:
         y = self._experts(layer, rows, prefix_sums, dequant_scale(scale))
         return ops.moe_combine(y, weights.astype("float32"), row_index)
 
-    def _experts(self, layer: nn.Layer, x: Tensor, tokens: Tensor, scale: Tensor | None) -> Tensor:
+    def _experts(
+        self,
+        layer: nn.Layer,
+        x: Tensor,
+        tokens: Tensor,
+        scale: Tensor | None,
+        *,
+        copies: int = -1,
+    ) -> Tensor:
         weights = [getattr(layer, name) for name in self.added_weight_attrs]
         scales = [getattr(layer, name) for name in self.added_scale_attrs]
         down_in_scale = getattr(layer, "down_proj_in_scale", None)
         return moe_expert_ffn(
             *(x, tokens, *weights, scale if _in_scale(layer) is None else None, None, *scales),
             *(down_in_scale, None, None),
-            *(self.moe_quant_type, x.ndim == 3, -1, -1, layer.activation),
+            *(self.moe_quant_type, x.ndim == 3, copies, self.hadamard_block_size, layer.activation),
         )
 
 
@@ -218,6 +224,22 @@ def _sizes(layer: nn.Layer) -> list[tuple[int, int]]:
     """out_features and in_features of both projections."""
     hidden, intermediate = layer.hidden_size, layer.moe_intermediate_size
     return [(2 * intermediate, hidden), (hidden, intermediate)]
+
+
+def _routing(layer: nn.Layer) -> dict[str, Any]:
+    """How the layer's tokens choose, as `ops.moe_route` takes it."""
+    bias = layer.gate_correction_bias
+    bias = None if bias is None else bias.reshape([-1])
+    if getattr(layer, "topk_method", None) != "noaux_tc":
+        return {"correction_bias": bias}
+    return {
+        "correction_bias": bias,
+        "score": "sigmoid",
+        "norm_topk_prob": bool(getattr(layer, "renormalize", True)),
+        "routed_scaling_factor": float(layer.routed_scaling_factor),
+        "n_group": max(1, layer.n_group),
+        "topk_group": max(1, layer.topk_group),
+    }
 
 
 def _in_scale(layer: nn.Layer) -> Tensor | None:

@@ -19,6 +19,8 @@ from typing import Any
 
 from paddle import Tensor
 
+MAX_EXPERTS = 1024
+
 
 def dtype_name(dtype: Any) -> str:
     """Name of a Paddle dtype given as a string, a `paddle.dtype` or a numpy dtype."""
@@ -37,10 +39,49 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name}: expected {low} to {high}, got {value}")
 
 
+def check_share(num_experts: int, first_expert: int, router_experts: int | None) -> int:
+    """Checks which of a router's experts a layer holds.
+
+    Returns:
+        The router's experts: as many as the layer's, where they are None.
+
+    Raises:
+        ValueError: the layer's experts, from first_expert on, are not all the router's.
+    """
+    check_range("num_experts", num_experts, 1, MAX_EXPERTS)
+    experts = num_experts if router_experts is None else router_experts
+    check_range("router_experts", experts, num_experts, MAX_EXPERTS)
+    check_range("first_expert", first_expert, 0, experts - num_experts)
+    return experts
+
+
 def check_same(name: str, got: object, expected: object) -> None:
     """Raises ValueError unless both are equal."""
     if got != expected:
         raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def check_hadamard(block_size: int, features: int) -> int:
+    """Checks the size of the blocks that a projection's input is rotated in.
+
+    Args:
+        block_size: -1 for no rotation.
+        features: of the input.
+
+    Returns:
+        The size.
+
+    Raises:
+        ValueError: it is no power of two from 8 to 16384 that divides the features.
+    """
+    if block_size == -1:
+        return block_size
+    if not 8 <= block_size <= 16384 or block_size & (block_size - 1) or features % block_size:
+        raise ValueError(
+            "hadamard_block_size: expected -1 or a power of two from 8 to 16384 that divides "
+            f"{features}, got {block_size}"
+        )
+    return block_size
 
 
 def check_activations(name: str, x: Tensor, dtype: str, features: int) -> None:

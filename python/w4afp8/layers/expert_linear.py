@@ -190,7 +190,13 @@ class ExpertLinear(QuantizedLayer):
             self._record_is_checked = True
 
     def forward(
-        self, x: Tensor, tokens: Tensor, x_scale: Tensor, *, token_padding: int = 0
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        x_scale: Tensor,
+        *,
+        token_padding: int = 0,
+        max_tokens: int = -1,
     ) -> Tensor:
         """Multiplies each row with the weights of its expert.
 
@@ -201,6 +207,7 @@ class ExpertLinear(QuantizedLayer):
                 ``[experts]`` where there is a token_padding.
             x_scale: float32 ``[rows]`` or ``[experts, token_padding]``.
             token_padding: rows of x for each expert; 0: sorted rows.
+            max_tokens: that one expert probably has, -1 unknown; a hint for speed only.
 
         Returns:
             The activations' type, the shape of x with out_features last.
@@ -220,6 +227,7 @@ class ExpertLinear(QuantizedLayer):
             weight_format=self.weight_format,
             group_size=self.group_size,
             token_padding=token_padding,
+            max_tokens=max_tokens,
             out_dtype=self.activation_dtype,
         )
 

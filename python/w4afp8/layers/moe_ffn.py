@@ -15,29 +15,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8._tracing import run_as_written
-from w4afp8.layers.checks import check_activations, check_multiple
-from w4afp8.layers.expert_linear import ExpertLinear
+from w4afp8.layers.checks import check_activations, check_hadamard, check_multiple, check_share
+from w4afp8.layers.experts import (
+    Activation,
+    fill_projection,
+    fill_router,
+    make_projections,
+    run_experts,
+    tokens_hint,
+)
 from w4afp8.layers.operands import (
     Array,
-    as_float32,
     as_packed,
+    as_rows,
     contiguous,
     named_quantize,
+    rows_like,
     scale_dtype_of,
     shape_of,
 )
 from w4afp8.layers.precision import QuantizedLayer
-from w4afp8.layers.router import MoERouter, Scoring
+from w4afp8.layers.router import MoERouter
 from w4afp8.quant import PackedWeight, QuantizedWeight, Rounding, ScaleDtype, WeightFormat
 from w4afp8.quant.weights import check_choice
-
-Activation = Literal["swiglu", "swiglu_oai", "gelu"]
 
 
 class W4AFP8MoEFFN(QuantizedLayer):
@@ -49,8 +55,8 @@ class W4AFP8MoEFFN(QuantizedLayer):
     Args:
         hidden_size: features of the input and output, a multiple of 32.
         intermediate_size: features between the projections, a multiple of 32.
-        num_experts: 1 to 1024.
-        topk: experts of each token, 1 to min(32, num_experts).
+        num_experts: whose weights the layer holds, 1 to 1024.
+        topk: experts of each token, 1 to min(32, experts of the router).
         weight_format: "int4" or "mxfp4".
         group_size: weights along the input features that share a scale. For int4: -1 (one scale per
             output channel), 32, 64 or a multiple of 128, dividing both sizes. For mxfp4: 32 or -1.
@@ -59,14 +65,21 @@ class W4AFP8MoEFFN(QuantizedLayer):
         activation: "swiglu" (``silu(gate) * up``, the gate first), "swiglu_oai" (gpt-oss's) or
             "gelu" (exact, without a gate).
         dtype: "bfloat16" or "float16", of the input, the output and the biases.
-        scoring: "softmax" or "sigmoid", from logits to the experts' scores.
-        norm_topk_prob: divide the chosen experts' scores by their sum.
-        routed_scaling_factor: multiplies the experts' weights after that.
+        router_experts: experts that the router chooses among, where they are more than the layer's:
+            it is then one part of a layer spread over processes, whose outputs are to be added up.
+            None: num_experts.
+        first_expert: the router's number for the layer's first expert.
+        hadamard_block_size: the second projection's inputs are rotated, in blocks of so many, by
+            the orthonormal Walsh-Hadamard matrix before they are rounded to FP8; its weights must
+            have been too. A power of two from 8 on that divides intermediate_size;
+            -1: none.
         has_router: hold a router's weight, for `forward` without logits.
         has_correction_bias: hold a bias, added to the scores where the experts are chosen and not
             where they are weighed.
         has_up_gate_bias: hold a bias of the first projection.
         has_down_bias: hold a bias of the second projection.
+        **routing: scoring, norm_topk_prob, routed_scaling_factor, n_group, topk_group, as
+            `MoERouter` has them.
 
     Raises:
         ValueError: an argument is out of range.
@@ -95,13 +108,14 @@ class W4AFP8MoEFFN(QuantizedLayer):
         scale_dtype: ScaleDtype = "float32",
         activation: Activation = "swiglu",
         dtype: Any = "bfloat16",
-        scoring: Scoring = "softmax",
-        norm_topk_prob: bool = True,
-        routed_scaling_factor: float = 1.0,
+        router_experts: int | None = None,
+        first_expert: int = 0,
+        hadamard_block_size: int = -1,
         has_router: bool = False,
         has_correction_bias: bool = False,
         has_up_gate_bias: bool = False,
         has_down_bias: bool = False,
+        **routing: Any,
     ) -> None:
         super().__init__(dtype=dtype)
         check_multiple("hidden_size", hidden_size, 32)
@@ -111,34 +125,25 @@ class W4AFP8MoEFFN(QuantizedLayer):
         self.intermediate_size = intermediate_size
         self.num_experts = num_experts
         self.activation = activation
+        self.hadamard_block_size = check_hadamard(hadamard_block_size, intermediate_size)
+        self.first_expert = first_expert
         self.router = MoERouter(
             hidden_size,
-            num_experts,
+            check_share(num_experts, first_expert, router_experts),
             topk,
-            scoring=scoring,
-            norm_topk_prob=norm_topk_prob,
-            routed_scaling_factor=routed_scaling_factor,
             has_weight=has_router,
             has_correction_bias=has_correction_bias,
             dtype=dtype,
+            **routing,
         )
-
-        def projection(inputs: int, outputs: int, group_size: int, has_bias: bool) -> ExpertLinear:
-            return ExpertLinear(
-                inputs,
-                outputs,
-                num_experts,
-                weight_format=weight_format,
-                group_size=group_size,
-                scale_dtype=scale_dtype,
-                has_bias=has_bias,
-                dtype=dtype,
-            )
-
-        up_gate_size = intermediate_size * _projections_before(activation)
-        self.up_gate_proj = projection(hidden_size, up_gate_size, group_size, has_up_gate_bias)
-        down_group_size = group_size if down_group_size is None else down_group_size
-        self.down_proj = projection(intermediate_size, hidden_size, down_group_size, has_down_bias)
+        self.up_gate_proj, self.down_proj = make_projections(
+            *(hidden_size, intermediate_size, num_experts, activation),
+            group_sizes=(group_size, group_size if down_group_size is None else down_group_size),
+            has_biases=(has_up_gate_bias, has_down_bias),
+            weight_format=weight_format,
+            scale_dtype=scale_dtype,
+            dtype=dtype,
+        )
 
     @classmethod
     def from_float(
@@ -167,18 +172,13 @@ class W4AFP8MoEFFN(QuantizedLayer):
         Raises:
             ValueError: an argument is out of range, or shapes do not fit each other.
         """
-        quantized = (
-            named_quantize(
-                name,
-                weight,
-                weight_format=weight_format,
-                group_size=group_size,
-                rounding=rounding,
-                scale_dtype=scale_dtype,
-            )
-            for name, weight in (("up_gate", up_gate), ("down", down))
+        rules: dict[str, Any] = {"weight_format": weight_format, "group_size": group_size}
+        rules |= {"rounding": rounding, "scale_dtype": scale_dtype}
+        return cls.from_quantized(
+            named_quantize("up_gate", up_gate, **rules),
+            named_quantize("down", down, **rules),
+            **options,
         )
-        return cls.from_quantized(*quantized, **options)
 
     @classmethod
     def from_quantized(
@@ -203,11 +203,13 @@ class W4AFP8MoEFFN(QuantizedLayer):
             down: of the same format.
             topk: experts of each token.
             activation: see the class.
-            gate_weight: the router's weight ``[hidden, experts]`` (as paddle.nn.Linear has it).
-            correction_bias: ``[experts]``.
+            gate_weight: the router's weight ``[hidden, router's experts]`` (as paddle.nn.Linear has
+                it).
+            correction_bias: ``[router's experts]``.
             up_gate_bias: ``[experts, 2 * intermediate]``, or ``[experts, intermediate]``.
             down_bias: ``[experts, hidden]``.
-            **options: dtype, scoring, norm_topk_prob, routed_scaling_factor, as the class has them.
+            **options: dtype, router_experts, first_expert, hadamard_block_size and the routing, as
+                the class has them.
 
         Raises:
             ValueError: shapes or formats do not fit each other.
@@ -229,18 +231,9 @@ class W4AFP8MoEFFN(QuantizedLayer):
             has_down_bias=down_bias is not None,
             **options,
         )
-        layer.up_gate_proj.set_weight(up_gate, name="up_gate")
-        layer.down_proj.set_weight(down, name="down")
-        if up_gate_bias is not None:
-            layer.up_gate_proj.set_bias(as_float32(up_gate_bias), name="up_gate_bias")
-        if down_bias is not None:
-            layer.down_proj.set_bias(as_float32(down_bias), name="down_bias")
-        for name, called, value in (
-            ("weight", "gate_weight", gate_weight),
-            ("correction_bias", "correction_bias", correction_bias),
-        ):
-            if value is not None:
-                layer.router.set_state(name, as_float32(value), called=called)
+        fill_projection(layer.up_gate_proj, up_gate, up_gate_bias, name="up_gate")
+        fill_projection(layer.down_proj, down, down_bias, name="down")
+        fill_router(layer.router, gate_weight, correction_bias)
         layer.to(device=up_gate.weight.place)
         return layer
 
@@ -249,39 +242,52 @@ class W4AFP8MoEFFN(QuantizedLayer):
         """Bytes of the experts' packed weights and scales, without biases and router."""
         return self.up_gate_proj.weight_bytes + self.down_proj.weight_bytes
 
-    def forward(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, logits: Tensor | None = None, *, shared_output: Tensor | None = None
+    ) -> Tensor:
         """Computes the block. No tokens (a dimension of 0) gives no tokens.
+
+        With logits given it is six launches on a GPU. No number of tokens comes to the host, so a
+        CUDA graph of it can be replayed with other routings.
 
         Args:
             x: ``[..., hidden_size]`` of the layer's `activation_dtype`; others are refused, never
                 cast silently.
-            logits: float32, bfloat16 or float16 ``[tokens, num_experts]`` with ``tokens`` the
-                product of x's leading dimensions. None: the layer's own router computes them in
+            logits: float32, bfloat16 or float16 ``[tokens, experts of the router]`` with ``tokens``
+                the product of x's leading dimensions. None: the layer's own router computes them in
                 float32.
+            shared_output: what shared experts made of x, of x's shape and type: it is added before
+                the output is rounded. None: nothing.
 
         Returns:
             As x.
 
         Raises:
-            ValueError: x or logits does not fit the layer.
+            ValueError: x, logits or shared_output does not fit the layer.
         """
-        return self._compute(x, logits)
+        return self._compute(x, logits, shared_output)
 
     @run_as_written
-    def _compute(self, x: Tensor, logits: Tensor | None) -> Tensor:
-        # Refusals come first: where a trace fails later, Paddle keeps records of the tensors so far
-        # that another program may trip over.
+    def _compute(self, x: Tensor, logits: Tensor | None, shared_output: Tensor | None) -> Tensor:
+        # Refusals come first: of a trace that fails later Paddle keeps records of tensors, that
+        # another program may trip over.
         check_activations("x", x, self.activation_dtype, self.hidden_size)
+        shared_output = None if shared_output is None else rows_like(x, shared_output)
         self.up_gate_proj.check_loaded()
         self.down_proj.check_loaded()
-        rows = contiguous(x if x.ndim == 2 else x.reshape([-1, self.hidden_size]))
+        rows = as_rows(x)
         topk_weights, topk_ids = self.router(rows, None if logits is None else contiguous(logits))
         permuted, scale, tokens, row_index = ops.moe_dispatch(
-            rows, topk_ids, experts=self.num_experts
+            rows, topk_ids, experts=self.num_experts, first_expert=self.first_expert
         )
-        hidden = self.up_gate_proj(permuted, tokens, scale)
-        hidden, scale = ops.activation_quant(hidden, tokens, activation=self.activation)
-        out = ops.moe_combine(self.down_proj(hidden, tokens, scale), topk_weights, row_index)
+        # The hint: most rows of a part are empty, and would tell the GEMM of more tokens.
+        y = run_experts(
+            *(self.up_gate_proj, self.down_proj, permuted, tokens, scale),
+            activation=self.activation,
+            hadamard_block_size=self.hadamard_block_size,
+            max_tokens=tokens_hint(rows.shape[0] * self.router.topk, self.router.num_experts),
+        )
+        out = ops.moe_combine(y, topk_weights, row_index, shared_output=shared_output)
         return out if x.ndim == 2 else out.reshape(shape_of(x))
 
     def extra_repr(self) -> str:
@@ -290,10 +296,5 @@ class W4AFP8MoEFFN(QuantizedLayer):
             f"num_experts={self.num_experts}, topk={self.router.topk}, "
             f"weight_format={self.up_gate_proj.weight_format}, "
             f"group_size={self.up_gate_proj.group_size}, activation={self.activation}, "
-            f"dtype={self.activation_dtype}"
+            f"hadamard_block_size={self.hadamard_block_size}, dtype={self.activation_dtype}"
         )
-
-
-def _projections_before(activation: Activation) -> int:
-    """Features that the first projection makes for one that the activation gives."""
-    return 1 if activation == "gelu" else 2

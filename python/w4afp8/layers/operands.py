@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from w4afp8.layers.checks import check_same, dtype_name
 from w4afp8.quant import PackedWeight, QuantizedWeight, ScaleDtype, pack, quantize
 
 Array: TypeAlias = np.ndarray | Tensor
@@ -70,6 +71,18 @@ def on_place_of(other: Tensor, tensor: Tensor) -> Tensor:
 def contiguous(tensor: Tensor) -> Tensor:
     """`tensor` as the operators want it; a traced one is always contiguous."""
     return tensor.contiguous() if paddle.in_dynamic_mode() else tensor
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """``[..., features]`` as a contiguous ``[tokens, features]``."""
+    return contiguous(x if x.ndim == 2 else x.reshape([-1, x.shape[-1]]))
+
+
+def rows_like(x: Tensor, shared_output: Tensor) -> Tensor:
+    """`as_rows` of what shared experts made of x, checked."""
+    check_same("shared_output: shape", list(shared_output.shape), list(x.shape))
+    check_same("shared_output: dtype", dtype_name(shared_output.dtype), dtype_name(x.dtype))
+    return as_rows(shared_output)
 
 
 def shape_of(tensor: Tensor) -> Any:

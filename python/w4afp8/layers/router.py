@@ -21,14 +21,27 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.layers.checks import check_range, check_same
+from w4afp8.layers.checks import MAX_EXPERTS, check_range, check_same
 from w4afp8.layers.operands import alias, on_place_of
 from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant.weights import check_choice
 
 Scoring = Literal["softmax", "sigmoid"]
-MAX_EXPERTS = 1024
 MAX_TOPK = 32
+
+
+def check_groups(num_experts: int, topk: int, n_group: int, topk_group: int) -> None:
+    """Raises ValueError unless tokens can choose `topk` experts within `topk_group` groups."""
+    check_range("n_group", n_group, 1, num_experts)
+    if num_experts % n_group:
+        raise ValueError(f"n_group: expected a divisor of {num_experts} experts, got {n_group}")
+    check_range("topk_group", topk_group, 1, n_group)
+    experts = topk_group * (num_experts // n_group)
+    if topk > experts:
+        raise ValueError(
+            f"topk_group: expected groups of at least {topk} experts together (topk), got "
+            f"{topk_group} groups of {num_experts // n_group}"
+        )
 
 
 class MoERouter(QuantizedLayer):
@@ -44,6 +57,10 @@ class MoERouter(QuantizedLayer):
         scoring: "softmax" or "sigmoid", from logits to scores.
         norm_topk_prob: divide the chosen experts' scores by their sum.
         routed_scaling_factor: multiplies the weights at last.
+        n_group: groups of equally many experts, in their order; 1 to num_experts.
+        topk_group: groups that a token chooses within: those whose two best experts have the
+            largest sum of scores, with the correction bias (DeepSeek-V3). 1 to n_group, with at
+            least topk experts together.
         has_weight: hold a weight, so that logits need not be given.
         has_correction_bias: hold a bias of the scores for the choice only.
         dtype: of the activations; changes nothing here.
@@ -64,6 +81,8 @@ class MoERouter(QuantizedLayer):
         scoring: Scoring = "softmax",
         norm_topk_prob: bool = True,
         routed_scaling_factor: float = 1.0,
+        n_group: int = 1,
+        topk_group: int = 1,
         has_weight: bool = False,
         has_correction_bias: bool = False,
         dtype: Any = "bfloat16",
@@ -72,11 +91,14 @@ class MoERouter(QuantizedLayer):
         check_range("num_experts", num_experts, 1, MAX_EXPERTS)
         check_range("topk", topk, 1, min(MAX_TOPK, num_experts))
         check_choice("scoring", scoring, Scoring)
+        check_groups(num_experts, topk, n_group, topk_group)
         self.num_experts = num_experts
         self.topk = topk
         self.scoring = scoring
         self.norm_topk_prob = bool(norm_topk_prob)
         self.routed_scaling_factor = float(routed_scaling_factor)
+        self.n_group = n_group
+        self.topk_group = topk_group
         weight = paddle.zeros([hidden_size, num_experts], "float32") if has_weight else None
         bias = paddle.zeros([num_experts], "float32") if has_correction_bias else None
         self.register_buffer("weight", weight)
@@ -111,6 +133,8 @@ class MoERouter(QuantizedLayer):
             score=self.scoring,
             norm_topk_prob=self.norm_topk_prob,
             routed_scaling_factor=self.routed_scaling_factor,
+            n_group=self.n_group,
+            topk_group=self.topk_group,
         )
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@
 # limitations under the License.
 """FastDeploy's W4AFP8 weights: as its checkpoints hold them, and as its older operators read them.
 
-A rotation (``hadamard_block_size``) is refused: `W4AFP8MoEFFN` does not rotate its activations.
+Where the config has a rotation (``hadamard_block_size``), the weights of down_proj are rotated, and
+its input must be.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class _FastDeploy(ProjectionFormat):
 
     def __init__(self, files: SafetensorsFiles, config: Config) -> None:
         super().__init__(files, config)
-        _refuse_rotation(config)
+        self.hadamard_block_size = _rotation(config)
 
     def weight_field(self, fields: Fields) -> str:
         """The name of the tensor of codes.
@@ -61,16 +62,19 @@ class _FastDeploy(ProjectionFormat):
         return names[0]
 
 
-def _refuse_rotation(config: Config) -> None:
-    """Raises CheckpointError where FastDeploy would rotate the activations of down_proj."""
+def _rotation(config: Config) -> int:
+    """The blocks in which FastDeploy rotates the activations of down_proj; -1 where it does not.
+
+    Raises:
+        CheckpointError: the config says something that is no number.
+    """
     is_named = config.quantization.keys() & {"moe_quant_type", "quantization"}
     block = config.quantization.get("hadamard_block_size", _DEFAULT_ROTATION if is_named else -1)
-    if type(block) is not int or block > 0:
+    if type(block) is not int:
         raise config.error(
-            "quantization_config.hadamard_block_size",
-            f"expected -1 (the layer does not rotate its activations), got {block!r:.80}"
-            + ("" if "hadamard_block_size" in config.quantization else ", FastDeploy's default"),
+            "quantization_config.hadamard_block_size", f"expected an int, got {block!r:.80}"
         )
+    return block if block > 0 else -1
 
 
 class FastDeploy(_FastDeploy):
