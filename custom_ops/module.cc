@@ -169,6 +169,18 @@ py::object moe_combine_py(py::handle y, py::handle topk_weights, py::handle row_
   return to_python(without_gil([&] { return moe_combine(y_, weights, rows); }));
 }
 
+py::object mla_k_up_py(py::handle q_nope, py::handle w_k, py::handle w_k_scale) {
+  const Tensor &q = tensor_of(q_nope, "q_nope"), &weight = tensor_of(w_k, "w_k"),
+               &scale = tensor_of(w_k_scale, "w_k_scale");
+  return to_python(without_gil([&] { return mla_k_up(q, weight, scale); }));
+}
+
+py::object mla_v_up_py(py::handle x, py::handle w_v, py::handle w_v_scale) {
+  const Tensor &x_ = tensor_of(x, "x"), &weight = tensor_of(w_v, "w_v"),
+               &scale = tensor_of(w_v_scale, "w_v_scale");
+  return to_python(without_gil([&] { return mla_v_up(x_, weight, scale); }));
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = W4AFP8_VERSION;
@@ -207,5 +219,7 @@ PYBIND11_MODULE(_ops, m) {
         arg("norm_topk_prob"), arg("routed_scaling_factor"));
   m.def("moe_dispatch", moe_dispatch_py, arg("x"), arg("topk_ids"), arg("experts"));
   m.def("moe_combine", moe_combine_py, arg("y"), arg("topk_weights"), arg("row_index"));
+  m.def("mla_k_up", mla_k_up_py, arg("q_nope"), arg("w_k"), arg("w_k_scale"));
+  m.def("mla_v_up", mla_v_up_py, arg("x"), arg("w_v"), arg("w_v_scale"));
   m.def("build_info", build_info, "What was built into this extension.");
 }

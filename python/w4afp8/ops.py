@@ -31,6 +31,7 @@ from typing import Literal
 import paddle
 from paddle import Tensor
 
+from w4afp8._mla_ops import mla_k_up, mla_v_up
 from w4afp8._routes import call, force_route
 from w4afp8._tracing import run_as_written
 
@@ -38,6 +39,8 @@ __all__ = [
     "activation_quant",
     "force_route",
     "group_gemm",
+    "mla_k_up",
+    "mla_v_up",
     "moe_combine",
     "moe_dispatch",
     "moe_route",
