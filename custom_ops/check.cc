@@ -92,7 +92,8 @@ void check_tensor(const Tensor& t, const char* name) {
 void check_view(const Tensor& t, const char* name) {
   check_memory(t, name);
   const int last = t.dims().size() - 1;
-  if (last >= 0 && t.dims()[last] > 1 && t.strides()[last] != 1) {
+  // Of no elements, or of one, strides may be anything.
+  if (t.numel() > 0 && last >= 0 && t.dims()[last] > 1 && t.strides()[last] != 1) {
     fail_strides(t, name, "a contiguous tensor, or a view whose last dimension is contiguous");
   }
   check_place(t, name);

@@ -47,9 +47,9 @@ constexpr Names kVUpNames{"x",   "tokens of x", "heads of x", "lora of x",
 const Names& names_of(MlaUp op) { return op == MlaUp::kKUp ? kKUpNames : kVUpNames; }
 
 // Elements from one index of `axis` to the next. That of a single index is never used, and a view
-// may hold anything there.
+// may hold anything there; so may a tensor without elements.
 int64_t stride_of(const Tensor& x, const char* name, int axis, int64_t contiguous) {
-  if (x.dims()[axis] <= 1) return contiguous;
+  if (x.dims()[axis] <= 1 || x.numel() == 0) return contiguous;
   const int64_t stride = x.strides()[axis];
   if (on_gpu(x) && stride % kStrideUnit != 0) {
     fail(name, "strides in multiples of 8",

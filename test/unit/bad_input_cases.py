@@ -65,6 +65,18 @@ PADDED = {
     "token_padding": 3,
 }
 
+HEADS, NOPE, LORA, V = 2, 64, 128, 64
+K_UP = {
+    "q_nope": Zeros("bfloat16", (TOKENS, HEADS, NOPE)),
+    "w_k": Zeros("uint8", (HEADS, LORA, NOPE // 2)),
+    "w_k_scale": Zeros("uint8", (HEADS, LORA // 32, NOPE)),
+}
+V_UP = {
+    "x": Zeros("float16", (TOKENS, HEADS, LORA)),
+    "w_v": Zeros("uint8", (HEADS, V, LORA // 2)),
+    "w_v_scale": Zeros("uint8", (HEADS, V, LORA // 32)),
+}
+
 RIGHT: dict[str, dict[str, Any]] = {
     "group_gemm": GEMM,
     "pack_weight": {"codes": Zeros("uint8", (EXPERTS, OUT, IN // 2))},
@@ -85,6 +97,8 @@ RIGHT: dict[str, dict[str, Any]] = {
         "topk_weights": Zeros("float32", (TOKENS, TOPK)),
         "row_index": Zeros("int32", (TOKENS, TOPK)),
     },
+    "mla_k_up": K_UP,
+    "mla_v_up": V_UP,
 }
 OPTIONAL = {
     "group_gemm": {
@@ -269,4 +283,29 @@ CASES = [
     bad("moe_combine", "topk of topk_weights: expected at least 1 and at most 32", "0",
         topk_weights=Zeros("float32", (6, 0)), row_index=Zeros("int32", (6, 0))),
     bad("moe_combine", "hidden of y: expected at least 1", "0", y=Zeros("float16", (12, 0))),
+    # Up projections of multi-head latent attention.
+    bad("mla_k_up", "heads of q_nope: expected at least 1", "0",
+        q_nope=Zeros("bfloat16", (TOKENS, 0, NOPE))),
+    *(bad("mla_k_up", "nope of q_nope: expected a positive multiple of 64", str(n),
+          q_nope=Zeros("float16", (TOKENS, HEADS, n))) for n in (0, 32, 96)),
+    bad("mla_v_up", "lora of x: expected at least 1 and at most 1024", "1088",
+        x=Zeros("float16", (TOKENS, HEADS, 1088))),
+    bad("mla_v_up", "lora of x: expected a positive multiple of 64", "100",
+        x=Zeros("bfloat16", (TOKENS, HEADS, 100))),
+    *(bad("mla_k_up", "lora of w_k: expected a positive multiple of 64", str(n),
+          w_k=Zeros("uint8", (HEADS, n, NOPE // 2))) for n in (0, 96)),
+    bad("mla_v_up", "v of w_v: expected a positive multiple of 64", "32",
+        w_v=Zeros("uint8", (HEADS, 32, LORA // 2))),
+    bad("mla_k_up", "w_k: expected the shape [2, 128, 32]", "[3, 128, 32]",
+        w_k=Zeros("uint8", (3, LORA, NOPE // 2))),
+    bad("mla_k_up", "w_k: expected the shape [2, 128, 32]", "[2, 128, 64]",
+        w_k=Zeros("uint8", (HEADS, LORA, NOPE))),
+    bad("mla_k_up", "w_k_scale: expected the shape [2, 4, 64]", "[2, 64, 4]",
+        w_k_scale=Zeros("uint8", (HEADS, NOPE, LORA // 32))),
+    bad("mla_v_up", "w_v: expected the shape [2, 64, 64]", "[2, 64, 32]",
+        w_v=Zeros("uint8", (HEADS, V, 32))),
+    bad("mla_v_up", "w_v_scale: expected the shape [2, 64, 4]", "[2, 4, 64]",
+        w_v_scale=Zeros("uint8", (HEADS, LORA // 32, V))),
+    bad("mla_v_up", "x: expected dtype bfloat16 or float16", "float32",
+        x=Zeros("float32", (TOKENS, HEADS, LORA))),
 ]  # fmt: skip
