@@ -32,6 +32,7 @@ from w4afp8.checkpoint.files import SafetensorsFiles
 from w4afp8.checkpoint.formats.plain import Fp8Block, Plain, Quantization
 from w4afp8.checkpoint.numbers import FLOATS, read_e8m0
 from w4afp8.layers.mla import MLAUpProjections, shard_heads
+from w4afp8.quant.kv_b_source import LARGEST_SCALE
 from w4afp8.quant.weights import MXFP4_GROUP_SIZE
 
 _LOG = logging.getLogger("w4afp8.checkpoint")
@@ -179,7 +180,8 @@ def _find(files: SafetensorsFiles, layer: int | str) -> tuple[str, Mapping[str, 
     key = (lambda prefix: prefix) if isinstance(layer, str) else layer_index
     fitting = [prefix for prefix in found if key(prefix) == layer]
     if len(fitting) != 1:
-        names = ", ".join(f"{layer_index(p)} ({p})" for p in list(found)[:8]) or "none"
+        ordered = sorted(found, key=lambda prefix: (layer_index(prefix), prefix))
+        names = ", ".join(f"{layer_index(p)} ({p})" for p in ordered[:8]) or "none"
         raise CheckpointError(
             files.path, f"layer: expected one of those with {_PROJECTION}, {names}, got {layer!r}"
         )
@@ -207,7 +209,7 @@ def _read(
         files.expect(name, ("U8",), (rows, lora // 2))
         scale = fields.get("weight_scale", f"{name.rpartition('.')[0]}.weight_scale")
         files.expect(scale, ("U8", "F8_E8M0"), (rows, lora // MXFP4_GROUP_SIZE))
-        return files.view(name), read_e8m0(files, scale)
+        return files.view(name), _checked(files, scale)
     if dtype != "F8_E4M3" and dtype not in FLOATS:
         raise files.error(name, f"expected U8 (MXFP4), F8_E4M3 or floats, got {dtype}")
     kind = Fp8Block if dtype == "F8_E4M3" else Plain
@@ -216,3 +218,17 @@ def _read(
     reader.describe(fields)
     files.expect(name, reader.dtypes, (rows, lora))
     return reader.values(fields), None
+
+
+def _checked(files: SafetensorsFiles, name: str) -> NDArray[np.uint8]:
+    """E8M0 scales whose weights bfloat16 can hold."""
+    scale = read_e8m0(files, name)
+    too_large = np.argwhere(scale > LARGEST_SCALE)
+    if len(too_large):
+        row, group = (int(i) for i in too_large[0])
+        raise files.error(
+            name,
+            f"expected E8M0 bytes of 0..{LARGEST_SCALE} (beyond, a weight is no bfloat16 number), "
+            f"got {int(scale[row, group])} at {[row, group]}",
+        )
+    return scale
