@@ -111,7 +111,7 @@ def _check_tensor(name: str, value: Any) -> Any:
 
 
 def _check_view(name: str, value: Any) -> Any:
-    """A tensor of which only the last dimension need be contiguous; copied for Paddle's dispatch."""
+    """A tensor whose last dimension need be contiguous; copied for Paddle's dispatch."""
     if isinstance(value, paddle.Tensor) and value.is_dense() and not value.is_contiguous():
         if value.shape[-1] > 1 and value.strides[-1] != 1:
             raise ValueError(
