@@ -58,6 +58,17 @@ int64_t stride_of(const Tensor& x, const char* name, int axis, int64_t contiguou
   return stride;
 }
 
+// The CUDA kernels keep all inputs of a tile in shared memory, and are built for some numbers of them.
+void check_gpu_inputs(const Names& names, const MlaUpParams& params) {
+  const bool is_k = params.op == MlaUp::kKUp;
+  const int64_t in = params.in_features;
+  const bool known =
+      is_k ? in == 64 || in == 128 || in == 192 : in == 256 || in == 512 || in == 768;
+  if (known) return;
+  fail(names.in_features, is_k ? "64, 128 or 192 on a GPU" : "256, 512 or 768 on a GPU",
+       std::to_string(in));
+}
+
 // Fills what the activations say by themselves.
 void read_x(const Tensor& x, MlaUpParams* params) {
   const Names& names = names_of(params->op);
@@ -72,6 +83,7 @@ void read_x(const Tensor& x, MlaUpParams* params) {
   check_range(params->heads, names.heads, 1, INT32_MAX);
   check_multiple(params->in_features, names.in_features, kMlaBlock);
   check_range(params->in_features, names.in_features, 1, kMlaMostInputs);
+  if (on_gpu(x)) check_gpu_inputs(names, *params);
   params->x_token_stride = stride_of(x, names.x, 0, params->heads * params->in_features);
   params->x_head_stride = stride_of(x, names.x, 1, params->in_features);
   params->x = x.data();

@@ -32,9 +32,10 @@ def mla_k_up(q_nope: Tensor, w_k: Tensor, w_k_scale: Tensor) -> Tensor:
     its 32 outputs: so far below float16's own grid that it changes no bit of usual sums.
 
     Args:
-        q_nope: Bfloat16 or float16 ``[tokens, heads, nope]``, nope a multiple of 64 up to 1024. May
-            be a view, ``q[:, :, :nope]`` of the projected query, whose last dimension is
-            contiguous; on a GPU its other strides are multiples of 8 elements.
+        q_nope: Bfloat16 or float16 ``[tokens, heads, nope]``; nope is 64, 128 or 192, on the CPU
+            any multiple of 64 up to 1024. May be a view, ``q[:, :, :nope]`` of the projected query,
+            whose last dimension is contiguous; on a GPU its other strides are multiples of 8
+            elements.
         w_k: Packed codes (`w4afp8.quant.split_kv_b_proj`), uint8 ``[heads, lora, nope / 2]``; lora
             is a multiple of 64.
         w_k_scale: Packed scales, uint8 ``[heads, lora / 32, nope]``.
@@ -61,8 +62,9 @@ def mla_v_up(x: Tensor, w_v: Tensor, w_v_scale: Tensor) -> Tensor:
     """Multiplies what each head attended to by W_V: ``x [tokens, lora] @ W_V [lora, v]``.
 
     Args:
-        x: Bfloat16 or float16 ``[tokens, heads, lora]``, attention over the latent cache; lora a
-            multiple of 64 up to 1024. May be a view, as in `mla_k_up`.
+        x: Bfloat16 or float16 ``[tokens, heads, lora]``, attention over the latent cache; lora is
+            256, 512 or 768, on the CPU any multiple of 64 up to 1024. May be a view, as in
+            `mla_k_up`.
         w_v: Packed codes (`w4afp8.quant.split_kv_b_proj`), uint8 ``[heads, v, lora / 2]``, v a
             multiple of 64.
         w_v_scale: Packed scales, uint8 ``[heads, v, lora / 32]``.

@@ -115,23 +115,40 @@ def test_every_output_is_written(place: Any, op: Op, tokens: int) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
-    ("strides", "offset", "message"),
+    ("stride", "offset", "message"),
     [
-        ((4 * 140, 140, 1), 0, "expected strides in multiples of 8, got strides"),
-        ((4 * 144, 144, 1), 4, "expected data aligned to 16 bytes, got an address 8 bytes past"),
+        (268, 0, "expected strides in multiples of 8, got strides"),
+        (272, 4, "expected data aligned to 16 bytes, got an address 8 bytes past"),
     ],
 )
 def test_views_that_cannot_be_read_by_16_bytes(
-    place: Any, op: Op, strides: tuple[int, ...], offset: int, message: str
+    place: Any, op: Op, stride: int, offset: int, message: str
 ) -> None:
-    p = MLAProblem(3, 4, 128, 128, 64)
-    wide = float_tensor(np.zeros(4 * 4 * 144), "bfloat16", place)
-    view = paddle.as_strided(wide, [3, 4, 128], list(strides), 2 * offset)
+    p = MLAProblem(3, 4, 128, 256, 64)
+    wide = float_tensor(np.zeros(4 * 4 * 272), "bfloat16", place)
+    shape = [p.tokens, p.heads, p.in_features(op)]
+    view = paddle.as_strided(wide, shape, [p.heads * stride, stride, 1], 2 * offset)
     name = "q_nope" if op == "k_up" else "x"
     up = packed(place, p, random_kv_b_proj(p))
     # The other route gets a copy, which is contiguous.
     with force_route("pybind"), pytest.raises(ValueError, match=f"{name}: {message}"):
         run(op, view, up)
+
+
+@pytest.mark.parametrize(
+    ("op", "sizes", "message"),
+    [
+        ("k_up", (256, 256, 64), "nope of q_nope: expected 64, 128 or 192 on a GPU, got 256"),
+        ("v_up", (64, 128, 64), "lora of x: expected 256, 512 or 768 on a GPU, got 128"),
+    ],
+)
+def test_sizes_that_only_the_cpu_does(
+    place: Any, op: Op, sizes: tuple[int, ...], message: str
+) -> None:
+    p = MLAProblem(3, 2, *sizes)
+    x = float_tensor(np.zeros((3, 2, p.in_features(op))), "bfloat16", place)
+    with pytest.raises(ValueError, match=message):
+        run(op, x, packed(place, p, random_kv_b_proj(p)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -65,7 +65,7 @@ PADDED = {
     "token_padding": 3,
 }
 
-HEADS, NOPE, LORA, V = 2, 64, 128, 64
+HEADS, NOPE, LORA, V = 2, 64, 256, 64
 K_UP = {
     "q_nope": Zeros("bfloat16", (TOKENS, HEADS, NOPE)),
     "w_k": Zeros("uint8", (HEADS, LORA, NOPE // 2)),
@@ -296,15 +296,15 @@ CASES = [
           w_k=Zeros("uint8", (HEADS, n, NOPE // 2))) for n in (0, 96)),
     bad("mla_v_up", "v of w_v: expected a positive multiple of 64", "32",
         w_v=Zeros("uint8", (HEADS, 32, LORA // 2))),
-    bad("mla_k_up", "w_k: expected the shape [2, 128, 32]", "[3, 128, 32]",
+    bad("mla_k_up", "w_k: expected the shape [2, 256, 32]", "[3, 256, 32]",
         w_k=Zeros("uint8", (3, LORA, NOPE // 2))),
-    bad("mla_k_up", "w_k: expected the shape [2, 128, 32]", "[2, 128, 64]",
+    bad("mla_k_up", "w_k: expected the shape [2, 256, 32]", "[2, 256, 64]",
         w_k=Zeros("uint8", (HEADS, LORA, NOPE))),
-    bad("mla_k_up", "w_k_scale: expected the shape [2, 4, 64]", "[2, 64, 4]",
+    bad("mla_k_up", "w_k_scale: expected the shape [2, 8, 64]", "[2, 64, 8]",
         w_k_scale=Zeros("uint8", (HEADS, NOPE, LORA // 32))),
-    bad("mla_v_up", "w_v: expected the shape [2, 64, 64]", "[2, 64, 32]",
+    bad("mla_v_up", "w_v: expected the shape [2, 64, 128]", "[2, 64, 32]",
         w_v=Zeros("uint8", (HEADS, V, 32))),
-    bad("mla_v_up", "w_v_scale: expected the shape [2, 64, 4]", "[2, 4, 64]",
+    bad("mla_v_up", "w_v_scale: expected the shape [2, 64, 8]", "[2, 8, 64]",
         w_v_scale=Zeros("uint8", (HEADS, LORA // 32, V))),
     bad("mla_v_up", "x: expected dtype bfloat16 or float16", "float32",
         x=Zeros("float32", (TOKENS, HEADS, LORA))),

@@ -50,8 +50,10 @@ class MLAUpProjections(QuantizedLayer):
 
     Args:
         heads: of this process, at least 1.
-        nope: features of a head's query without the rotary part, a multiple of 64 up to 1024.
-        lora: features of the latent cache, a multiple of 64 up to 1024.
+        nope: features of a head's query without the rotary part: 64, 128 or 192; on the CPU any
+            multiple of 64 up to 1024.
+        lora: features of the latent cache: 256, 512 or 768; on the CPU any multiple of 64 up to
+            1024.
         v: features of a head's value, a multiple of 64.
         dtype: "bfloat16" or "float16", of inputs and outputs.
 
