@@ -15,41 +15,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import numpy as np
 import paddle
 import pytest
-
-from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor
+from bad_input_tensors import FP8, Zeros
+from bad_mla_cases import K_UP, MLA_CASES, V_UP
 
 EXPERTS, OUT, IN, TOKENS, TOPK = 2, 72, 160, 6, 2
 PADDED_OUT, PADDED_IN = 128, 256
-FP8 = "float8_e4m3fn"
-
-
-@dataclasses.dataclass(frozen=True)
-class Zeros:
-    """A tensor to be made on the place of the test."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    form: str = "plain"  # or "strided", "sparse"
-
-    def on(self, place: Any) -> paddle.Tensor:
-        if self.form == "sparse":
-            return paddle.sparse.sparse_coo_tensor([[0], [0]], [1.0], list(self.shape))
-        if self.form == "strided":  # every second element
-            wide = Zeros(self.dtype, (*self.shape, 2)).on(place)
-            return paddle.as_strided(wide, list(self.shape), wide.strides[:-1])
-        zeros = np.zeros(self.shape)
-        if self.dtype == FP8:
-            return float8_tensor(zeros.astype(np.uint8), place)
-        if self.dtype in ("bfloat16", "float16", "float32"):
-            return float_tensor(zeros, self.dtype, place)
-        return int_tensor(zeros, self.dtype, place)
-
 
 GEMM = {
     "x": Zeros(FP8, (TOKENS, IN)),
@@ -63,18 +37,6 @@ PADDED = {
     "x": Zeros(FP8, (EXPERTS, 3, IN)),
     "tokens": Zeros("int64", (EXPERTS,)),
     "token_padding": 3,
-}
-
-HEADS, NOPE, LORA, V = 2, 64, 256, 64
-K_UP = {
-    "q_nope": Zeros("bfloat16", (TOKENS, HEADS, NOPE)),
-    "w_k": Zeros("uint8", (HEADS, LORA, NOPE // 2)),
-    "w_k_scale": Zeros("uint8", (HEADS, LORA // 32, NOPE)),
-}
-V_UP = {
-    "x": Zeros("float16", (TOKENS, HEADS, LORA)),
-    "w_v": Zeros("uint8", (HEADS, V, LORA // 2)),
-    "w_v_scale": Zeros("uint8", (HEADS, V, LORA // 32)),
 }
 
 RIGHT: dict[str, dict[str, Any]] = {
@@ -283,29 +245,5 @@ CASES = [
     bad("moe_combine", "topk of topk_weights: expected at least 1 and at most 32", "0",
         topk_weights=Zeros("float32", (6, 0)), row_index=Zeros("int32", (6, 0))),
     bad("moe_combine", "hidden of y: expected at least 1", "0", y=Zeros("float16", (12, 0))),
-    # Up projections of multi-head latent attention.
-    bad("mla_k_up", "heads of q_nope: expected at least 1", "0",
-        q_nope=Zeros("bfloat16", (TOKENS, 0, NOPE))),
-    *(bad("mla_k_up", "nope of q_nope: expected a positive multiple of 64", str(n),
-          q_nope=Zeros("float16", (TOKENS, HEADS, n))) for n in (0, 32, 96)),
-    bad("mla_v_up", "lora of x: expected at least 1 and at most 1024", "1088",
-        x=Zeros("float16", (TOKENS, HEADS, 1088))),
-    bad("mla_v_up", "lora of x: expected a positive multiple of 64", "100",
-        x=Zeros("bfloat16", (TOKENS, HEADS, 100))),
-    *(bad("mla_k_up", "lora of w_k: expected a positive multiple of 64", str(n),
-          w_k=Zeros("uint8", (HEADS, n, NOPE // 2))) for n in (0, 96)),
-    bad("mla_v_up", "v of w_v: expected a positive multiple of 64", "32",
-        w_v=Zeros("uint8", (HEADS, 32, LORA // 2))),
-    bad("mla_k_up", "w_k: expected the shape [2, 256, 32]", "[3, 256, 32]",
-        w_k=Zeros("uint8", (3, LORA, NOPE // 2))),
-    bad("mla_k_up", "w_k: expected the shape [2, 256, 32]", "[2, 256, 64]",
-        w_k=Zeros("uint8", (HEADS, LORA, NOPE))),
-    bad("mla_k_up", "w_k_scale: expected the shape [2, 8, 64]", "[2, 64, 8]",
-        w_k_scale=Zeros("uint8", (HEADS, NOPE, LORA // 32))),
-    bad("mla_v_up", "w_v: expected the shape [2, 64, 128]", "[2, 64, 32]",
-        w_v=Zeros("uint8", (HEADS, V, 32))),
-    bad("mla_v_up", "w_v_scale: expected the shape [2, 64, 8]", "[2, 8, 64]",
-        w_v_scale=Zeros("uint8", (HEADS, LORA // 32, V))),
-    bad("mla_v_up", "x: expected dtype bfloat16 or float16", "float32",
-        x=Zeros("float32", (TOKENS, HEADS, LORA))),
+    *(bad(op, expected, got, **change) for op, expected, got, change in MLA_CASES),
 ]  # fmt: skip

@@ -24,7 +24,6 @@ import pytest
 
 from w4afp8.quant import (
     MLAUpWeights,
-    RequantizedUpWeights,
     UpError,
     dequantize,
     quantize,
@@ -79,8 +78,8 @@ def test_tensors_are_the_kernels(kind: str) -> None:
     assert list(up.w_k_scale.shape) == [P.heads, P.lora // 32, P.nope]
     assert list(up.w_v.shape) == [P.heads, P.v, P.lora // 2]
     assert list(up.w_v_scale.shape) == [P.heads, P.v, P.lora // 32]
-    total = sum(int(t.size) for t in (up.w_k, up.w_k_scale, up.w_v, up.w_v_scale))
-    assert total == codes.size + scale.size  # no padding
+    sizes = [int(t.size) for t in (up.w_k, up.w_k_scale, up.w_v, up.w_v_scale)]
+    assert sum(sizes) == codes.size + scale.size  # no padding
 
 
 # The layout of docs/mla.md once more, code by code.
@@ -192,7 +191,6 @@ def test_requantizing_loses_what_we_keep() -> None:
     q = random_kv_b_proj(P)
     ours = split_kv_b_proj(q.codes[0], q.scale[0], **SIZES)
     theirs = split_kv_b_proj(q.codes[0], q.scale[0], **SIZES, requantize=True)
-    assert isinstance(theirs, RequantizedUpWeights)
     assert theirs.w_k.codes.shape == (P.heads, P.lora, P.nope // 2)
     assert theirs.w_k.scale.shape == (P.heads, P.lora, P.nope // 32)
     assert theirs.w_v.codes.shape == (P.heads, P.v, P.lora // 2)
@@ -213,8 +211,7 @@ def test_requantizing_floats_rounds_them_once() -> None:
 
 
 def test_zeros_have_no_error() -> None:
-    up = split_kv_b_proj(np.zeros((P.rows, P.lora), np.float32), None, **SIZES)
-    assert up.error == UpError(0.0, 0.0)
+    assert split_kv_b_proj(FLOATS, None, **SIZES).error == UpError(0.0, 0.0)
 
 
 def test_minus_zero_is_kept() -> None:
