@@ -54,6 +54,21 @@ def test_same_bits_in_twenty_runs(place: Any, op: Op, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("heads", [5, 128])
+def test_a_token_does_not_depend_on_its_batch(place: Any, op: Op, dtype: str, heads: int) -> None:
+    """Whatever tile the size of the batch chooses."""
+    p = MLAProblem(600, heads)
+    up = packed(place, p, random_kv_b_proj(p))
+    x = random_activations(p, op, dtype)
+    whole = tensor_bits(run(op, float_tensor(x, dtype, place), up))
+    for tokens in (1, 5, 16, 17, 64, 65, 128, 200, 256, 513):
+        part = slice(37, 37 + tokens)
+        bits = tensor_bits(run(op, float_tensor(x[part], dtype, place), up))
+        assert_bits_equal(bits, whole[part], f"{tokens} tokens")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
 def test_graph_replays_with_other_activations(place: Any, op: Op, dtype: str) -> None:
     p = MLAProblem(70, 16)
     up = packed(place, p, random_kv_b_proj(p))
