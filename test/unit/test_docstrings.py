@@ -42,8 +42,8 @@ EXAMPLES = {
 
 
 def test_every_operator_and_the_main_entries_have_examples() -> None:
-    names = [name for name in w4afp8.ops.__all__ if name != "force_route"]
-    operators = {f"{getattr(w4afp8.ops, name).__module__}.{name}" for name in names}
+    named = {n: getattr(w4afp8.ops, n).__module__ for n in w4afp8.ops.__all__}
+    operators = {f"{module}.{n}" for n, module in named.items() if n != "force_route"}
     others = {
         "w4afp8._extension.build_info",
         "w4afp8.layers.expert_linear.ExpertLinear",

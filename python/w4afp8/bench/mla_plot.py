@@ -21,7 +21,7 @@ from typing import Any
 
 from w4afp8.bench.mla_cases import mla_verdict
 from w4afp8.bench.mla_tables import FIGURE
-from w4afp8.bench.svg import svg_pyplot
+from w4afp8.bench.plots import drawing
 
 Row = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ def write_mla_plot(rows: Sequence[Row], folder: pathlib.Path) -> None:
     """
     main = [row for row in rows if row["out_dtype"] == "bfloat16"]
     folder.mkdir(parents=True, exist_ok=True)
-    with svg_pyplot() as pyplot:
+    with drawing() as pyplot:
         figure = _draw(pyplot, main)
         figure.savefig(folder / FIGURE, metadata={"Date": None})
         pyplot.close(figure)

@@ -15,19 +15,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from w4afp8.bench.cases import GemmCase
 from w4afp8.bench.goals import MAIN_SHAPE, goal_us
 from w4afp8.bench.performance_tables import FIGURES, is_main_mode, shape_of
 from w4afp8.bench.row_text import format_name, rates
-from w4afp8.bench.svg import svg_pyplot
 
 Row = Mapping[str, Any]
 
+# The same rows give the same bytes.
+_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "w4afp8", "svg.fonttype": "none", "font.size": 9}
 _COLOURS = {"int4": "tab:blue", "int4 g128": "tab:orange", "mxfp4": "tab:green"}
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[Any]:
+    """matplotlib.pyplot, set so that the same rows give the same bytes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    # Building the font list is worth no line of output.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(_SETTINGS):
+        yield pyplot
 
 
 def write_plots(goals: Sequence[Row], folder: pathlib.Path) -> None:
@@ -38,7 +59,7 @@ def write_plots(goals: Sequence[Row], folder: pathlib.Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in goals if is_main_mode(row)]
-    with svg_pyplot() as pyplot:
+    with drawing() as pyplot:
         for name, draw in zip(FIGURES, (_draw_times, _draw_roofline), strict=True):
             figure = draw(pyplot, rows)
             figure.savefig(folder / name, metadata={"Date": None})
