@@ -212,6 +212,8 @@ PYBIND11_MODULE(_ops, m) {
   m.def("pack_weight", pack_weight_py, arg("codes"), arg("weight_format"));
   m.def("unpack_weight", unpack_weight_py, arg("packed"), arg("weight_format"), arg("out_features"),
         arg("in_features"));
+  m.def("mla_k_up", mla_k_up_py, arg("q_nope"), arg("w_k"), arg("w_k_scale"));
+  m.def("mla_v_up", mla_v_up_py, arg("x"), arg("w_v"), arg("w_v_scale"));
   m.def("quant_per_token", quant_per_token_py, arg("x"));
   m.def("activation_quant", activation_quant_py, arg("h"), arg("tokens"), arg("activation"),
         arg("token_padding"));
@@ -219,7 +221,5 @@ PYBIND11_MODULE(_ops, m) {
         arg("norm_topk_prob"), arg("routed_scaling_factor"));
   m.def("moe_dispatch", moe_dispatch_py, arg("x"), arg("topk_ids"), arg("experts"));
   m.def("moe_combine", moe_combine_py, arg("y"), arg("topk_weights"), arg("row_index"));
-  m.def("mla_k_up", mla_k_up_py, arg("q_nope"), arg("w_k"), arg("w_k_scale"));
-  m.def("mla_v_up", mla_v_up_py, arg("x"), arg("w_v"), arg("w_v_scale"));
   m.def("build_info", build_info, "What was built into this extension.");
 }

@@ -44,6 +44,8 @@ _PARAMETERS = {
     "unpack_weight": {
         **{"packed": "t", "weight_format": "s", "out_features": "i", "in_features": "i"},
     },
+    "mla_k_up": {"q_nope": "v", "w_k": "t", "w_k_scale": "t"},
+    "mla_v_up": {"x": "v", "w_v": "t", "w_v_scale": "t"},
     "quant_per_token": {"x": "t"},
     "activation_quant": {"h": "t", "tokens": "t", "activation": "s", "token_padding": "i"},
     "moe_route": {
@@ -52,8 +54,6 @@ _PARAMETERS = {
     },
     "moe_dispatch": {"x": "t", "topk_ids": "t", "experts": "i"},
     "moe_combine": {"y": "t", "topk_weights": "t", "row_index": "t"},
-    "mla_k_up": {"q_nope": "v", "w_k": "t", "w_k_scale": "t"},
-    "mla_v_up": {"x": "v", "w_v": "t", "w_v_scale": "t"},
 }
 
 _forced: Route | None = None

@@ -31,9 +31,9 @@ from typing import Literal
 import paddle
 from paddle import Tensor
 
-from w4afp8._mla_ops import mla_k_up, mla_v_up
 from w4afp8._routes import call, force_route
 from w4afp8._tracing import run_as_written
+from w4afp8._up_projections import mla_k_up, mla_v_up
 
 __all__ = [
     "activation_quant",
