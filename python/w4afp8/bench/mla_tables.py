@@ -23,6 +23,7 @@ from w4afp8.bench.rows import markdown_table
 
 Row = Mapping[str, Any]
 
+MLA_ROWS = "mla.jsonl"
 FIGURE = "mla_time.svg"
 _HEADER = (
     *("op, heads", "tokens", "us", "GB/s", "floor", "of floor", "goal", "met"),
