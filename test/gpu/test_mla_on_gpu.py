@@ -53,10 +53,10 @@ def test_same_bits_in_twenty_runs(place: Any, op: Op, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("heads", [5, 32])
-def test_a_token_does_not_depend_on_its_batch(place: Any, op: Op, dtype: str, heads: int) -> None:
-    """Whatever tile the size of the batch chooses."""
+def test_a_token_does_not_depend_on_its_batch(place: Any, dtype: str, heads: int) -> None:
+    """Whatever tile the batch chooses. Not so of v_up, which splits the long sums of few tokens."""
+    op: Op = "k_up"
     p = MLAProblem(600, heads)
     up = packed(place, p, random_kv_b_proj(p))
     x = random_activations(p, op, dtype)
