@@ -25,7 +25,7 @@ namespace w4afp8 {
 using MlaKUp16 = MlaShape<16, 1, 1, 1, 1, 5>;
 using MlaKUp32 = MlaShape<32, 1, 1, 1, 1, 4>;
 using MlaKUp64 = MlaShape<64, 1, 1, 1, 1, 4>;
-using MlaKUpHeads = MlaShape<64, 1, 2, 1, 2, 3>;
+using MlaKUpHeads = MlaShape<64, 1, 2, 1, 2, 4>;
 using MlaKUpMany = MlaShape<64, 2, 1, 1, 3, 2>;
 using MlaKUpWide = MlaShape<64, 4, 2, 1, 3, 1>;
 
@@ -53,16 +53,14 @@ cudaError_t launch_k_up(const MlaUpParams& params, cudaStream_t stream) {
   if (params.tokens <= 16) return launch(MlaKUp16{});
   if (params.tokens <= 32) return launch(MlaKUp32{});
   if (fragments<MlaKUp64>(params) < kWave) return launch(MlaKUp64{});
-  // The weights of 192 inputs are too many for these blocks' registers, and so are FP16's for the last.
-  if constexpr (kInBlocks <= 2) {
+  // The registers of these blocks hold no more weights, nor FP16's.
+  if constexpr (kType == DataType::kBFloat16 && kInBlocks <= 2) {
     // Heads alone fill the device, and few tokens leave each block few tiles.
     const bool heads_fill = fragments<MlaKUp64>(params) >= kWave * ceil_div(params.tokens, 64);
     if (heads_fill && params.tokens <= 256) return launch(MlaKUpHeads{});
-    if constexpr (kType == DataType::kBFloat16) {
-      // Outputs about as large as L2: here reading the tokens once counts most.
-      const int64_t outputs = params.tokens * params.heads * params.out_features;
-      if (outputs >= 3 << 23 && outputs < 3 << 24) return launch(MlaKUpWide{});
-    }
+    // Outputs about as large as L2: here reading the tokens once counts most.
+    const int64_t outputs = params.tokens * params.heads * params.out_features;
+    if (outputs >= 3 << 23 && outputs < 3 << 24) return launch(MlaKUpWide{});
   }
   return launch(MlaKUpMany{});
 }

@@ -21,8 +21,8 @@
 
 namespace w4afp8 {
 
-// More outputs than these, 32 MB, are sent past L2 (50 MB), which the next operator could not find
-// there anyway.
+// Where activations and outputs together are more than these, 32 MB, outputs leave L2 (50 MB) first:
+// the next operator could not find all of them there anyway, and this one finds its activations.
 constexpr int64_t kMostKept = 1 << 24;
 
 template <class Tile>
@@ -82,7 +82,9 @@ class MlaEpilogue {
                                              uint32_t out) const {
     const uint32_t row = thread_ / 8, rows = static_cast<uint32_t>(params_.tokens) - first;
     const int64_t stride = params_.heads * params_.out_features;
-    const bool streams = Tile::kStreams || (!Tile::kOneTile && params_.tokens * stride > kMostKept);
+    const int64_t numbers =
+        params_.tokens * params_.heads * (params_.out_features + Tile::kInBlocks * 64);
+    const bool streams = Tile::kStreams || (!Tile::kOneTile && numbers > kMostKept);
     uint16_t* destination = static_cast<uint16_t*>(params_.out) + (first + row) * stride +
                             blockIdx.y * params_.out_features + out + thread_ % 8 * 8;
 #pragma unroll
