@@ -23,6 +23,7 @@ namespace w4afp8 {
 
 //                         tokens, rows, out blocks, splits, stages, blocks per multiprocessor
 using MlaKUp16 = MlaShape<16, 1, 1, 1, 1, 5>;
+using MlaKUp16Heads = MlaShape<16, 1, 2, 1, 1, 4>;
 using MlaKUp32 = MlaShape<32, 1, 1, 1, 1, 4>;
 using MlaKUp64 = MlaShape<64, 1, 1, 1, 1, 4>;
 using MlaKUpHeads = MlaShape<64, 1, 2, 1, 2, 4>;
@@ -50,7 +51,9 @@ cudaError_t launch_k_up(const MlaUpParams& params, cudaStream_t stream) {
   const auto launch = [&](auto shape) {
     return launch_mla_tile<MlaTile<MlaUp::kKUp, kType, kInBlocks, decltype(shape)>>(params, stream);
   };
-  if (params.tokens <= 16) return launch(MlaKUp16{});
+  if (params.tokens <= 16) {
+    return fragments<MlaKUp16>(params) < kWave ? launch(MlaKUp16{}) : launch(MlaKUp16Heads{});
+  }
   if (params.tokens <= 32) return launch(MlaKUp32{});
   if (fragments<MlaKUp64>(params) < kWave) return launch(MlaKUp64{});
   // The registers of these blocks hold no more weights, nor FP16's.
