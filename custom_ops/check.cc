@@ -46,11 +46,29 @@ void check_memory(const Tensor& t, const char* name) {
   if (!t.defined()) fail(name, "a tensor", "None");
   if (!t.is_dense_tensor()) fail(name, "a dense tensor", "another kind of tensor");
   if (t.numel() > 0 && !t.has_allocation()) fail(name, "a tensor with data", "one without");
-  if (!t.is_contiguous()) {
-    fail(name, "a contiguous tensor",
-         "strides " + to_string(t.strides()) + " for the shape " + to_string(t.dims()) +
-             "; call contiguous()");
-  }
+}
+
+[[noreturn]] void fail_strides(const Tensor& t, const char* name, const char* expected) {
+  fail(name, expected,
+       "strides " + to_string(t.strides()) + " for the shape " + to_string(t.dims()) +
+           "; call contiguous()");
+}
+
+void check_contiguous(const Tensor& t, const char* name) {
+  if (!t.is_contiguous()) fail_strides(t, name, "a contiguous tensor");
+}
+
+void check_place(const Tensor& t, const char* name) {
+  if (t.is_cpu()) return;
+#ifdef W4AFP8_WITH_CUDA
+  if (on_gpu(t)) return;
+  fail(name, "a tensor on the CPU or on a GPU", "one on " + t.place().DebugString());
+#else
+  fail(name, "a tensor on the CPU",
+       "one on " + t.place().DebugString() +
+           "; this build has no CUDA kernels: run 'python3 setup_ops.py build_ext --inplace' where "
+           "nvcc 12.4 or newer is found");
+#endif
 }
 
 }  // namespace
@@ -67,20 +85,23 @@ std::string to_string(const common::DDim& shape) { return join(shape, shape.size
 
 void check_tensor(const Tensor& t, const char* name) {
   check_memory(t, name);
-  if (t.is_cpu()) return;
-#ifdef W4AFP8_WITH_CUDA
-  if (on_gpu(t)) return;
-  fail(name, "a tensor on the CPU or on a GPU", "one on " + t.place().DebugString());
-#else
-  fail(name, "a tensor on the CPU",
-       "one on " + t.place().DebugString() +
-           "; this build has no CUDA kernels: run 'python3 setup_ops.py build_ext --inplace' where "
-           "nvcc 12.4 or newer is found");
-#endif
+  check_contiguous(t, name);
+  check_place(t, name);
+}
+
+void check_view(const Tensor& t, const char* name) {
+  check_memory(t, name);
+  const int last = t.dims().size() - 1;
+  // Of no elements, or of one, strides may be anything.
+  if (t.numel() > 0 && last >= 0 && t.dims()[last] > 1 && t.strides()[last] != 1) {
+    fail_strides(t, name, "a contiguous tensor, or a view whose last dimension is contiguous");
+  }
+  check_place(t, name);
 }
 
 void check_tensor(const Tensor& t, const char* name, const Tensor& first) {
   check_memory(t, name);
+  check_contiguous(t, name);
   if (t.place() == first.place()) return;
   fail(name, "a tensor on " + first.place().DebugString() + " as the first one",
        "one on " + t.place().DebugString());

@@ -45,7 +45,9 @@ inline bool on_gpu(const Tensor& t) { return t.is_gpu() || t.is_custom_device();
 
 // A dense, contiguous tensor with data, in memory that this build has kernels for.
 void check_tensor(const Tensor& t, const char* name);
-// The same, where `first` is.
+// The same, but only the last dimension need be contiguous.
+void check_view(const Tensor& t, const char* name);
+// A dense, contiguous tensor with data, where `first` is.
 void check_tensor(const Tensor& t, const char* name, const Tensor& first);
 
 void check_dtype(const Tensor& t, const char* name, std::initializer_list<PaddleType> allowed);

@@ -13,12 +13,13 @@
 // limitations under the License.
 
 // The CPU kernels: every operator over the same parameter structs as CUDA, with pointers to host
-// memory. The arguments were checked by the caller; only group_gemm uses Paddle (its float32
-// matmul).
+// memory. The arguments were checked by the caller; only group_gemm and mla_up use Paddle (its
+// float32 matmul).
 #pragma once
 
 #include "activation_quant/params.h"
 #include "grouped_gemm/params.h"
+#include "mla_up/params.h"
 #include "moe_route/params.h"
 #include "weight_pack/params.h"
 
@@ -38,5 +39,7 @@ void activation_quant(const ActivationQuantParams& params);
 void moe_route(const MoeRouteParams& params);
 void moe_dispatch(const MoeDispatchParams& params);
 void moe_combine(const MoeCombineParams& params);
+
+void mla_up(const MlaUpParams& params);
 
 }  // namespace w4afp8::cpu

@@ -32,7 +32,8 @@ from w4afp8._tracing import run_as_written
 
 Route = Literal["pybind", "registered"]
 
-# Parameters of the operators in order: t tensor, o tensor or None, i int, f float, b bool, s str.
+# Parameters of the operators in order: t tensor, v tensor or view, o tensor or None, i int,
+# f float, b bool, s str.
 _PARAMETERS = {
     "group_gemm": {
         **{"x": "t", "weight": "t", "weight_scale": "t", "tokens": "t"},
@@ -43,6 +44,8 @@ _PARAMETERS = {
     "unpack_weight": {
         **{"packed": "t", "weight_format": "s", "out_features": "i", "in_features": "i"},
     },
+    "mla_k_up": {"q_nope": "v", "w_k": "t", "w_k_scale": "t"},
+    "mla_v_up": {"x": "v", "w_v": "t", "w_v_scale": "t"},
     "quant_per_token": {"x": "t"},
     "activation_quant": {
         **{"h": "t", "tokens": "t", "activation": "s", "token_padding": "i"},
@@ -113,6 +116,18 @@ def _check_tensor(name: str, value: Any) -> Any:
     raise _fail(name, "a paddle.Tensor", value)
 
 
+def _check_view(name: str, value: Any) -> Any:
+    """A tensor whose last dimension need be contiguous; copied for Paddle's dispatch."""
+    if isinstance(value, paddle.Tensor) and value.is_dense() and not value.is_contiguous():
+        if value.shape[-1] > 1 and value.strides[-1] != 1:
+            raise ValueError(
+                f"{name}: expected a contiguous tensor, or a view whose last dimension is "
+                f"contiguous, got strides {value.strides}; call contiguous()"
+            )
+        return value.contiguous()
+    return _check_tensor(name, value)
+
+
 def _check_optional_tensor(name: str, value: Any) -> Any:
     return None if value is None else _check_tensor(name, value)
 
@@ -152,6 +167,7 @@ def _check_str(name: str, value: Any) -> str:
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "t": _check_tensor,
+    "v": _check_view,
     "o": _check_optional_tensor,
     "i": _check_int,
     "f": _check_float,

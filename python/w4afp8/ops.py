@@ -34,11 +34,14 @@ from paddle import Tensor
 from w4afp8._moe_ops import activation_quant, moe_combine, moe_dispatch, moe_route
 from w4afp8._routes import call, force_route
 from w4afp8._tracing import run_as_written
+from w4afp8._up_projections import mla_k_up, mla_v_up
 
 __all__ = [
     "activation_quant",
     "force_route",
     "group_gemm",
+    "mla_k_up",
+    "mla_v_up",
     "moe_combine",
     "moe_dispatch",
     "moe_route",

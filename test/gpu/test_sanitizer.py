@@ -26,7 +26,10 @@ from w4afp8.testing.gpu import gpu_place
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # The tool knows ordinary barriers only: it cannot follow the GEMM's copy engine and mbarriers.
-RACECHECKED = ("weight_pack", "quant_per_token", "activation_quant", "moe_route", "moe_dispatch")
+RACECHECKED = (
+    *("weight_pack", "quant_per_token", "activation_quant", "moe_route", "moe_dispatch"),
+    "mla_up",
+)
 
 
 def newest_objects() -> list[str]:

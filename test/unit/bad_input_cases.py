@@ -15,41 +15,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import numpy as np
 import paddle
 import pytest
-
-from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor
+from bad_input_tensors import FP8, Zeros
+from bad_mla_cases import K_UP, MLA_CASES, V_UP
 
 EXPERTS, OUT, IN, TOKENS, TOPK = 2, 72, 160, 6, 2
 PADDED_OUT, PADDED_IN = 128, 256
-FP8 = "float8_e4m3fn"
-
-
-@dataclasses.dataclass(frozen=True)
-class Zeros:
-    """A tensor to be made on the place of the test."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    form: str = "plain"  # or "strided", "sparse"
-
-    def on(self, place: Any) -> paddle.Tensor:
-        if self.form == "sparse":
-            return paddle.sparse.sparse_coo_tensor([[0], [0]], [1.0], list(self.shape))
-        if self.form == "strided":  # every second element
-            wide = Zeros(self.dtype, (*self.shape, 2)).on(place)
-            return paddle.as_strided(wide, list(self.shape), wide.strides[:-1])
-        zeros = np.zeros(self.shape)
-        if self.dtype == FP8:
-            return float8_tensor(zeros.astype(np.uint8), place)
-        if self.dtype in ("bfloat16", "float16", "float32"):
-            return float_tensor(zeros, self.dtype, place)
-        return int_tensor(zeros, self.dtype, place)
-
 
 GEMM = {
     "x": Zeros(FP8, (TOKENS, IN)),
@@ -85,6 +59,8 @@ RIGHT: dict[str, dict[str, Any]] = {
         "topk_weights": Zeros("float32", (TOKENS, TOPK)),
         "row_index": Zeros("int32", (TOKENS, TOPK)),
     },
+    "mla_k_up": K_UP,
+    "mla_v_up": V_UP,
 }
 OPTIONAL = {
     "group_gemm": {
@@ -296,4 +272,5 @@ CASES = [
     bad("moe_combine", "topk of topk_weights: expected at least 1 and at most 32", "0",
         topk_weights=Zeros("float32", (6, 0)), row_index=Zeros("int32", (6, 0))),
     bad("moe_combine", "hidden of y: expected at least 1", "0", y=Zeros("float16", (12, 0))),
+    *(bad(op, expected, got, **change) for op, expected, got, change in MLA_CASES),
 ]  # fmt: skip

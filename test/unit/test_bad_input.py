@@ -32,8 +32,8 @@ from bad_input_cases import (
     PADDED,
     RIGHT,
     WRONG_KINDS,
-    Zeros,
 )
+from bad_input_tensors import Zeros
 
 from w4afp8 import ops
 

@@ -47,9 +47,12 @@ def test_every_operator_and_the_main_entries_have_examples() -> None:
     others = {
         "w4afp8._extension.build_info",
         "w4afp8.layers.expert_linear.ExpertLinear",
+        "w4afp8.layers.mla.MLAUpProjections",
         "w4afp8.layers.moe_ffn.W4AFP8MoEFFN",
         "w4afp8.quant.quantize.quantize",
         "w4afp8.quant.quantize.dequantize",
+        "w4afp8.quant.kv_b_proj.split_kv_b_proj",
+        "w4afp8.quant.kv_b_proj.unpack_kv_b_proj",
         "w4afp8.quant.packing.pack",
         "w4afp8.quant.packing.unpack",
     }

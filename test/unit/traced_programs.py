@@ -215,4 +215,24 @@ PROGRAMS = {
         ((0,), (0,), (0,)),
         traced=([-1, 24],),
     ),
+    "mla_k_up": Program(
+        lambda q, w_k, w_k_scale: ops.mla_k_up(q[:, :, :64], w_k, w_k_scale),
+        lambda rng, tokens: [
+            halves(rng, tokens, 2, 96),
+            int_tensor(rng.integers(0, 256, (2, 128, 32)), "uint8", CPU),
+            int_tensor(rng.integers(120, 130, (2, 4, 64)), "uint8", CPU),
+        ],
+        ((0,), (), ()),
+        traced=([-1, 2, 128],),
+    ),
+    "mla_v_up": Program(
+        ops.mla_v_up,
+        lambda rng, tokens: [
+            halves(rng, tokens, 2, 128),
+            int_tensor(rng.integers(0, 256, (2, 64, 64)), "uint8", CPU),
+            int_tensor(rng.integers(120, 130, (2, 64, 4)), "uint8", CPU),
+        ],
+        ((0, 1), (0, 1), (0,)),
+        traced=([-1, -1, -1],),
+    ),
 }

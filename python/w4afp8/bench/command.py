@@ -39,6 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     _add_rows(numerics, "numerics.jsonl")
     numerics.add_argument("--device", choices=("cpu", "gpu"), default="gpu", help="(%(default)s)")
     _add_rows(kinds.add_parser("host", help="host time of a call"), "host.jsonl")
+    _add_mla(kinds)
     report = kinds.add_parser("report", help="tables and plots of docs/ from the rows alone")
     report.add_argument("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
     report.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder (%(default)s)")
@@ -72,6 +73,12 @@ def _add_limits(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="timings of each case (%(default)s)"
     )
+
+
+def _add_mla(kinds: argparse._SubParsersAction) -> None:
+    mla = kinds.add_parser("mla", help="speed of the MLA up projections, beside torch.bmm in BF16")
+    _add_rows(mla, "mla.jsonl")
+    mla.add_argument("--rounds", type=int, default=3, help="timings of each case (%(default)s)")
 
 
 def _add_rows(parser: argparse.ArgumentParser, name: str) -> None:
@@ -113,6 +120,11 @@ def _run_kind(options: argparse.Namespace) -> int:
 
         run_host(rows_file=options.rows, commit=options.commit or clean_commit())
         return 0
+    if options.kind == "mla":
+        from w4afp8.bench.on_gpu.mla import run as run_mla
+
+        commit = options.commit or clean_commit()
+        return min(1, run_mla(rows_file=options.rows, commit=commit, rounds=options.rounds))
     from w4afp8.bench.report import write_documents
 
     write_documents(options.results, options.docs)

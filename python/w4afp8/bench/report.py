@@ -19,6 +19,7 @@ import pathlib
 import re
 
 from w4afp8.bench.errors import BenchError
+from w4afp8.bench.mla_tables import MLA_ROWS, mla_section
 from w4afp8.bench.numerics_table import numerics_block
 from w4afp8.bench.performance_tables import performance_block, split_by_set
 from w4afp8.bench.rows import read_rows
@@ -34,7 +35,7 @@ def blocks(results: pathlib.Path) -> dict[str, str]:
     Args:
         results: folder of one GPU's rows.
     """
-    return {
+    found = {
         "performance.md": performance_block(
             read_rows(results / GEMM_ROWS),
             read_rows(results / HOST_ROWS),
@@ -42,6 +43,10 @@ def blocks(results: pathlib.Path) -> dict[str, str]:
         ),
         "numerics.md": numerics_block(read_rows(results / NUMERICS_ROWS)),
     }
+    section = mla_section(read_rows(results / MLA_ROWS))
+    if section:
+        found["performance.md"] += f"\n\n{section}"
+    return found
 
 
 def block_of(text: str) -> str:
@@ -74,6 +79,11 @@ def write_documents(results: pathlib.Path, docs: pathlib.Path) -> None:
         if not path.is_file():
             raise BenchError(f"there is no {path}")
         path.write_text(with_block(path.read_text(encoding="utf-8"), block), encoding="utf-8")
+    mla = read_rows(results / MLA_ROWS)
+    if mla:
+        from w4afp8.bench.mla_plot import write_mla_plot
+
+        write_mla_plot(mla, docs / "figures")
     goals, _, _ = split_by_set(read_rows(results / GEMM_ROWS))
     if goals:
         from w4afp8.bench.plots import write_plots

@@ -22,6 +22,7 @@ from w4afp8.checkpoint.errors import CheckpointError
 from w4afp8.checkpoint.files import SafetensorsFiles
 from w4afp8.checkpoint.inspect import CheckpointSummary, LayerSummary, inspect
 from w4afp8.checkpoint.load import LoadReport, load_moe_ffn
+from w4afp8.checkpoint.mla import KvBProj, load_mla_up, read_kv_b_proj
 from w4afp8.checkpoint.model import Checkpoint, ExpertWeights, MoELayerInfo, RouterWeights
 from w4afp8.checkpoint.verify import Difference, VerifyReport, verify
 
@@ -32,6 +33,7 @@ __all__ = [
     "ConvertReport",
     "Difference",
     "ExpertWeights",
+    "KvBProj",
     "LayerSummary",
     "LoadReport",
     "MoELayerInfo",
@@ -40,7 +42,9 @@ __all__ = [
     "VerifyReport",
     "convert",
     "inspect",
+    "load_mla_up",
     "load_moe_ffn",
     "open_checkpoint",
+    "read_kv_b_proj",
     "verify",
 ]

@@ -14,6 +14,7 @@
 """Paddle layers with 4-bit weights and FP8 activations."""
 
 from w4afp8.layers.expert_linear import ExpertLinear
+from w4afp8.layers.mla import MLAUpProjections
 from w4afp8.layers.moe_ffn import W4AFP8MoEFFN
 
-__all__ = ["ExpertLinear", "W4AFP8MoEFFN"]
+__all__ = ["ExpertLinear", "MLAUpProjections", "W4AFP8MoEFFN"]

@@ -16,23 +16,37 @@
     float weights --quantize--> QuantizedWeight --pack--> PackedWeight --> w4afp8.ops.group_gemm
                   <-dequantize-                 <-unpack-
 
+Multi-head latent attention's up projections: `split_kv_b_proj`.
+
 Formats and layouts: docs/formats.md.
 """
 
 from w4afp8.quant.int4 import ROUNDINGS, Rounding
+from w4afp8.quant.kv_b_proj import (
+    MLAUpWeights,
+    RequantizedUpWeights,
+    split_kv_b_proj,
+    unpack_kv_b_proj,
+)
+from w4afp8.quant.kv_b_source import UpError
 from w4afp8.quant.packing import PackedWeight, pack, unpack
 from w4afp8.quant.quantize import dequantize, quantize
 from w4afp8.quant.weights import QuantizedWeight, ScaleDtype, WeightFormat
 
 __all__ = [
     "ROUNDINGS",
+    "MLAUpWeights",
     "PackedWeight",
     "QuantizedWeight",
+    "RequantizedUpWeights",
     "Rounding",
     "ScaleDtype",
+    "UpError",
     "WeightFormat",
     "dequantize",
     "pack",
     "quantize",
+    "split_kv_b_proj",
     "unpack",
+    "unpack_kv_b_proj",
 ]

@@ -97,6 +97,14 @@ def measure_matrix_products(stream: Any) -> float:
     return 2 * MATRIX**3 / time_launches([launch], stream=stream).us / 1e6
 
 
+def measure_bfloat16_products(stream: Any) -> float:
+    """TFLOP/s of BF16 x BF16, random data."""
+    a, b = (torch.randn(MATRIX, MATRIX, device="cuda").to(torch.bfloat16) for _ in range(2))
+    torch.cuda.synchronize()
+    us = time_launches([lambda: torch.mm(a, b)], stream=stream).us
+    return 2 * MATRIX**3 / us / 1e6
+
+
 def measure() -> Ceilings:
     """Both ceilings of the current GPU."""
     stream = torch.cuda.Stream()

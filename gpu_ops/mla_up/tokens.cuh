@@ -1,0 +1,63 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Token tiles: [kTokens][64 inputs] for each block of inputs, in the 128-byte swizzle that wgmma
+// reads, brought by asynchronous 16-byte copies from rows of any stride. Tokens past the last are
+// zeros.
+#pragma once
+
+#include "mla_up/tile.h"
+#include "ptx/barrier.cuh"
+
+namespace w4afp8 {
+
+// Zeros where `exists` is false.
+__device__ __forceinline__ void copy_async(uint32_t shared, const void* global, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(exists ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Waits until at most kPending committed groups of this thread are still on their way.
+template <int kPending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+// What this thread wrote to shared memory may be read by wgmma.
+__device__ __forceinline__ void fence_for_wgmma() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Inputs of part `part` of the kTokens tokens from `first` on.
+template <class Tile>
+__device__ __forceinline__ void load_tokens(const MlaUpParams& params, uint32_t first, int part,
+                                            uint32_t shared) {
+  constexpr uint32_t kChunks = Tile::kPartBlocks * 8;  // of 16 bytes, in a row
+  constexpr uint32_t kAll = Tile::kTokens * kChunks;
+  const uint16_t* x = static_cast<const uint16_t*>(params.x) + blockIdx.y * params.x_head_stride +
+                      first * params.x_token_stride + part * (Tile::kPartBlocks * 64);
+  const uint32_t rows = static_cast<uint32_t>(params.tokens) - first;
+#pragma unroll
+  for (uint32_t i = 0; i < (kAll + Tile::kThreads - 1) / Tile::kThreads; ++i) {
+    const uint32_t index = i * Tile::kThreads + threadIdx.x;
+    if (kAll % Tile::kThreads != 0 && index >= kAll) break;
+    const uint32_t row = index / kChunks, chunk = index % kChunks;
+    copy_async(shared + chunk / 8 * (Tile::kTokens * 128) + row * 128 + ((chunk ^ row) % 8) * 16,
+               x + row * params.x_token_stride + chunk * 8, row < rows);
+  }
+}
+
+}  // namespace w4afp8

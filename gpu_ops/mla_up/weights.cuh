@@ -1,0 +1,261 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// The packed weight from global memory to wgmma A fragments, through registers only. A thread's 16
+// bytes of a 64 x 64 block are its fragments of four k steps (layout.h).
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "mla_up/tile.h"
+
+namespace w4afp8 {
+
+using MlaFragment = uint32_t[4];  // register j: row g + 8 * (j % 2), inputs 2c + 8 * (j / 2), + 1
+
+// Read once, or by few blocks at the same time: kept out of L1.
+__device__ __forceinline__ uint4 load_streamed(const uint4* address) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
+  return v;
+}
+__device__ __forceinline__ uint32_t load_streamed(const uint32_t* address) {
+  uint32_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(address));
+  return v;
+}
+
+// A number format: codes to `magnitude * 2^-bias` by bit fields alone, then exact products by powers
+// of two. All functions work on two numbers in a word.
+template <DataType kType>
+struct MlaNumbers;
+
+template <>
+struct MlaNumbers<DataType::kBFloat16> {
+  // The exponent's two low bits and the first fraction bit: magnitude * 2^-126, subnormal below 1.
+  __device__ __forceinline__ static uint32_t field(uint32_t word, int fragment) {
+    if (fragment == 0) return word & 0x81C081C0u;
+    if (fragment == 1) return (word << 3) & 0x81C081C0u;
+    if (fragment == 2) return ((word << 6) & 0x01C001C0u) | ((word << 1) & 0x80008000u);
+    return ((word >> 3) & 0x01C001C0u) | ((word << 2) & 0x80008000u);
+  }
+  __device__ __forceinline__ static uint32_t multiply(uint32_t a, uint32_t b) {
+    uint32_t product;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+  }
+  // Two powers of two for a pair of scale bytes s: their product is 2^(s - 127 + 126). The first
+  // holds both where every s is below 128 (kSmall), as weights' scales are.
+  template <bool kSmall>
+  __device__ __forceinline__ static uint2 powers(uint32_t pair) {
+    if constexpr (kSmall) return make_uint2(shift_and_add(pair, 128, 0x3F003F00u), 0);
+    // s = 0 too: 0x0040 is 2^-127.
+    return make_uint2(0x7E807E80u, __vmaxu2(pair << 7, 0x00400040u));
+  }
+
+ private:
+  // One instruction, where the compiler would take a shift, a mask and an addition.
+  __device__ __forceinline__ static uint32_t shift_and_add(uint32_t x, uint32_t power,
+                                                           uint32_t term) {
+    uint32_t sum;
+    asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(power), "r"(term));
+    return sum;
+  }
+};
+
+template <>
+struct MlaNumbers<DataType::kFloat16> {
+  // The exponent's two low bits and the first fraction bit: magnitude * 2^-14.
+  __device__ __forceinline__ static uint32_t field(uint32_t word, int fragment) {
+    if (fragment == 0) return ((word << 3) & 0x0E000E00u) | (word & 0x80008000u);
+    if (fragment == 1) return ((word << 6) & 0x0E000E00u) | ((word << 3) & 0x80008000u);
+    if (fragment == 2) return ((word << 9) & 0x0E000E00u) | ((word << 1) & 0x80008000u);
+    return (word & 0x0E000E00u) | ((word << 2) & 0x80008000u);
+  }
+  __device__ __forceinline__ static uint32_t multiply(uint32_t a, uint32_t b) {
+    uint32_t product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+  }
+  // Of a pair of relative scales t = s - largest + 37: the product is 2^(t - 24 + 14), zero for 0.
+  template <bool>
+  __device__ __forceinline__ static uint2 powers(uint32_t pair) {
+    const uint32_t second = __vminu2(pair, 0x001E001Eu);
+    return make_uint2((pair - second + 0x00140014u) << 10, second << 10);
+  }
+};
+
+// Codes and scales of one 64 x 64 block, for one thread.
+template <MlaUp kOp, DataType kType>
+struct MlaBlock {
+  static constexpr int kScaleWords = kOp == MlaUp::kKUp ? 4 : 1;
+  uint32_t codes[4];
+  uint32_t scales[kScaleWords];
+
+  __device__ __forceinline__ void load_codes(const uint8_t* block, uint32_t thread) {
+    const uint4 c = load_streamed(reinterpret_cast<const uint4*>(block) + thread);
+    codes[0] = c.x, codes[1] = c.y, codes[2] = c.z, codes[3] = c.w;
+  }
+
+  __device__ __forceinline__ void load_scales(const uint8_t* block, uint32_t thread) {
+    const uint32_t warp = thread / 32, lane = thread % 32;
+    if constexpr (kOp == MlaUp::kKUp) {
+      const uint4 s =
+          load_streamed(reinterpret_cast<const uint4*>(block) + warp / 2 * 4 + lane % 4);
+      scales[0] = s.x, scales[1] = s.y, scales[2] = s.z, scales[3] = s.w;
+    } else {
+      scales[0] = load_streamed(reinterpret_cast<const uint32_t*>(block) + warp * 8 + lane / 4);
+    }
+  }
+
+  // The scales of register j's two numbers, in bytes 0 and 2.
+  __device__ __forceinline__ uint32_t scale_pair(int step, int j) const {
+    if constexpr (kOp == MlaUp::kKUp) {
+      return __byte_perm(scales[step], 0, j / 2 == 0 ? 0x4240 : 0x4341);
+    } else {
+      const uint32_t byte = step / 2 * 2 + j % 2;
+      return __byte_perm(scales[0], 0, 0x4040 + byte * 0x0101);
+    }
+  }
+
+  // Largest of each byte of the scale words.
+  __device__ __forceinline__ uint32_t largest() const {
+    uint32_t most = scales[0];
+#pragma unroll
+    for (int i = 1; i < kScaleWords; ++i) most = __vmaxu4(most, scales[i]);
+    return most;
+  }
+
+  template <bool kSmall>
+  __device__ __forceinline__ void dequantise(MlaFragment (&a)[4]) const {
+    using Numbers = MlaNumbers<kType>;
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint2 powers = Numbers::template powers<kSmall>(scale_pair(step, j));
+        a[step][j] = Numbers::multiply(Numbers::field(codes[step], j), powers.x);
+        if constexpr (!kSmall) a[step][j] = Numbers::multiply(a[step][j], powers.y);
+      }
+    }
+  }
+};
+
+// The weights of a warpgroup's 64 outputs over its inputs.
+template <class Tile>
+class MlaWeights {
+ public:
+  // `codes` and `scales` are those of this warpgroup's inputs, the `split`-th share of all.
+  __device__ __forceinline__ void load(const uint8_t* codes, const uint8_t* scales, uint32_t thread,
+                                       uint32_t split) {
+#pragma unroll
+    for (int block = 0; block < Tile::kOwnBlocks; ++block) {
+      blocks_[block].load_codes(codes + block * kMlaBlockBytes, thread);
+      blocks_[block].load_scales(scales + block * kMlaBlockScaleBytes, thread);
+    }
+    if constexpr (kSeesOthers) {
+      const uint8_t* all = scales - split * (Tile::kOwnBlocks * kMlaBlockScaleBytes);
+#pragma unroll
+      for (int block = 0; block < Tile::kInBlocks; ++block) {
+        others_[block].load_scales(all + block * kMlaBlockScaleBytes, thread);
+      }
+    }
+  }
+
+  // Looks at the scales, which waits for them: call it as late as possible.
+  __device__ __forceinline__ void prepare() {
+    if constexpr (Tile::kType == DataType::kFloat16) {
+      make_relative();
+    } else {
+      uint32_t any = 0;
+#pragma unroll
+      for (const auto& block : blocks_) {
+#pragma unroll
+        for (const uint32_t word : block.scales) any |= word;
+      }
+      // All of the warp take one way.
+      is_small_ = __all_sync(0xFFFFFFFFu, (any & 0x80808080u) == 0);
+    }
+  }
+
+  __device__ __forceinline__ void dequantise(int block, MlaFragment (&a)[4]) const {
+    if constexpr (Tile::kType == DataType::kFloat16) {
+      blocks_[block].template dequantise<false>(a);
+    } else if (is_small_) {
+      blocks_[block].template dequantise<true>(a);
+    } else {
+      blocks_[block].template dequantise<false>(a);
+    }
+  }
+
+  // The compiler shall not see that fragments are the same for every token tile: kept in registers
+  // from one to the next they would not fit.
+  __device__ __forceinline__ void forget() {
+#pragma unroll
+    for (auto& block : blocks_) {
+#pragma unroll
+      for (uint32_t& word : block.codes) asm volatile("" : "+r"(word));
+#pragma unroll
+      for (uint32_t& word : block.scales) asm volatile("" : "+r"(word));
+    }
+  }
+
+  // What the sums of row g (half 0) and g + 8 (half 1) are multiplied by.
+  __device__ __forceinline__ float residual(int half) const {
+    if constexpr (Tile::kType == DataType::kBFloat16) return 1.0f;
+    return ldexpf(1.0f, static_cast<int>(largest_ >> (8 * half) & 0xFF) - 140);
+  }
+
+ private:
+  // FP16: scales become t = s - largest + 37, the number 2^(t - 24), or 0 more than 36 binades below.
+  __device__ __forceinline__ void make_relative() {
+    uint32_t most = 0;
+    if constexpr (kSeesOthers) {
+#pragma unroll
+      for (const Block& block : others_) most = __vmaxu4(most, block.largest());
+    } else {
+#pragma unroll
+      for (const Block& block : blocks_) most = __vmaxu4(most, block.largest());
+    }
+    most = __vmaxu4(most, most >> 16);  // bytes 0 and 1: rows g and g + 8
+    if constexpr (Tile::kOp == MlaUp::kKUp) {
+      most = __vmaxu4(most, most >> 8);
+      most = __vmaxu4(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
+      most = __vmaxu4(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2));
+      most = __byte_perm(most, 0, 0x0000);
+    } else {
+      most = __byte_perm(most, 0, 0x1010);
+    }
+    largest_ = most;
+#pragma unroll
+    for (Block& block : blocks_) {
+#pragma unroll
+      for (uint32_t& word : block.scales) word = __vsubus4(0x25252525u, __vsubus4(most, word));
+    }
+  }
+
+  using Block = MlaBlock<Tile::kOp, Tile::kType>;
+  // FP16's largest scale is that of all inputs, of which a warpgroup may have a share only.
+  static constexpr bool kSeesOthers = Tile::kType == DataType::kFloat16 && Tile::kSplits > 1;
+
+  Block blocks_[Tile::kOwnBlocks];
+  Block others_[kSeesOthers ? Tile::kInBlocks : 1];  // their scales alone
+  bool is_small_;                                    // BF16: all scales are below 128
+  uint32_t largest_;  // FP16: scale byte: bytes 0 and 1 for rows g and g + 8
+};
+
+}  // namespace w4afp8
