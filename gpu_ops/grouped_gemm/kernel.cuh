@@ -18,6 +18,7 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
+#include "common/grid_dependency.cuh"
 #include "grouped_gemm/epilogue.cuh"
 #include "grouped_gemm/main_loop.cuh"
 #include "grouped_gemm/producer.cuh"
@@ -56,7 +57,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
   const uint32_t rank = blockIdx.x % Tile::kCluster;
 
+  launch_dependents();
   initialise(shared, token_map);
+  wait_for_previous_grids();
   TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)));
   scheduler.build(params, shared);
   // The other blocks must see these barriers before anything is sent to them.

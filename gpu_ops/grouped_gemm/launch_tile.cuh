@@ -85,18 +85,20 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   error = encode_token_map(params, Tile::kBoxTokens, &token_map);
   if (error != cudaSuccess) return error;
 
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = Tile::kCluster;
-  cluster.val.clusterDim.y = 1;
-  cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;  // grid_dependency.cuh
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = Tile::kCluster;
+  attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t launch = {};
   launch.gridDim = dim3(grid_size<Tile>(params));
   launch.blockDim = dim3(Tile::kThreads);
   launch.dynamicSmemBytes = shared_bytes(params.tokens.experts);
   launch.stream = stream;
-  launch.attrs = &cluster;
-  launch.numAttrs = Tile::kCluster > 1 ? 1 : 0;
+  launch.attrs = attributes;
+  launch.numAttrs = Tile::kCluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_map);
 }
 
