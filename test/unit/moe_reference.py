@@ -63,6 +63,7 @@ from w4afp8.testing.compare import (
     Accumulator,
     accumulation_error,
     assert_within,
+    summation,
 )
 
 Float64 = NDArray[np.float64]
@@ -169,10 +170,8 @@ def product(
     """``x @ weight[expert].T + bias`` and its own error (2, 5), not that of x."""
     values = dequantize(weight)[expert].astype(np.float64)
     out = x @ values.T + bias
-    group = (
-        None if weight.weight_format == "mxfp4" or weight.group_size == -1 else weight.group_size
-    )
-    accumulation = accumulation_error(x, values, group, accumulator)
+    how = summation(weight.weight_format, weight.group_size)
+    accumulation = accumulation_error(x, values, how, accumulator)
     bounded = np.abs(accumulation.drift) + 4 * FLOAT32_UNIT * (np.abs(out) + np.abs(bias))
     if weight.weight_format == "mxfp4":
         largest = np.exp2(weight.scale[expert].max(axis=1).astype(np.float64) - 127)

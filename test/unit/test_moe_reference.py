@@ -37,7 +37,7 @@ from moe_reference import (
 )
 
 from w4afp8.quant import QuantizedWeight, dequantize, quantize
-from w4afp8.testing.compare import CPU_ACCUMULATOR, HOPPER_ACCUMULATOR
+from w4afp8.testing.compare import CPU_ACCUMULATOR, HOPPER_ACCUMULATOR, summation
 from w4afp8.testing.tensor_core import truncating_sum
 from w4afp8.testing.tensors import bits_of, values_of
 
@@ -102,13 +102,12 @@ def expected_of(block: Block, accumulator: Any) -> Expected:
 def simulated(block: Block, accumulator: Any) -> Any:
     """The block with every rounding executed."""
     weights, (topk_weights, topk_ids) = block.weights, block.routed()
-    group = None if weights.down.weight_format == "mxfp4" else weights.down.group_size
-    group = None if group == -1 else group
+    how = summation(weights.down.weight_format, weights.down.group_size)
 
     def multiply(x: Float64, weight: QuantizedWeight, expert: int, bias: Float64) -> Float64:
         values = dequantize(weight)[expert].astype(np.float64)
         exact = not accumulator.is_tensor_core
-        total = x @ values.T if exact else truncating_sum(x, values, group)
+        total = x @ values.T if exact else truncating_sum(x, values, how)
         return rounded(total + bias[expert], block.dtype).astype(np.float64)
 
     out, quantized = np.zeros(block.x.shape), fp8_rows(block.x)

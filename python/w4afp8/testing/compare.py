@@ -33,9 +33,13 @@ A grouped GEMM's result differs from the float64 product of the same dequantised
    33 (L / 2)^2. The drift is what all-positive data shows; an addend that is a multiple of L loses
    nothing, which the variance covers. Where the kernel promotes to float32 after every group (int4
    groups shorter than a k block), the accumulator starts anew there: the groups' drifts and
-   variances add up, and float32's. Where it rescales its sums between groups (of whole k blocks),
-   that is an approximate ratio, off by 4 u, and a rounding for every 128 products: 25 n / 128 of
-   u^2 S^2, which float32's variance covers.
+   variances add up, and float32's.
+
+   *Sums in halves*: int4 otherwise. The tensor cores sum 128 products as above and round the
+   accumulator to half precision after each step, by at most u = 2^-11 of it. The sum of 128 is
+   multiplied by its group's scale, rounded to half precision too, and added to the others with one
+   rounding of the new sum: u^2 (sum of 128)^2 and u^2 (new sum)^2 of variance. What is too small
+   for halves, 2^-25 of units near the largest product, does not show beside that.
 
    *Folded MXFP4*: the kernel rounds a weight that is far below the channel's largest group to the
    E4M3 grid. That costs at most `Accumulator.weight_error` times the largest scale per weight.
@@ -49,7 +53,7 @@ A grouped GEMM's result differs from the float64 product of the same dequantised
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,10 +66,14 @@ LAMBDA = 8.0
 FLOAT32_UNIT = 2.0**-24
 TENSOR_CORE_BITS = 13
 TENSOR_CORE_STEP = 32  # in_features of one wgmma
+HALF_UNIT = 2.0**-11
+K_BLOCK = 128
 # Half a unit in the last place: of the value, and at least.
 OUTPUT_UNIT = {"bfloat16": (2.0**-8, 2.0**-134), "float16": (2.0**-11, 2.0**-25)}
 
 Float64 = NDArray[np.float64]
+# An int: promoted to float32 after every so many in_features.
+Summation = Literal["tensor cores", "halves"] | int
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,9 @@ def gemm_bound(
     for expert in range(p.experts):
         rows = p.rows_of(expert)
         x = float8.decode(inputs.x[rows])
-        error[rows] = accumulation_error(x, weight[expert], _group(inputs), accumulator).bound()
+        error[rows] = accumulation_error(
+            x, weight[expert], summation(p.weight_format, p.group_size), accumulator
+        ).bound()
         if p.weight_format == "mxfp4" and accumulator.weight_error:
             error[rows] += _folding_error(inputs, expert, x, accumulator)
     error *= row_scales(inputs)[:, None]
@@ -113,26 +123,31 @@ def gemm_bound(
     return error + np.maximum(relative * (np.abs(reference) + error), least)
 
 
+def summation(weight_format: str, group_size: int) -> Summation:
+    """How the GPU kernel sums products of a format."""
+    if weight_format == "mxfp4":
+        return "tensor cores"
+    return "halves" if group_size % 128 == 0 or group_size == -1 else group_size
+
+
 def accumulation_error(
-    x: Float64, weight: Float64, group: int | None, accumulator: Accumulator
+    x: Float64, weight: Float64, how: Summation, accumulator: Accumulator
 ) -> AccumulationError:
     """Part 1 of the module's bound for ``x [rows, n] @ weight [out, n].T``.
 
-    `group`: in_features that share a scale; None: all of them.
+    `how`: see `summation`; the CPU kernel has one way.
     """
     n = x.shape[1]
     magnitudes = np.abs(x) @ np.abs(weight).T
     float32 = AccumulationError(0 * magnitudes, (n + 2) * (FLOAT32_UNIT * magnitudes) ** 2)
     if not accumulator.is_tensor_core:
         return float32
-    if group is None:
+    if how == "tensor cores":
         return _tensor_core_error(x, weight)
-    if group % 128 == 0:
-        rescaled = _tensor_core_error(x, weight)
-        return AccumulationError(rescaled.drift, rescaled.variance + float32.variance)
+    if how == "halves":
+        return _halves_error(x, weight)
     parts = [
-        _tensor_core_error(x[:, k : k + group], weight[:, k : k + group])
-        for k in range(0, n, group)
+        _tensor_core_error(x[:, k : k + how], weight[:, k : k + how]) for k in range(0, n, how)
     ]
     return AccumulationError(
         sum((part.drift for part in parts), float32.drift),
@@ -140,7 +155,21 @@ def accumulation_error(
     )
 
 
-def _tensor_core_error(x: Float64, weight: Float64) -> AccumulationError:
+def _halves_error(x: Float64, weight: Float64) -> AccumulationError:
+    drift = np.zeros((x.shape[0], weight.shape[0]))
+    variance, total = np.zeros_like(drift), np.zeros_like(drift)
+    for k in range(0, x.shape[1], K_BLOCK):
+        x_block, w_block = x[:, k : k + K_BLOCK], weight[:, k : k + K_BLOCK]
+        block = _tensor_core_error(x_block, w_block, rounding=HALF_UNIT)
+        part = x_block @ w_block.T
+        total += part
+        drift += block.drift
+        variance += block.variance + HALF_UNIT**2 * (part**2 + total**2)
+    return AccumulationError(drift, variance)
+
+
+def _tensor_core_error(x: Float64, weight: Float64, rounding: float = 0.0) -> AccumulationError:
+    """`rounding`: of the accumulator after each step, in terms of it."""
     steps = x.shape[1] // TENSOR_CORE_STEP
     x_steps = x.reshape(-1, steps, TENSOR_CORE_STEP).transpose(1, 0, 2)
     w_steps = weight.reshape(-1, steps, TENSOR_CORE_STEP).transpose(1, 2, 0)
@@ -153,14 +182,9 @@ def _tensor_core_error(x: Float64, weight: Float64) -> AccumulationError:
         largest = np.maximum(np.maximum(np.abs(before), np.abs(after)), product)
         half_unit = largest * 2.0 ** -(TENSOR_CORE_BITS + 1)
         drift -= half_unit * (np.sign(x_step) @ np.sign(w_step) + np.sign(before))
-        variance += (TENSOR_CORE_STEP + 1) * half_unit**2
+        variance += (TENSOR_CORE_STEP + 1) * half_unit**2 + (rounding * after) ** 2
         before = after
     return AccumulationError(drift, variance)
-
-
-def _group(inputs: GemmInputs) -> int | None:
-    p = inputs.problem
-    return p.group_size if p.weight_format == "int4" and p.group_size != -1 else None
 
 
 def _folding_error(

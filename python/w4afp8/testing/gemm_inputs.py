@@ -30,11 +30,7 @@ from w4afp8.testing import float8
 ActivationScale = Literal["none", "tensor", "token"]
 NAN_BYTE = 0x7F  # of float8_e4m3fn: what rows without a token are filled with
 
-# Exact cases: the sum of the magnitudes of all products of one output is at most 2^13 units of the
-# finest one, so that even an accumulator of 13 fraction bits (compare.py) holds every partial sum.
-# int4: 512 products of 1 * 8. mxfp4: 128 products of 1 * 6, the finest unit 0.5 * 2^-2.
-EXACT_NONZEROS = {"int4": 512, "mxfp4": 128}
-EXACT_SPREAD = 2  # binades between the group scales of an exact mxfp4 channel
+EXACT_SPREAD = 2  # binades between the scales that an exact channel's products meet in one sum
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def exact_inputs(problem: GemmProblem, seed: int = 0) -> GemmInputs:
         scale_dtype=p.scale_dtype,
     )
     x = rng.choice([-1.0, 1.0], (p.num_rows, p.in_features))
-    nonzeros = EXACT_NONZEROS[p.weight_format]
+    nonzeros = _exact_nonzeros(p)
     if p.in_features > nonzeros:  # exactly that many, at random places
         order = rng.random(x.shape).argsort(axis=1)
         x[order >= nonzeros] = 0.0
@@ -130,6 +126,19 @@ def random_inputs(problem: GemmProblem, seed: int = 0) -> GemmInputs:
     return _assemble(p, x, weight, rng.uniform(0.005, 0.02, p.num_rows), rng)
 
 
+def _exact_nonzeros(p: GemmProblem) -> int:
+    """Activations other than zero, so few that the accumulator holds every partial sum.
+
+    The magnitudes of all products of one output sum up to 2^13 units of the finest one at most
+    where the tensor cores add them all (13 fraction bits, compare.py), to 2^11 in halves.
+    """
+    if p.weight_format == "mxfp4":
+        return 128  # products of 1 * 6, the finest unit 0.5 * 2^-2
+    if p.group_size == -1:
+        return 256  # 1 * 8
+    return 64 if p.group_size % 128 == 0 else 512  # 1 * 8 * 2^2; 1 * 8 within a group
+
+
 def _exact_scale(p: GemmProblem, rng: np.random.Generator) -> NDArray[Any]:
     channels = (p.experts, p.out_features, 1)
     if p.weight_format == "mxfp4":
@@ -139,6 +148,9 @@ def _exact_scale(p: GemmProblem, rng: np.random.Generator) -> NDArray[Any]:
     if p.group_size == -1:
         return np.exp2(rng.integers(-4, 3, channels[:2])).astype(np.float32)
     groups = (p.experts, p.out_features, p.in_features // p.group_size)
+    if p.group_size % 128 == 0:
+        relative = rng.integers(-EXACT_SPREAD, 1, groups)
+        return np.exp2(rng.integers(-4, 3, channels) + relative).astype(np.float32)
     return np.exp2(rng.integers(-4, 3, groups)).astype(np.float32)
 
 

@@ -17,26 +17,43 @@ from __future__ import annotations
 
 import numpy as np
 
-from w4afp8.testing.compare import TENSOR_CORE_BITS, TENSOR_CORE_STEP, Float64
+from w4afp8.testing.compare import (
+    K_BLOCK,
+    TENSOR_CORE_BITS,
+    TENSOR_CORE_STEP,
+    Float64,
+    Summation,
+)
 
 
-def truncating_sum(x: Float64, weight: Float64, group: int | None = None) -> Float64:
-    """``x [rows, n] @ weight [out, n].T`` by the accumulator of `w4afp8.testing.compare`.
+def truncating_sum(x: Float64, weight: Float64, how: Summation = "tensor cores") -> Float64:
+    """``x [rows, n] @ weight [out, n].T`` by the accumulators of `w4afp8.testing.compare`.
 
     Args:
         x: ``[rows, n]``, n a multiple of 32.
         weight: ``[out, n]``.
-        group: a multiple of 32 after which the sum is promoted (here to float64); None: never.
+        how: see `w4afp8.testing.compare.summation`; promoted sums are float64 here.
 
     Returns:
         ``[rows, out]``.
     """
-    if group is not None:
-        parts = range(0, x.shape[1], group)
-        return sum(
-            (truncating_sum(x[:, k : k + group], weight[:, k : k + group]) for k in parts),
-            np.zeros((len(x), len(weight))),
-        )
+    if how == "tensor cores":
+        return _sum_of_steps(x, weight, in_halves=False)
+    length = K_BLOCK if how == "halves" else how
+    total = np.zeros((len(x), len(weight)))
+    for k in range(0, x.shape[1], length):
+        part = (x[:, k : k + length], weight[:, k : k + length])
+        total = total + _sum_of_steps(*part, in_halves=how == "halves")
+        if how == "halves":
+            total = _as_half(total)
+    return total
+
+
+def _as_half(x: Float64) -> Float64:
+    return x.astype(np.float16).astype(np.float64)
+
+
+def _sum_of_steps(x: Float64, weight: Float64, *, in_halves: bool) -> Float64:
     total = np.zeros((len(x), len(weight)))
     for k in range(0, x.shape[1], TENSOR_CORE_STEP):
         step = slice(k, k + TENSOR_CORE_STEP)
@@ -45,4 +62,6 @@ def truncating_sum(x: Float64, weight: Float64, group: int | None = None) -> Flo
         exponent = np.frexp(np.abs(addends).max(axis=-1, keepdims=True))[1] - 1
         unit = np.ldexp(1.0, exponent - TENSOR_CORE_BITS)
         total = (np.trunc(addends / unit) * unit).sum(axis=-1)
+        if in_halves:
+            total = _as_half(total)
     return total
