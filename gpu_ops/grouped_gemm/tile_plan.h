@@ -91,8 +91,9 @@ struct TilePlan {
   }
 
   W4AFP8_HOST_DEVICE static int token_group_of(int64_t in_features) {
-    const int64_t tiles = kTokenGroupBytes / (Tile::kTokens * in_features);
-    return static_cast<int>(tiles > 1 ? tiles : 1);
+    if (in_features >= kTokenGroupBytes / Tile::kTokens) return 1;  // 32 bits are enough below
+    return static_cast<int>(static_cast<uint32_t>(kTokenGroupBytes / Tile::kTokens) /
+                            static_cast<uint32_t>(in_features));
   }
 
   W4AFP8_HOST_DEVICE int out_blocks(bool tall) const {
