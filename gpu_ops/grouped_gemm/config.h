@@ -110,7 +110,7 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   const bool has_scales = params.group_scale_type != GroupScaleType::kNone;
   if (is_int4 && has_scales && params.group_size % kSubBlockIn != 0) return TileKind::kPromoted;
   // Where in_features are few, storing binds, which large tiles do worse.
-  const bool fits = params.in_features >= 1024 && large_tile_use(params) > 0.95;
+  const bool fits = params.in_features >= (is_int4 ? 1024 : 384) && large_tile_use(params) > 0.9;
   return fits && tokens > (has_scales ? 128 : 256) ? TileKind::kLarge : TileKind::kMedium;
 }
 
