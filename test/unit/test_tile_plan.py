@@ -1,0 +1,300 @@
+# Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which tile the grouped GEMM chooses, and which block multiplies which tiles in what order.
+
+The plan is made on the device from headers that compile for the host too: tile_plan.cc prints what
+they say. A case that fails is named by its line: give it to that program to see its tiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from collections import Counter, defaultdict
+from itertools import groupby
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.cpu_only
+
+HERE = pathlib.Path(__file__).resolve().parent
+HEAD = re.compile(
+    r"\w+, (\d+) x (\d+), narrowest (\d+), cluster of (\d+)(.*)\n"
+    r"(\d+) heavy, (\d+) light, halves from (\d+), token groups of (\d+)\n?"
+)
+TILE = re.compile(
+    r"cluster (\d+), tile (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
+    r"rows (\d+) \+ (-?\d+), width (\d+) or (\d+)(, alone)?"
+)
+# Outputs x tokens.
+SIZES = "decode 256 x 16, small 256 x 64, medium 256 x 128, large 128 x 256, promoted 128 x 128"
+TILES = [size.split()[0] for size in SIZES.split(", ")]
+HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
+CHOICES = """
+4096 7168 int4 none -1: decode decode small small medium medium medium medium large
+4096 7168 int4 float32 128: decode decode small small medium medium large large large
+4096 7168 int4 float32 64: decode decode small small promoted promoted promoted promoted promoted
+1024 7168 int4 bfloat16 256: decode decode small small medium medium large large large
+992 7168 int4 bfloat16 256: decode decode small small medium medium medium medium medium
+384 7168 mxfp4 e8m0 32: decode decode small small medium medium large large large
+352 7168 mxfp4 e8m0 32: decode decode small small medium medium medium medium medium
+4096 1160 mxfp4 e8m0 32: decode decode small small medium medium large large large
+4096 1152 mxfp4 e8m0 32: decode decode small small medium medium medium medium medium
+"""  # in_features, out_features, format, scales, group_size: the tile for each hint
+UNHINTED = """
+decode: 0 32 8, 4 32 8
+small: 0 33 8, 0 512 8, 64 512 8
+medium: 0 513 8, 0 100 0, 65 520 8, 9999 79992 8
+large: 0 1025 8
+"""  # padding, rows, experts of mxfp4
+GROUP_BYTES = 12 << 20  # of activations that stay in L2
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    kind: str  # heavy, half or light
+    alone: bool
+    cluster: int
+    index: int
+    expert: int
+    sub_block: int
+    sub_blocks: int  # of one block of the cluster
+    row: int
+    tokens: int
+    width_in_floats: int  # where sums are floats
+    width_in_halves: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    tile: str
+    in_features: int
+    out_features: int
+    clusters: int
+    tall_experts: int
+    padding: int
+    counts: tuple[int, ...]
+
+    @property
+    def line(self) -> str:
+        return " ".join(["plan", *map(str, dataclasses.astuple(self)[:-1] + self.counts)])
+
+    @property
+    def sub_blocks(self) -> int:
+        return -(-self.out_features // 64)
+
+    def begin_of(self, expert: int) -> int:
+        return expert * self.padding if self.padding else sum(self.counts[:expert])
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    case: Case
+    tiles: list[Tile]  # cluster by cluster, each in its order; without empty halves
+    traits: str
+    out: int  # of one block's tile
+    tokens: int
+    narrowest: int
+    blocks: int  # of a cluster
+    heavy: int
+    light: int
+    whole: int
+    token_group: int
+
+
+def read_tile(line: str) -> Tile:
+    match = TILE.fullmatch(line)
+    assert match, line
+    numbers = map(int, match.group(1, 2, 4, 5, 6, 7, 8, 9, 10))
+    return Tile(match[3], match[11] is not None, *numbers)
+
+
+def read_plan(case: Case, text: str) -> Plan:
+    head = HEAD.match(text)
+    assert head, text
+    tiles = [read_tile(line) for line in text[head.end() :].splitlines()]
+    # The scheduler passes over halves without tokens: their other half has them all.
+    assert all(tile.tokens > 0 or tile.kind == "half" for tile in tiles), case.line
+    indices = sorted(tile.index for tile in tiles)
+    assert indices == list(range(int(head[6]) + int(head[7]))), case.line
+    tiles = [tile for tile in tiles if tile.tokens > 0]
+    return Plan(case, tiles, head[5], *map(int, head.group(1, 2, 3, 4, 6, 7, 8, 9)))
+
+
+def find_compiler() -> list[str]:
+    """As the build of the extension: CXX, else what Python was built with, else c++ or g++."""
+    for words in (os.environ.get("CXX"), sysconfig.get_config_var("CXX"), "c++", "g++"):
+        command = shlex.split(words or "")
+        if command and shutil.which(command[0]):
+            return command
+    pytest.fail("no C++ compiler: the headers of the plan cannot be tested; install g++ or set CXX")
+
+
+def run(command: list[str], text: str = "") -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    binary = str(tmp_path_factory.mktemp("tile_plan") / "tile_plan")
+    flags = ["-std=c++17", "-O1", "-I", str(HERE.parents[1] / "gpu_ops"), "-o", binary]
+    run([*find_compiler(), str(HERE / "tile_plan.cc"), *flags])
+    return binary
+
+
+def ask(program: str, lines: list[str]) -> list[str]:
+    texts = run([program], "".join(f"{line}\n" for line in lines)).split("\n\n")[:-1]
+    assert len(texts) == len(lines)
+    return texts
+
+
+def test_choices(program: str) -> None:
+    expected = {}
+    for row in CHOICES.strip().splitlines():
+        case, tiles = row.split(": ")
+        for hint, tile in zip(HINTS, tiles.split(), strict=True):
+            expected[f"choose {hint} 0 100 8 {case}"] = tile
+    for tile, cases in (row.split(": ") for row in UNHINTED.strip().splitlines()):
+        for choice in cases.split(", "):
+            expected[f"choose -1 {choice} 4096 7168 mxfp4 e8m0 32"] = tile
+    shapes = [text.split(", ") for text in ask(program, list(expected))]
+    assert dict(zip(expected, (shape[0] for shape in shapes), strict=True)) == expected
+    assert {" ".join(shape[:2]) for shape in shapes} == set(SIZES.split(", "))
+
+
+def draw_case(random: random.Random) -> Case:
+    tile = random.choice(TILES)
+    ranges = [(0, 0), (1, 1), (2, 64), (65, 999), (1000, 3000)]
+    counts = [random.randint(*random.choice(ranges)) for _ in range(random.randint(1, 9))]
+    if random.random() < 0.4:  # even
+        counts = counts[:1] * len(counts)
+    varies = tile in ("small", "medium") and random.random() < 0.5
+    tall_experts = random.randint(0, len(counts)) if varies else len(counts)
+    sizes = (32 * random.randint(1, 300), 8 * random.randint(1, 240), random.randint(1, 132))
+    padding = random.choice([0, max(1, *counts), max(counts) + 5])
+    return Case(tile, *sizes, tall_experts, padding, tuple(counts))
+
+
+@pytest.fixture(scope="session")
+def plans(program: str) -> list[Plan]:
+    source = random.Random(0)
+    cases = [draw_case(source) for _ in range(400)]
+    return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
+
+
+def test_every_output_of_every_row_is_in_one_tile(plans: list[Plan]) -> None:
+    for plan in plans:
+        case = plan.case
+        seen = [np.zeros((case.sub_blocks, count), np.int8) for count in case.counts]
+        for tile in plan.tiles:
+            first = tile.row - case.begin_of(tile.expert)
+            assert 0 <= first < first + tile.tokens <= case.counts[tile.expert], case.line
+            # What reaches past the last sub-block has nothing to do.
+            end = tile.sub_block + tile.sub_blocks * plan.blocks
+            assert tile.sub_block < case.sub_blocks, case.line
+            seen[tile.expert][tile.sub_block : end, first : first + tile.tokens] += 1
+        assert all((part == 1).all() for part in seen), case.line
+
+
+def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
+    for plan in plans:
+        # Sums in floats leave wide tiles no registers for a third width.
+        in_floats = plan.tokens // 2 if "wide" in plan.traits else plan.narrowest
+        for tile in plan.tiles:
+            most = plan.tokens // 2 if tile.kind == "half" else plan.tokens
+            assert tile.tokens <= most, plan.case.line
+            widths = [(tile.width_in_floats, in_floats), (tile.width_in_halves, plan.narrowest)]
+            for width, least in widths:
+                assert tile.tokens <= width <= plan.tokens, plan.case.line
+                assert width == least or tile.tokens > width // 2, plan.case.line
+            height = plan.out // 64
+            if "varies height" in plan.traits:  # blocks copy no weights that do not exist
+                height -= tile.expert >= plan.case.tall_experts
+                height = min(height, plan.case.sub_blocks - tile.sub_block)
+            assert tile.sub_blocks == height, plan.case.line
+
+
+def test_experts_with_few_tokens_are_light_where_tiles_are_wide(plans: list[Plan]) -> None:
+    kinds = set()
+    for plan in plans:
+        for tile in plan.tiles:
+            count = plan.case.counts[tile.expert]
+            is_light = "wide" in plan.traits and 2 * count <= plan.tokens
+            assert (tile.kind == "light") == is_light, plan.case.line
+        kinds |= {(plan.case.tile, tile.kind) for tile in plan.tiles}
+    always = {(tile, "heavy") for tile in TILES}
+    wide = {(tile, "light") for tile in ("medium", "large", "promoted")}
+    assert kinds == always | wide | {("large", "half")}
+
+
+def test_halves_are_the_last_wave_of_heavy_tiles_alone(plans: list[Plan]) -> None:
+    for plan in plans:
+        halves = plan.heavy - plan.whole
+        last = (plan.heavy - halves // 2) % plan.case.clusters
+        splits = "splits" in plan.traits and plan.light == 0 and 2 * last <= plan.case.clusters
+        assert halves == (2 * last if splits else 0), plan.case.line
+        assert plan.whole % plan.case.clusters == 0 or not halves, plan.case.line
+
+
+def test_an_expert_with_one_token_tile_is_alone(plans: list[Plan]) -> None:
+    """Alone: no other tile reads these weights."""
+    for plan in plans:
+        readers = Counter((tile.expert, tile.sub_block) for tile in plan.tiles)
+        for tile in plan.tiles:
+            assert tile.alone == (readers[tile.expert, tile.sub_block] == 1), plan.case.line
+
+
+def test_clusters_have_as_much_to_do(plans: list[Plan]) -> None:
+    """Within a heavy tile, or half of one where light tiles fill up; those count half."""
+    for plan in plans:
+        loads, lengths = [0.0] * plan.case.clusters, [0] * plan.case.clusters
+        for tile in plan.tiles:
+            loads[tile.cluster] += 1 if tile.kind == "heavy" else 0.5
+            lengths[tile.cluster] += 1
+        takers = -plan.heavy % plan.case.clusters  # have a heavy tile fewer than the others
+        is_filled = plan.light >= 2 * takers or plan.whole < plan.heavy
+        assert max(loads) - min(loads) <= (0.5 if is_filled else 1), plan.case.line
+        if len(set(plan.case.counts)) == 1:
+            assert max(lengths) - min(lengths) <= 1, plan.case.line
+
+
+def test_every_second_cluster_starts_with_its_light_tiles(plans: list[Plan]) -> None:
+    orders = [("half", "heavy", "light"), ("light", "half", "heavy")]
+    for plan in plans:
+        for cluster, tiles in groupby(plan.tiles, lambda tile: tile.cluster):
+            places = [orders[cluster % 2].index(tile.kind) for tile in tiles]
+            assert places == sorted(places), plan.case.line
+
+
+def test_token_tiles_are_multiplied_in_groups_that_stay_in_cache(plans: list[Plan]) -> None:
+    """By all outputs before the next group."""
+    for plan in plans:
+        tile_bytes = plan.tokens * plan.case.in_features
+        assert plan.token_group == max(1, GROUP_BYTES // tile_bytes), plan.case.line
+        places: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for tile in sorted(plan.tiles, key=lambda tile: tile.index):
+            row = tile.row - plan.case.begin_of(tile.expert)
+            group = row // plan.tokens // plan.token_group
+            places[tile.expert].append((group, tile.sub_block, row))
+        assert all(part == sorted(part) for part in places.values()), plan.case.line

@@ -1,0 +1,168 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Prints which tile the grouped GEMM chooses, and its plan of tiles, for the cases on stdin, one a line:
+//
+//   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
+//   plan <tile> <in> <out> <clusters> <tall_experts> <padding> <count of each expert> ...
+//
+// with `scales` none, float32, bfloat16 or e8m0. The kernel plans on the device; the headers are the
+// same. Compiled and read by test_tile_plan.py.
+#include "grouped_gemm/tile_plan.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace w4afp8;
+
+// All of a weight format that the width of a tile depends on.
+struct SumsInFloats {
+  static constexpr bool kSumsInHalves = false;
+};
+struct SumsInHalves {
+  static constexpr bool kSumsInHalves = true;
+};
+
+const std::vector<std::string> kKinds = {"decode", "small", "medium", "large", "promoted"};
+const std::vector<std::string> kFormats = {"int4", "mxfp4"};
+const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
+
+template <class Enum>
+Enum find(const std::vector<std::string>& names, const std::string& name) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) {
+    std::fprintf(stderr, "%s: no such word\n", name.c_str());
+    std::exit(1);
+  }
+  return static_cast<Enum>(found - names.begin());
+}
+
+template <class Function>
+void with_tile(TileKind kind, const Function& function) {
+  switch (kind) {
+    case TileKind::kDecode: return function(TileDecode{});
+    case TileKind::kSmall: return function(TileSmall{});
+    case TileKind::kMedium: return function(TileMedium{});
+    case TileKind::kLarge: return function(TileLarge{});
+    case TileKind::kPromoted: return function(TilePromoted{});
+  }
+}
+
+template <class Tile>
+void print_shape(TileKind kind, Tile) {
+  std::printf("%s, %d x %d, narrowest %d, cluster of %d%s%s%s\n",
+              kKinds[static_cast<int>(kind)].c_str(), Tile::kOut, Tile::kTokens, Tile::kNarrowest,
+              Tile::kCluster, Tile::kIsWide ? ", wide" : "",
+              Tile::kVariesHeight ? ", varies height" : "", Tile::kSplits ? ", splits" : "");
+}
+
+template <class Tile>
+void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int cluster, int index) {
+  const TileCoordinates tile = plan.locate(tables, index);
+  const char* kind = index >= plan.heavy ? "light" : index >= plan.whole ? "half" : "heavy";
+  std::printf("cluster %d, tile %d: %s, expert %d, sub-blocks %d + %d, rows %d + %d, ", cluster,
+              index, kind, tile.expert, tile.sub_block, tile.sub_blocks, tile.row_begin,
+              tile.num_tokens);
+  std::printf("width %d or %d%s\n", tile_width<Tile, SumsInFloats>(tile.num_tokens),
+              tile_width<Tile, SumsInHalves>(tile.num_tokens), tile.alone ? ", alone" : "");
+}
+
+// As TileScheduler fills them, one expert after the other.
+template <class Tile>
+void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTables& tables) {
+  for (int expert = 0; expert < plan.experts; ++expert) {
+    const RowRange rows = tokens.rows_of(expert);
+    const int count = static_cast<int>(rows.end - rows.begin);
+    const bool tall = !Tile::kVariesHeight || expert < plan.tall_experts;
+    const int tiles = plan.token_tiles(count) * plan.out_blocks(tall);
+    (plan.is_heavy(count) ? plan.heavy : plan.light) += tiles;
+    tables.heavy_end[expert] = plan.heavy;
+    tables.light_end[expert] = plan.light;
+    tables.row_begin[expert] = static_cast<int32_t>(rows.begin);
+    tables.count[expert] = count;
+  }
+}
+
+template <class Tile>
+void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
+  TilePlan<Tile> plan = {};
+  plan.experts = static_cast<int>(params.tokens.experts);
+  plan.clusters = clusters;
+  plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
+  plan.tall_experts = tall_experts;
+  plan.token_group = plan.token_group_of(params.in_features);
+  std::vector<int32_t> storage(ExpertTables::kTables * plan.experts);
+  const ExpertTables tables = ExpertTables::at(storage.data(), plan.experts);
+  fill_tables(params.tokens, plan, tables);
+  plan.split_last_wave();
+  std::printf("%d heavy, %d light, halves from %d, token groups of %d\n", plan.heavy, plan.light,
+              plan.whole, plan.token_group);
+  for (int cluster = 0; cluster < clusters; ++cluster) {
+    const TileSequence sequence = plan.sequence(cluster);
+    for (const TileSteps& part : sequence.parts) {
+      for (int index = part.first; index < part.end; index += part.stride) {
+        print_tile(plan, tables, cluster, index);
+      }
+    }
+  }
+}
+
+void choose(std::istream& words) {
+  GroupGemmParams params = {};
+  std::string format, scales;
+  words >> params.max_tokens >> params.tokens.padding >> params.tokens.num_rows;
+  words >> params.tokens.experts >> params.in_features >> params.out_features;
+  words >> format >> scales >> params.group_size;
+  params.weight_format = find<WeightFormat>(kFormats, format);
+  params.group_scale_type = find<GroupScaleType>(kScales, scales);
+  const TileKind kind = choose_tile(params);
+  with_tile(kind, [&](auto tile) { print_shape(kind, tile); });
+}
+
+void plan(std::istream& words) {
+  GroupGemmParams params = {};
+  std::string name;
+  int clusters = 0, tall_experts = 0;
+  words >> name >> params.in_features >> params.out_features >> clusters >> tall_experts;
+  words >> params.tokens.padding;
+  const bool is_padded = params.tokens.padding > 0;
+  std::vector<int32_t> tokens;  // counts, or their running sums
+  int32_t rows = 0;
+  for (int32_t count; words >> count;) tokens.push_back(is_padded ? count : rows += count);
+  params.tokens.experts = static_cast<int64_t>(tokens.size());
+  params.tokens.num_rows = is_padded ? params.tokens.experts * params.tokens.padding : rows;
+  params.tokens.tokens = tokens.data();
+  const TileKind kind = find<TileKind>(kKinds, name);
+  with_tile(kind, [&](auto tile) {
+    print_shape(kind, tile);
+    print_plan<decltype(tile)>(params, clusters, tall_experts);
+  });
+}
+
+}  // namespace
+
+int main() {
+  for (std::string line, verb; std::getline(std::cin, line);) {
+    std::istringstream words(line);
+    words >> verb;
+    verb == "choose" ? choose(words) : plan(words);
+    std::puts("");
+  }
+}
