@@ -80,7 +80,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]], *, append:
     """Writes rows; flushed and closed, so that a later crash loses nothing of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a" if append else "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
