@@ -17,7 +17,7 @@
 //   out[t, o] = sum_i x[t, i] * code(e, o, i) * group_scale(e, o, i / group_size)
 //               * weight_scale[e, o] * x_scale[t] + bias[e, o]      with e the expert of row t
 //
-// accumulated in float32. Rows that hold no token are neither read into a result nor written.
+// summed as main_loop.cuh says. Rows that hold no token are neither read into a result nor written.
 #pragma once
 
 #include "common/token_layout.h"

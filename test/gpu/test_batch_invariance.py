@@ -38,8 +38,12 @@ FORMATS = {"int4": -1, "int4 groups of 32": 32, "int4 groups of 128": 128, "mxfp
 TOKENS = 300
 EXPERTS = 2
 CUTS = (1, 8, 17, 64, 65, 129, 257, 300)
-HINTS = (-1, 1, 4096)  # the tile that suits the counts, the narrowest, the widest
-OUT_FEATURES, IN_FEATURES = 136, 1152  # tails in out, many k blocks
+# The tile that suits the counts, then decode, small, medium (promoted) and large ones (config.h).
+HINTS = (-1, 1, 64, 128, 4096)
+OUT_FEATURES, IN_FEATURES = (
+    248,
+    1152,
+)  # a tail in out, as short as large tiles take it; many k blocks
 
 Bits = NDArray[np.uint16]
 

@@ -41,7 +41,7 @@ def inputs_of(form: str) -> GemmInputs:
     return random_inputs(
         GemmProblem(
             counts=COUNTS,
-            out_features=520,
+            out_features=504,
             in_features=2176,
             weight_format=weight_format,
             group_size=FORMATS[form],

@@ -212,6 +212,16 @@ def test_hint_changes_nothing(place: Any, max_tokens: int) -> None:
     check_exact(place, problem((40, 3), LinearShape(72, 96)), max_tokens=max_tokens)
 
 
+# On the GPU these hints choose decode, small, medium (or promoted) and large tiles (config.h).
+@pytest.mark.parametrize("max_tokens", [1, 64, 128, 4096])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 32", "int4 groups of 128", "mxfp4"])
+def test_accuracy_with_every_tile(
+    place: Any, accumulator: Accumulator, form: str, max_tokens: int
+) -> None:
+    p = problem((300, 0, 20, 130), LinearShape(248, 1152), form, x_scale="token", has_bias=True)
+    check_close(place, accumulator, random_inputs(p), max_tokens=max_tokens)
+
+
 def test_exact_for_many_experts(place: Any) -> None:
     counts = tuple(np.random.default_rng(1).integers(0, 4, 130))
     check_exact(place, problem(counts, LinearShape(72, 96)))

@@ -56,10 +56,10 @@ FORMATS += (("mxfp4", 32),)
 DATA: tuple[Data, ...] = ("normal", "heavy-tailed", "positive")
 IN_FEATURES = (512, 1024, 2048, 4096, 8192, 16384)
 OUT_DTYPES = ("bfloat16", "float16")
-OUT_FEATURES = TOKENS = 128
+OUT_FEATURES, TOKENS = 256, 128
 # The hint of tokens per expert chooses the kernel's tile: decode, and prefill, whose result is
 # reported. The 128 tokens are the same, and so must the bits be.
-DECODE_HINT, PREFILL_HINT = 16, 4096
+DECODE_HINT, PREFILL_HINT = 1, 4096
 PROBES = 16  # tokens whose sums are seen unrounded
 DEGREES_OF_FREEDOM = 3.0  # of Student's t: heavy tails of finite variance
 
