@@ -119,6 +119,8 @@ def test_unknown_attribute() -> None:
 
 
 def test_examples_in_the_docstrings() -> None:
-    found = doctest.testmod(ops)
-    assert found.attempted >= len(OPERATORS)
-    assert found.failed == 0
+    # An example for every operator, in the module that defines it.
+    modules = {sys.modules[getattr(ops, name).__module__] for name in OPERATORS}
+    found = [doctest.testmod(module) for module in modules]
+    assert sum(result.attempted for result in found) >= len(OPERATORS)
+    assert not any(result.failed for result in found)
