@@ -39,8 +39,6 @@ struct TileShape {
   static constexpr bool kSplits = kTokens == 256;
   // Reading weights binds narrow tiles whatever their width; of wide ones, only those with few tokens.
   static constexpr bool kIsWide = kTokens >= 128;
-  // Registers and shared memory are short.
-  static constexpr bool kIsCrowded = kConsumers == 4 && kTokens > 64;
   static constexpr int kSubBlocks = kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
   // A full producer warpgroup where setmaxnreg must move registers to the consumers.
