@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import paddle
@@ -23,14 +23,13 @@ from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8.layers.checks import check_multiple, check_range, check_same, dtype_name
-from w4afp8.layers.format_record import check_record, format_record, record_tensor
+from w4afp8.layers.format_record import RecordedLayer, check_record, format_record
 from w4afp8.layers.operands import alias
-from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant import PackedWeight, ScaleDtype, WeightFormat
 from w4afp8.quant.weights import check_choice, check_group_size
 
 
-class ExpertLinear(QuantizedLayer):
+class ExpertLinear(RecordedLayer):
     """Grouped linear layer over FP8 activations; its weights start as zeros.
 
     State (all buffers): ``weight`` uint8, ``weight_scale`` float32 ``[experts, out]``,
@@ -72,6 +71,8 @@ class ExpertLinear(QuantizedLayer):
     bias: Tensor | None
     format: Tensor
 
+    _record_is_of = "weight"
+
     def __init__(
         self,
         in_features: int,
@@ -95,11 +96,9 @@ class ExpertLinear(QuantizedLayer):
         self.group_size = check_group_size(weight_format, group_size, in_features)
         check_choice("scale_dtype", scale_dtype, ScaleDtype)
         self._register_zeros(scale_dtype, has_bias)
-        self._record = format_record(
-            weight_format, self.group_size, num_experts, out_features, in_features
+        self.keep_record(
+            format_record(weight_format, self.group_size, num_experts, out_features, in_features)
         )
-        self.register_buffer("format", record_tensor(self._record))
-        self._record_is_checked = True
 
     def _register_zeros(self, scale_dtype: ScaleDtype, has_bias: bool) -> None:
         padded_out = -(-self.out_features // 64) * 64
@@ -170,24 +169,8 @@ class ExpertLinear(QuantizedLayer):
         if self.bias is not None:
             self.bias = self.bias.astype(dtype)
 
-    def _state_dict_impl(self, *args: Any, **kwargs: Any) -> Any:
-        """Paddle's way to the tensors of any model's state, the one to load them too."""
-        self._record_is_checked = False
-        return super()._state_dict_impl(*args, **kwargs)
-
-    def check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        given = state_dict.get(prefix + "format")
-        if given is not None:
-            check_record(f"state_dict: {prefix}weight", given.tolist(), self._record)
-        super().check_state(state_dict, prefix)
-
-    def check_loaded(self) -> None:
-        """Raises ValueError if weights of another format or size were loaded."""
-        if not self._record_is_checked:
-            # From the buffers themselves: while a program is traced, attributes have no values.
-            record = self._buffers["format"].numpy().tolist()
-            check_record("weight, as it was loaded", record, self._record)
-            self._record_is_checked = True
+    def compare_records(self, name: str, got: Sequence[int], expected: Sequence[int]) -> None:
+        check_record(name, got, expected)
 
     def forward(
         self,

@@ -18,16 +18,58 @@ int4 and mxfp4 have packed weights of one type and shape, and so have in_feature
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import paddle
 from paddle import Tensor
 
+from w4afp8.layers.checks import check_same
+from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant import WeightFormat
 
 _VERSION = 1  # of the packed order of docs/formats.md
 _FORMATS = get_args(WeightFormat)
+
+
+class RecordedLayer(QuantizedLayer):
+    """A layer whose state dict says what its packed weights are, as the buffer ``format``.
+
+    Loaded records are compared once, where the layer is used or its state is given.
+    """
+
+    _record_is_of = "format"  # what errors name
+
+    def keep_record(self, record: Sequence[int]) -> None:
+        """The record of the weights that this layer holds."""
+        self._record = list(record)
+        self.register_buffer("format", record_tensor(record))
+        self._record_is_checked = True
+
+    def compare_records(self, name: str, got: Sequence[int], expected: Sequence[int]) -> None:
+        """Raises ValueError unless both are equal."""
+        check_same(name, list(got), list(expected))
+
+    def _state_dict_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """Paddle's way to the tensors of any model's state, the one to load them too."""
+        self._record_is_checked = False
+        return super()._state_dict_impl(*args, **kwargs)
+
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        given = state_dict.get(prefix + "format")
+        if given is not None:
+            name = f"state_dict: {prefix}{self._record_is_of}"
+            self.compare_records(name, given.tolist(), self._record)
+        super().check_state(state_dict, prefix)
+
+    def check_loaded(self) -> None:
+        """Raises ValueError if weights of another format, size or packed order were loaded."""
+        if not self._record_is_checked:
+            # From the buffers themselves: while a program is traced, attributes have no values.
+            record = self._buffers["format"].numpy().tolist()
+            name = f"{self._record_is_of}, as it was loaded"
+            self.compare_records(name, record, self._record)
+            self._record_is_checked = True
 
 
 def format_record(
@@ -39,7 +81,7 @@ def format_record(
 
 
 def record_tensor(record: Sequence[int]) -> Tensor:
-    """The record as a state dict holds it: int32 ``[6]``."""
+    """The record as a state dict holds it, int32."""
     return paddle.to_tensor(list(record), dtype="int32")
 
 

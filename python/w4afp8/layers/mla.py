@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import paddle
@@ -25,8 +24,8 @@ from paddle import Tensor
 from w4afp8 import ops
 from w4afp8._tracing import run_as_written
 from w4afp8.layers.checks import check_multiple, check_range, check_same, dtype_name
+from w4afp8.layers.format_record import RecordedLayer
 from w4afp8.layers.operands import alias
-from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant import MLAUpWeights, UpError, split_kv_b_proj
 from w4afp8.quant.kv_b_proj import MOST_INPUTS
 from w4afp8.quant.kv_b_source import FP8_BLOCK
@@ -36,7 +35,7 @@ _LAYOUT_VERSION = 1  # of the packed order of docs/mla.md
 _OPERANDS = ("w_k", "w_k_scale", "w_v", "w_v_scale")
 
 
-class MLAUpProjections(QuantizedLayer):
+class MLAUpProjections(RecordedLayer):
     """``kv_b_proj`` as two products around attention over the latent cache.
 
     ``absorb_q`` before it, ``project_v`` after it: keys and values are never expanded. The layer
@@ -93,9 +92,7 @@ class MLAUpProjections(QuantizedLayer):
         self.error = UpError()
         for name, shape in zip(_OPERANDS, self._shapes(), strict=True):
             self.register_buffer(name, paddle.zeros(shape, dtype="uint8"))
-        self._record = [_LAYOUT_VERSION, heads, nope, lora, v]
-        self.register_buffer("format", paddle.to_tensor(self._record, dtype="int32"))
-        self._record_is_checked = True
+        self.keep_record([_LAYOUT_VERSION, heads, nope, lora, v])
 
     def _shapes(self) -> tuple[list[int], ...]:
         heads, nope, lora, v = self.heads, self.nope, self.lora, self.v
@@ -171,25 +168,6 @@ class MLAUpProjections(QuantizedLayer):
     def weight_bytes(self) -> int:
         """Bytes of the packed weights and scales."""
         return sum(int(getattr(self, name).size) for name in _OPERANDS)
-
-    def _state_dict_impl(self, *args: Any, **kwargs: Any) -> Any:
-        """Paddle's way to the tensors of any model's state, the one to load them too."""
-        self._record_is_checked = False
-        return super()._state_dict_impl(*args, **kwargs)
-
-    def check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        given = state_dict.get(prefix + "format")
-        if given is not None:
-            check_same(f"state_dict: {prefix}format", given.tolist(), self._record)
-        super().check_state(state_dict, prefix)
-
-    def check_loaded(self) -> None:
-        """Raises ValueError if weights of another size or packed order were loaded."""
-        if not self._record_is_checked:
-            # From the buffers themselves: while a program is traced, attributes have no values.
-            record = self._buffers["format"].numpy().tolist()
-            check_same("format, as it was loaded", record, self._record)
-            self._record_is_checked = True
 
     @run_as_written
     def absorb_q(self, q_nope: Tensor) -> Tensor:
