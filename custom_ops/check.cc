@@ -153,6 +153,13 @@ WeightFormat weight_format_of(std::string_view value, const char* name) {
   fail(name, "'int4' or 'mxfp4'", quoted(value));
 }
 
+Accumulation accumulation_of(std::string_view value, const char* name) {
+  if (value == "default") return Accumulation::kDefault;
+  if (value == "half") return Accumulation::kHalf;
+  if (value == "float32") return Accumulation::kFloat32;
+  fail(name, "'default', 'half' or 'float32'", quoted(value));
+}
+
 Activation activation_of(std::string_view value, const char* name) {
   if (value == "swiglu") return Activation::kSwiglu;
   if (value == "swiglu_oai") return Activation::kSwigluOai;

@@ -60,6 +60,7 @@ void check_range(int64_t value, const char* name, int64_t least, int64_t most);
 void check_multiple(int64_t value, const char* name, int64_t unit);
 
 WeightFormat weight_format_of(std::string_view value, const char* name);
+Accumulation accumulation_of(std::string_view value, const char* name);
 Activation activation_of(std::string_view value, const char* name);
 RouteScore score_of(std::string_view value, const char* name);
 // "bfloat16" or "float16".

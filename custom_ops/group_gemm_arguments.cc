@@ -178,6 +178,7 @@ GroupGemmParams read_arguments(const GroupGemmArguments& a) {
   read_bias(a.bias, a.x, a.out_type, &params);
   check_range(a.max_tokens, "max_tokens", -1, INT64_MAX);
   params.max_tokens = a.max_tokens;
+  params.accumulation = accumulation_of(a.accumulation, "accumulation");
   params.out_type = a.out_type == PaddleType::BFLOAT16 ? DataType::kBFloat16 : DataType::kFloat16;
   if (on_gpu(a.x)) check_all_aligned(a);
   return params;

@@ -34,6 +34,7 @@ struct GroupGemmArguments {
   int64_t token_padding;
   int64_t max_tokens;
   PaddleType out_type;
+  std::string_view accumulation;
 };
 
 // Everything but `out`.

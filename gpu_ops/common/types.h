@@ -48,6 +48,13 @@ enum class ActivationScaleMode : int32_t {
   kPerToken,   // float32, one per row of x
 };
 
+// What the grouped GEMM sums in; see grouped_gemm/sums.cuh.
+enum class Accumulation : int32_t {
+  kDefault,  // kHalf for bfloat16 outputs, kFloat32 for float16 ones, which would show the rounding
+  kHalf,
+  kFloat32,
+};
+
 enum class Activation : int32_t {
   kSwiglu,     // silu(gate) * up; gate is the first half of the features
   kSwigluOai,  // gpt-oss: clamp at 7, gate * sigmoid(1.702 * gate) * (up + 1)

@@ -61,18 +61,11 @@ struct TileShape {
   static_assert(kBoxTokens % 8 == 0, "tiles are whole boxes");
 };
 
-// Width of the narrowest tiles. Float32 sums leave wide ones no registers for a third main loop.
-template <class Tile, class Format>
-W4AFP8_HOST_DEVICE constexpr int narrowest_tile() {
-  const bool is_full = Tile::kTokens >= 128 && !Format::kSumsInHalves;
-  return is_full ? Tile::kTokens / 2 : Tile::kNarrowest;
-}
-
 // Width of a tile with this many tokens: the n of its wgmmas.
-template <class Tile, class Format>
+template <class Tile>
 W4AFP8_HOST_DEVICE int tile_width(int num_tokens) {
   int width = Tile::kTokens;
-  while (width > narrowest_tile<Tile, Format>() && num_tokens <= width / 2) width /= 2;
+  while (width > Tile::kNarrowest && num_tokens <= width / 2) width /= 2;
   return width;
 }
 
@@ -81,9 +74,25 @@ using TileDecode = TileShape<4, 16, 16, 5, 1>;     // 256 x 16
 using TileSmall = TileShape<4, 64, 16, 5, 1>;      // 256 x 64
 using TileMedium = TileShape<4, 128, 32, 5, 1>;    // 256 x 128
 using TileLarge = TileShape<2, 256, 64, 4, 2>;     // 128 x 256
-using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, a second accumulator set fits
+using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
+// 128 x 128, sums in float32 fit
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
+
+// int4 groups of one or two k steps.
+W4AFP8_HOST_DEVICE bool has_short_groups(const GroupGemmParams& params) {
+  return params.weight_format == WeightFormat::kInt4 &&
+         params.group_scale_type != GroupScaleType::kNone && params.group_size % kSubBlockIn != 0;
+}
+
+// Else in halves, which are faster.
+inline bool sums_in_float32(const GroupGemmParams& params) {
+  if (has_short_groups(params)) return true;
+  if (params.accumulation != Accumulation::kDefault) {
+    return params.accumulation == Accumulation::kFloat32;
+  }
+  return params.out_type == DataType::kFloat16;
+}
 
 // Tokens that the fullest expert probably has: the caller's hint, else an even split (prefix mode)
 // or few (padded mode: a buffer is as long as it may ever have to be). Only speed depends on it.
@@ -104,11 +113,10 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   const int64_t tokens = expected_tokens(params);
   if (tokens <= 4) return TileKind::kDecode;  // no expert has many
   if (tokens <= 64) return TileKind::kSmall;
-  const bool is_int4 = params.weight_format == WeightFormat::kInt4;
+  if (sums_in_float32(params)) return TileKind::kPromoted;
   const bool has_scales = params.group_scale_type != GroupScaleType::kNone;
-  if (is_int4 && has_scales && params.group_size % kSubBlockIn != 0) return TileKind::kPromoted;
   // Where in_features are few, storing binds, which large tiles do worse.
-  const bool fits = params.in_features >= (is_int4 ? 1024 : 384) && large_tile_use(params) > 0.9;
+  const bool fits = params.in_features >= 1024 && large_tile_use(params) > 0.9;
   return fits && tokens > (has_scales ? 128 : 256) ? TileKind::kLarge : TileKind::kMedium;
 }
 

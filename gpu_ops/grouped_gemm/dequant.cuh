@@ -12,13 +12,14 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Weight formats: from the packed words of shared memory to E4M3 fragments for wgmma. A format says
+// Weight formats: from the packed words of shared memory to FP8 fragments for wgmma. A format says
 // how many scale bytes an output has per k block, how words become fragments, and what the epilogue
 // must multiply by to undo the fixed exponent of the fragments.
 #pragma once
 
 #include "common/weight_layout.h"
 #include "grouped_gemm/params.h"
+#include "grouped_gemm/wgmma.cuh"
 
 namespace w4afp8 {
 
@@ -36,6 +37,10 @@ struct PackedWords {
   }
 };
 
+constexpr float power_of_two(int exponent) {
+  return exponent < 0 ? 1 / power_of_two(-exponent) : static_cast<float>(1 << exponent);
+}
+
 // A operand of one wgmma k step: registers {row g, row g + 8} x {columns 0-15, columns 16-31}.
 using Fragment = uint32_t[4];
 
@@ -47,17 +52,19 @@ __device__ __forceinline__ uint32_t int4_to_e4m3(uint32_t word) {
 
 // How a format's group scales reach the sums.
 enum class GroupScaling {
-  kNone,      // there are none
-  kFolded,    // in the fragments
-  kScaled,    // sums of a k block are multiplied by them
-  kPromoted,  // sums of a k step are
+  kNone,    // there are none
+  kFolded,  // in the fragments
+  kScaled,  // sums are multiplied by them
 };
 
 struct Int4PerChannel {
   static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;
   static constexpr bool kSumsInHalves = true;
-  static constexpr int kScaleBytes = 0;
-  static constexpr float kFactor = 256.0f;  // fragments hold 2q * 2^-9
+  using Element = E4M3;                       // of the fragments
+  static constexpr float kLargest = 0x1p-5f;  // magnitude of an element
+  static constexpr float kFactor = 256.0f;    // fragments hold 2q * 2^-9
+  static constexpr int kScaleBytes = 0;       // of an output and k block
+  static constexpr int kTableEntries = 0;
 
   struct RowScales {
     __device__ __forceinline__ void load(const uint8_t*, int) {}
@@ -74,30 +81,30 @@ struct Int4PerChannel {
   }
 };
 
-// int4 with a scale per group of one or two k steps: the tensor cores sum one step, which is then
-// promoted to float32 registers with its group's scale.
-struct Int4Promoted : Int4PerChannel {
-  static constexpr bool kSumsInHalves = false;
-  static constexpr GroupScaling kGroupScaling = GroupScaling::kPromoted;
-  static constexpr int kScaleBytes = 4 * kStepsPerBlock;  // room for float32, a group a step
-};
-
-// int4 with a scale per group of whole k blocks: the sums of a k block are added with it.
+// int4 with a scale per group of whole k blocks.
 struct Int4Scaled : Int4PerChannel {
   static constexpr GroupScaling kGroupScaling = GroupScaling::kScaled;
   static constexpr int kScaleBytes = 4;  // room for float32
 };
 
-// MXFP4: E2M1 codes with their group's exponent folded in. A table of the E4M3 bytes of
-// {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^r, r = byte - 248 in -14 .. 6, serves as prmt's operand. Exact for
-// r >= -8, which is a spread of 14 binades in a channel; below, rounded to the E4M3 grid of 2^-9.
-struct Mxfp4 {
+// int4 summed in float32 registers, with group scales of any length or none.
+struct Int4Promoted : Int4Scaled {
+  static constexpr bool kSumsInHalves = false;
+  static constexpr int kScaleBytes = 4 * kStepsPerBlock;  // a group a step
+};
+
+// MXFP4: E2M1 codes with their group's exponent folded in, as E5M2 numbers, so that groups cost
+// nothing in the accumulation. A table of the bytes of {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^r for every
+// scale byte serves as prmt's operand; the channel's largest group, byte 254, has r = kTop. Exact
+// down to r = -15, below that rounded to the grid of 2^-16.
+template <int kTop>
+struct FoldedMxfp4 {
   static constexpr GroupScaling kGroupScaling = GroupScaling::kFolded;
-  static constexpr bool kSumsInHalves = false;  // halves cannot hold so many binades
-  static constexpr int kScaleBytes = 4;         // one byte for each k step
-  static constexpr float kFactor = 0x1p-6f;
-  static constexpr int kTableEntries = 21;
-  static constexpr int kLowestByte = 234;  // every smaller byte is all zeros too
+  using Element = E5M2;
+  static constexpr float kLargest = power_of_two(kTop) * 6;
+  static constexpr float kFactor = power_of_two(-kTop);
+  static constexpr int kScaleBytes = 4;  // one byte for each k step
+  static constexpr int kTableEntries = 256;
 
   struct RowScales {
     uint32_t bytes[2];  // of rows g and g + 8
@@ -110,31 +117,34 @@ struct Mxfp4 {
     __device__ __forceinline__ uint32_t byte(int step, int half) const {
       return bytes[half] >> (8 * step) & 0xFF;
     }
-
-    // Whether near_table has them all: every byte is 248 or more.
-    __device__ __forceinline__ bool are_near() const {
-      constexpr uint32_t kNear = 0xF8F8F8F8u;
-      return (bytes[0] & bytes[1] & kNear) == kNear;
-    }
   };
 
-  // E4M3 byte of magnitude * 2^r rounded to nearest even; table entry byte - kLowestByte.
+  // E5M2 byte of magnitude * 2^r rounded to nearest even; `entry`: the scale byte.
   __device__ static uint32_t table_byte(int entry, int code) {
-    const int r = entry + kLowestByte - 248;
+    const int r = entry - 254 + kTop;
     const int mantissa = code < 2 ? code : 2 + (code & 1);  // in units of 0.5 * 2^exponent
     const int exponent = code < 2 ? 0 : code / 2 - 1;
-    const int shift = exponent + r + 8;  // value = mantissa * 2^shift in units of 2^-9
-    if (mantissa == 0) return 0;
+    const int shift = exponent + r + 15;  // value = mantissa * 2^shift in units of 2^-16
+    if (mantissa == 0 || shift < -3) return 0;
     if (shift < 0) {
       const int kept = mantissa >> -shift, lost = mantissa - (kept << -shift);
       const int half = 1 << (-shift - 1);
       return kept + (lost > half || (lost == half && (kept & 1)));
     }
-    int significand = mantissa << (shift > 3 ? 3 : shift), binades = shift > 3 ? shift - 3 : 0;
-    while (significand >= 16) significand >>= 1, ++binades;  // exact: at most 2 significant bits
-    while (significand < 8 && binades > 0) significand <<= 1, --binades;
-    // E4M3 bytes are linear in the significand with 3 fraction bits, one binade every 8 codes.
-    return significand + 8 * binades;
+    int significand = mantissa << (shift > 2 ? 2 : shift), binades = shift > 2 ? shift - 2 : 0;
+    while (significand >= 8) significand >>= 1, ++binades;  // exact: at most 2 significant bits
+    while (significand < 4 && binades > 0) significand <<= 1, --binades;
+    // E5M2 bytes are linear in the significand with 2 fraction bits, one binade every 4 codes.
+    return significand + 4 * binades;
+  }
+
+  __device__ static uint2 table(int entry) {
+    uint32_t low = 0, high = 0;
+    for (int code = 0; code < 4; ++code) {
+      low |= table_byte(entry, code) << (8 * code);
+      high |= table_byte(entry, code + 4) << (8 * code);
+    }
+    return make_uint2(low, high);
   }
 
   // `selectors`: four of three bits each, in the low half word.
@@ -143,46 +153,37 @@ struct Mxfp4 {
     return __byte_perm(table.x, table.y, selectors) | (word_at_signs & 0x80808080u);
   }
 
-  // Table of a group within 6 binades of its channel's largest: the seven nonzero bytes of r = 0
-  // plus 8 * r. No carry crosses a byte: 0x30 .. 0x4C + 48.
-  __device__ __forceinline__ static uint2 near_table(uint32_t byte) {
-    constexpr uint32_t kLow = 0x3C383000u - 248u * 0x08080800u;
-    constexpr uint32_t kHigh = 0x4C484440u - 248u * 0x08080808u;
-    return make_uint2(byte * 0x08080800u + kLow, byte * 0x08080808u + kHigh);
-  }
-
-  // Only the far tables are branched around, by a whole warp: two ways through everything cost 6% at
-  // 1024 tokens an expert, a branch of each thread's own 3%, predicated loads 4%.
+  // `kStepsAtOnce`: k steps whose tables are in registers together.
   template <int kStepsAtOnce>
   __device__ __forceinline__ static void dequantise(const PackedWords& packed,
-                                                    const RowScales& scales,
-                                                    const uint2* far_tables,
+                                                    const RowScales& scales, const uint2* tables,
                                                     Fragment (&a)[kStepsPerBlock]) {
-    const bool near = __all_sync(0xFFFFFFFFu, scales.are_near());  // all of the warp take one way
 #pragma unroll
     for (int first = 0; first < kStepsPerBlock; first += kStepsAtOnce) {
-      uint2 tables[kStepsAtOnce][2];
+      uint2 table[kStepsAtOnce][2];
 #pragma unroll
       for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
-        tables[i / 2][i % 2] = near_table(scales.byte(first + i / 2, i % 2));
-      }
-      if (!near) {
-#pragma unroll
-        for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
-          const int entry = static_cast<int>(scales.byte(first + i / 2, i % 2)) - kLowestByte;
-          tables[i / 2][i % 2] = far_tables[max(entry, 0)];
-        }
+        table[i / 2][i % 2] = tables[scales.byte(first + i / 2, i % 2)];
       }
 #pragma unroll
       for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
         const int step = first + i / 2, column = i % 2;
         const uint32_t word = packed.words[2 * step + column];
         const uint32_t selectors = word & 0x77777777u;
-        a[step][2 * column] = apply(tables[i / 2][0], word, selectors);
-        a[step][2 * column + 1] = apply(tables[i / 2][1], word << 4, selectors >> 16);
+        a[step][2 * column] = apply(table[i / 2][0], word, selectors);
+        a[step][2 * column + 1] = apply(table[i / 2][1], word << 4, selectors >> 16);
       }
     }
   }
+};
+
+// In halves a sum of 128 products of up to 6 * 2^-3 * 448 does not overflow: exact in 12 binades.
+struct Mxfp4 : FoldedMxfp4<-3> {
+  static constexpr bool kSumsInHalves = true;
+};
+// In float32 the elements' whole range serves: exact in 27 binades.
+struct Mxfp4Promoted : FoldedMxfp4<12> {
+  static constexpr bool kSumsInHalves = false;
 };
 
 }  // namespace w4afp8

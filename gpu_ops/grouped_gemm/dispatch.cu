@@ -40,7 +40,7 @@ PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
 
 const char* check(const GroupGemmParams& params) {
   if (const char* reason = check_device()) return reason;
-  if (params.tokens.num_rows >= int64_t{1} << 31) return "x has 2^31 or more rows";
+  if (params.tokens.num_rows >= int64_t{1} << 30) return "x has 2^30 or more rows";
   const int64_t tiles = (params.tokens.num_rows / 16 + params.tokens.experts) *
                         ceil_div(params.out_features, kSubBlockOut);
   if (tiles >= int64_t{1} << 31) return "tokens times out_features is too large for one launch";
@@ -50,10 +50,14 @@ const char* check(const GroupGemmParams& params) {
 
 cudaError_t launch_group_gemm(const GroupGemmParams& params, cudaStream_t stream) {
   if (params.tokens.num_rows == 0 || params.tokens.experts == 0) return cudaSuccess;
+  const bool promoted = sums_in_float32(params);
   const TileKind tile = choose_tile(params);
-  if (params.weight_format == WeightFormat::kMxfp4) return launch_mxfp4(tile, params, stream);
-  if (params.group_scale_type == GroupScaleType::kNone) return launch_int4(tile, params, stream);
-  return launch_int4_grouped(tile, params, stream);
+  if (params.weight_format == WeightFormat::kMxfp4) {
+    return (promoted ? launch_mxfp4_promoted : launch_mxfp4)(tile, params, stream);
+  }
+  if (promoted) return launch_int4_promoted(tile, params, stream);
+  const bool has_groups = params.group_scale_type != GroupScaleType::kNone;
+  return (has_groups ? launch_int4_scaled : launch_int4)(tile, params, stream);
 }
 
 }  // namespace w4afp8

@@ -12,7 +12,7 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// One function a weight format, each in a translation unit of its own (instances/).
+// One function a weight format and way to sum, each in a translation unit of its own (instances/).
 #pragma once
 
 #include "grouped_gemm/config.h"
@@ -21,7 +21,10 @@
 namespace w4afp8 {
 
 cudaError_t launch_int4(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
-cudaError_t launch_int4_grouped(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
+cudaError_t launch_int4_scaled(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
+cudaError_t launch_int4_promoted(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
 cudaError_t launch_mxfp4(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
+cudaError_t launch_mxfp4_promoted(TileKind tile, const GroupGemmParams& params,
+                                  cudaStream_t stream);
 
 }  // namespace w4afp8

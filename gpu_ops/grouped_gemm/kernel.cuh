@@ -36,14 +36,9 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
     }
     ptx::fence_mbarrier_init();
   }
-  if constexpr (std::is_same_v<Format, Mxfp4>) {
-    if (threadIdx.x < Mxfp4::kTableEntries) {
-      uint32_t low = 0, high = 0;
-      for (int code = 0; code < 4; ++code) {
-        low |= Mxfp4::table_byte(threadIdx.x, code) << (8 * code);
-        high |= Mxfp4::table_byte(threadIdx.x, code + 4) << (8 * code);
-      }
-      shared.e2m1_table[threadIdx.x] = make_uint2(low, high);
+  if constexpr (Format::kTableEntries > 0) {
+    for (int entry = threadIdx.x; entry < Format::kTableEntries; entry += Tile::kThreads) {
+      shared.e2m1_table[entry] = Format::table(entry);
     }
   }
 }
@@ -79,11 +74,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     MainLoop<Tile, Format> main_loop(params, shared);
     Epilogue<Tile, Format> epilogue(params, shared, rank);
     TileCoordinates tile;
-    while (scheduler.next(tile)) {
+    while (main_loop.next(tile)) {
       if (main_loop.skips(tile)) continue;
       epilogue.prefetch(tile);
       typename MainLoop<Tile, Format>::Sums sums;
-      main_loop.run(tile_width<Tile, Format>(tile.num_tokens), sums);
+      main_loop.run(tile_width<Tile>(tile.num_tokens), sums);
       epilogue.store(tile, sums);
     }
   }

@@ -106,11 +106,11 @@ template <class Format>
 cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
-  if constexpr (Format::kGroupScaling == GroupScaling::kPromoted) {
-    return launch_tile<TilePromoted, Format>(params, stream);
-  } else {
+  if constexpr (Format::kSumsInHalves) {
     return tile == TileKind::kLarge ? launch_tile<TileLarge, Format>(params, stream)
                                     : launch_tile<TileMedium, Format>(params, stream);
+  } else {
+    return launch_tile<TilePromoted, Format>(params, stream);
   }
 }
 

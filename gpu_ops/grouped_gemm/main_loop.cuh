@@ -36,7 +36,14 @@ class MainLoop {
         thread_(threadIdx.x % 128),
         warpgroup_(threadIdx.x / 128),
         k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))),
-        most_(Sums::largest_scale(k_blocks_)) {}
+        most_(Sums::largest_scale(k_blocks_, Format::kLargest)) {}
+
+  // Waits for the next tile's first stage, which says what the tile is; false after the last one.
+  __device__ __forceinline__ bool next(TileCoordinates& tile) const {
+    ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
+    tile = shared_.tile[ring_.stage];
+    return tile.num_tokens > 0;
+  }
 
   // Empties the ring for a tile that has no outputs for this warpgroup; false where it has.
   __device__ __forceinline__ bool skips(const TileCoordinates& tile) {
@@ -56,25 +63,21 @@ class MainLoop {
   // fixed exponent of Format::kFactor.
   template <int kWidth = Tile::kTokens>
   __device__ __forceinline__ void run(int width, Sums& sums) {
-    if constexpr (kWidth > narrowest_tile<Tile, Format>()) {
+    if constexpr (kWidth > Tile::kNarrowest) {
       if (width < kWidth) return run<kWidth / 2>(width, sums);
     }
-    if constexpr (Format::kGroupScaling == GroupScaling::kPromoted) {
-      run_promoted<kWidth>(sums);
-    } else if constexpr (Format::kSumsInHalves) {
-      run_in_halves<kWidth>(sums);
-    } else if constexpr (kFragmentBuffers == 2) {
-      run_overlapped<kWidth>(sums);
-    } else {
-      run_prefetched<kWidth>(sums);
+    sums.template clear<kCleared<kWidth>>(kHasScales ? Sums::kNoUnit : most_);
+    if constexpr (!Format::kSumsInHalves) {
+      if (has_short_groups(params_)) return run_by_steps<kWidth>(sums);
     }
+    run_by_blocks<kWidth>(sums);
   }
 
  private:
   struct Packed {
     PackedWords words;
     typename Format::RowScales scales;
-    float scale[2];  // of rows g and g + 8, where sums of a k block are multiplied by them
+    float scale[2];  // of rows g and g + 8, where sums are multiplied by them
   };
   struct Fragments {
     Fragment a[kStepsPerBlock];
@@ -82,18 +85,17 @@ class MainLoop {
   // 2: the next k block is dequantised while the tensor cores work on this one. 1: only its packed
   // words are fetched meanwhile; the other warpgroups keep the tensor cores busy.
   static constexpr int kFragmentBuffers = Tile::kConsumers == 4 && Tile::kTokens >= 64 ? 1 : 2;
-  static constexpr bool kIsScaled = Format::kGroupScaling == GroupScaling::kScaled;
+  static constexpr bool kHasScales = Format::kGroupScaling == GroupScaling::kScaled;
   // The epilogue looks at whole chunks.
   template <int kWidth>
   static constexpr int kCleared = kWidth > Tile::kStagedTokens ? kWidth : Tile::kStagedTokens;
   template <int kWidth>
-  using Group = uint32_t[kWidth / 4];  // sums of a k block in halves
+  using Group = typename Sums::template Group<kWidth>;
   using Ring = RingPosition<Tile::kStages>;
 
-  // The tensor cores sum a k block in halves, which HalfSums adds up.
+  // The tensor cores sum one k block.
   template <int kWidth>
-  __device__ __forceinline__ void run_in_halves(Sums& sums) {
-    sums.template clear<kCleared<kWidth>>(kIsScaled ? Sums::kNoUnit : most_);
+  __device__ __forceinline__ void run_by_blocks(Sums& sums) {
     Group<kWidth> group;
     Packed packed;
     Fragments even;
@@ -132,98 +134,42 @@ class MainLoop {
                                             const Fragments& fragments, const Packed& packed,
                                             Meanwhile meanwhile) {
     const float scale[2] = {packed.scale[0], packed.scale[1]};
-    multiply<kWidth>(group, fragments, ring_.stage, false);
+    multiply<kWidth>(group, fragments, ring_.stage);
     const int stage = ring_.stage;
     ring_.advance();
     meanwhile();
     wgmma_wait<0>();
     keep_in_place(group);
     release(stage);
-    if constexpr (kIsScaled) {
+    if constexpr (kHasScales) {
       sums.template add<kWidth>(group, scale, most_);
     } else {
       sums.template add<kWidth>(group, most_);
     }
   }
 
-  // Float32 sums of the tensor cores alone, two fragment buffers.
+  // The tensor cores sum one k step, which is all or half of a short group.
   template <int kWidth>
-  __device__ __forceinline__ void run_overlapped(Sums& sums) {
-    Fragments even, odd;
-    fetch(even);
-    for (int k = 0; k < k_blocks_; k += 2) {
-      multiply_and_prepare<kWidth>(sums, even, odd, k);
-      if (k + 1 < k_blocks_) multiply_and_prepare<kWidth>(sums, odd, even, k + 1);
-    }
-    wgmma_wait<0>();
-    release(last_);
-    keep_in_place(sums.v);
-  }
-
-  template <int kWidth>
-  __device__ __forceinline__ void multiply_and_prepare(Sums& sums, const Fragments& current,
-                                                       Fragments& next, int k) {
-    multiply<kWidth>(sums.v, current, ring_.stage, k > 0);
-    const int stage = ring_.stage;
-    ring_.advance();
-    wgmma_wait<1>();  // k block k - 1 is done: its tokens and `next`, its fragments, are free
-    if (k > 0) release(last_);
-    last_ = stage;
-    if (k + 1 < k_blocks_) fetch(next);
-  }
-
-  // The same with one fragment buffer.
-  template <int kWidth>
-  __device__ __forceinline__ void run_prefetched(Sums& sums) {
-    Packed packed;
-    Fragments fragments;
-    load(packed);
-    for (int k = 0; k < k_blocks_; ++k) {
-      dequantise(packed, fragments);
-      multiply<kWidth>(sums.v, fragments, ring_.stage, k > 0);
-      const int stage = ring_.stage;
-      ring_.advance();
-      if (k + 1 < k_blocks_) load(packed);
-      wgmma_wait<0>();
-      release(stage);
-    }
-    keep_in_place(sums.v);
-  }
-
-  // Group scales of one or two k steps: the tensor cores sum one step, which is then added to float32
-  // registers with its group's scale. That also keeps their reduced precision to 32 products.
-  template <int kWidth>
-  __device__ __forceinline__ void run_promoted(Sums& sums) {
-    Sums group;
-    sums.template clear<kCleared<kWidth>>();
+  __device__ __forceinline__ void run_by_steps(Sums& sums) {
+    Group<kWidth> group;
     const int steps_per_group = static_cast<int>(params_.group_size / 32);
+    const int all_steps = static_cast<int>(params_.in_features / 32);
     Fragments fragments;
     for (int k = 0; k < k_blocks_; ++k) {
       fetch(fragments);
-      const int steps =
-          min(kStepsPerBlock, static_cast<int>(params_.in_features / 32) - k * kStepsPerBlock);
+      const int steps = min(kStepsPerBlock, all_steps - k * kStepsPerBlock);
 #pragma unroll
       for (int step = 0; step < kStepsPerBlock; ++step) {
         if (step >= steps) break;  // beyond in_features there are no scales
         wgmma_fence();
-        wgmma<kWidth>(group.v, fragments.a[step], descriptor(ring_.stage) + 2 * step, false);
+        multiply_step<kWidth>(group, fragments, step, ring_.stage, false);
         wgmma_commit();
         wgmma_wait<0>();
-        promote<kWidth>(group, sums, step / steps_per_group);
+        keep_in_place(group);
+        add_step<kWidth>(sums, group, step / steps_per_group);
       }
       release(ring_.stage);
       ring_.advance();
-    }
-  }
-
-  template <int kWidth>
-  __device__ __forceinline__ void promote(Sums& group, Sums& sums, int group_row) {
-    keep_in_place(group.v);
-    const int out = group_row * Tile::kOut + first_row();
-    const float scale[2] = {scale_at(out), scale_at(out + 8)};
-#pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) {
-      sums.v[i] = fmaf(group.v[i], scale[i / 2 % 2], sums.v[i]);
     }
   }
 
@@ -232,7 +178,7 @@ class MainLoop {
     ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
     packed.words.load(shared_.weight[ring_.stage] + warpgroup_ * kSubBlockBytes, thread_);
     packed.scales.load(shared_.scale[ring_.stage], first_row());
-    if constexpr (kIsScaled) {
+    if constexpr (kHasScales) {
       packed.scale[0] = scale_at(first_row());
       packed.scale[1] = scale_at(first_row() + 8);
     }
@@ -250,19 +196,36 @@ class MainLoop {
   }
 
   // Starts the products of one k block.
-  template <int kWidth, class T, int kCount>
-  __device__ __forceinline__ void multiply(T (&sums)[kCount], const Fragments& fragments, int stage,
-                                           bool accumulate) const {
+  template <int kWidth>
+  __device__ __forceinline__ void multiply(Group<kWidth>& group, const Fragments& fragments,
+                                           int stage) const {
     wgmma_fence();
-    const uint64_t tokens = descriptor(stage);
 #pragma unroll
     for (int step = 0; step < kStepsPerBlock; ++step) {
-      wgmma<kWidth>(sums, fragments.a[step], tokens + 2 * step, accumulate || step > 0);
+      multiply_step<kWidth>(group, fragments, step, stage, step > 0);
     }
     wgmma_commit();
   }
 
+  template <int kWidth>
+  __device__ __forceinline__ void multiply_step(Group<kWidth>& group, const Fragments& fragments,
+                                                int step, int stage, bool accumulate) const {
+    wgmma<kWidth, typename Format::Element>(group, fragments.a[step], descriptor(stage) + 2 * step,
+                                            accumulate);
+  }
+
+  // `row`: of the step's group in the stage.
+  template <int kWidth>
+  __device__ __forceinline__ void add_step(Sums& sums, const Group<kWidth>& group, int row) const {
+    const int out = row * Tile::kOut + first_row();
+    const float scale[2] = {scale_at(out), scale_at(out + 8)};
+    sums.template add<kWidth>(group, scale, most_);
+  }
+
   __device__ __forceinline__ float scale_at(int index) const {
+    if constexpr (!Format::kSumsInHalves) {
+      if (params_.group_scale_type == GroupScaleType::kNone) return 1.0f;
+    }
     const uint8_t* scales = shared_.scale[ring_.stage];
     if (params_.group_scale_type == GroupScaleType::kBFloat16) {
       const uint32_t bits = reinterpret_cast<const uint16_t*>(scales)[index];
@@ -298,7 +261,6 @@ class MainLoop {
   const int thread_, warpgroup_, k_blocks_;
   const float most_;  // see HalfSums
   Ring ring_;
-  int last_ = 0;  // stage whose products were started before the current ones
 };
 
 }  // namespace w4afp8

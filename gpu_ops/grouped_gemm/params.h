@@ -17,7 +17,7 @@
 //   out[t, o] = sum_i x[t, i] * code(e, o, i) * group_scale(e, o, i / group_size)
 //               * weight_scale[e, o] * x_scale[t] + bias[e, o]      with e the expert of row t
 //
-// summed as main_loop.cuh says. Rows that hold no token are neither read into a result nor written.
+// summed as sums.cuh says. Rows that hold no token are neither read into a result nor written.
 #pragma once
 
 #include "common/token_layout.h"
@@ -45,6 +45,7 @@ struct GroupGemmParams {
   GroupScaleType group_scale_type;
   ActivationScaleMode x_scale_mode;
   DataType out_type;  // kBFloat16 or kFloat16
+  Accumulation accumulation;
 
   W4AFP8_HOST_DEVICE WeightLayout weight_layout() const { return {out_features, in_features}; }
 };

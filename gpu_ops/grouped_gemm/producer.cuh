@@ -56,7 +56,7 @@ struct WeightSource {
   }
 
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
-                                       uint64_t policy) const {
+                                       ptx::CachePolicy policy) const {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       if (bytes[part] > 0) {
@@ -75,19 +75,20 @@ struct WeightSource {
 // Group scales of one tile, walked k block by k block: rows of one group each, contiguous along out.
 template <class Tile, class Format>
 struct ScaleSource {
-  const uint8_t* address;
-  int64_t row_stride;
-  uint32_t row_bytes;      // 0 where the tile lies beyond the outputs
+  const uint8_t* address = nullptr;
+  int64_t row_stride = 0;
+  uint32_t row_bytes = 0;  // 0 where there are no scales, or the tile lies beyond the outputs
   int rows_left;           // groups from `address` on
   int rows_per_block = 1;  // 128 / group_size where groups are shorter than a k block
   int blocks_per_row = 1;  // group_size / 128 where they are longer
   int block_in_row = 0;
-  int shared_stride;  // bytes between rows in shared memory
+  int shared_stride = 0;  // bytes between rows in shared memory
 
   __device__ ScaleSource(const GroupGemmParams& params, int expert, int64_t out_begin,
                          int sub_blocks) {
     const int bytes_per_out = params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
     rows_left = static_cast<int>(ceil_div(params.in_features, kSubBlockIn));
+    if (params.group_scale_type == GroupScaleType::kNone) return;
     if constexpr (Format::kGroupScaling != GroupScaling::kFolded) {
       rows_left = static_cast<int>(params.in_features / params.group_size);
       rows_per_block = static_cast<int>(max(kSubBlockIn / params.group_size, int64_t{1}));
@@ -102,12 +103,12 @@ struct ScaleSource {
   }
 
   __device__ __forceinline__ int rows() const {
-    if constexpr (Format::kGroupScaling != GroupScaling::kPromoted) return 1;
+    if constexpr (Format::kSumsInHalves) return 1;
     return min(rows_per_block, rows_left);
   }
 
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
-                                       uint64_t policy) const {
+                                       ptx::CachePolicy policy) const {
     if (row_bytes == 0) return;
 #pragma unroll 1  // as in load_tile
     for (int i = 0; i < rows(); ++i) {
@@ -117,14 +118,10 @@ struct ScaleSource {
   }
 
   __device__ __forceinline__ void advance() {
-    if constexpr (Format::kGroupScaling == GroupScaling::kPromoted) {
-      address += rows_per_block * row_stride;
-      rows_left -= rows_per_block;
-    } else {
-      if (++block_in_row < blocks_per_row) return;
-      block_in_row = 0;
-      address += row_stride;
-    }
+    if (++block_in_row < blocks_per_row) return;
+    block_in_row = 0;
+    address += rows_per_block * row_stride;
+    rows_left -= rows_per_block;
   }
 };
 
@@ -133,7 +130,7 @@ struct NoScaleSource {
   static constexpr uint32_t row_bytes = 0;
   __device__ NoScaleSource(const GroupGemmParams&, int, int64_t, int) {}
   __device__ __forceinline__ int rows() const { return 0; }
-  __device__ __forceinline__ void copy(uint8_t*, uint64_t*, uint64_t) const {}
+  __device__ __forceinline__ void copy(uint8_t*, uint64_t*, ptx::CachePolicy) const {}
   __device__ __forceinline__ void advance() {}
 };
 
@@ -146,16 +143,15 @@ class Producer {
 
   __device__ Producer(const GroupGemmParams& params, const CUtensorMap& token_map, Storage& shared,
                       uint32_t rank)
-      : params_(params), token_map_(token_map), shared_(shared), rank_(rank) {
-    // Weights are read once unless several token tiles share them; tokens by every output block.
-    read_once_policy_ = ptx::policy_evict_first();
-    shared_policy_ = ptx::policy_evict_normal();
-    token_policy_ = ptx::policy_evict_last();
-  }
+      : params_(params), token_map_(token_map), shared_(shared), rank_(rank) {}
 
   __device__ void run(TileScheduler<Tile> scheduler) {
     TileCoordinates tile;
     while (scheduler.next(tile)) load_tile(tile);
+    // A tile without tokens ends the list.
+    ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+    shared_.tile[ring_.stage].num_tokens = 0;
+    ptx::mbarrier_arrive(&shared_.full[ring_.stage]);
   }
 
  private:
@@ -163,13 +159,15 @@ class Producer {
     const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
     WeightSource<Tile> weight(params_, tile.expert, sub_block, tile.sub_blocks);
     Scales scales(params_, tile.expert, int64_t{sub_block} * kSubBlockOut, tile.sub_blocks);
-    const uint64_t policy = tile.alone ? read_once_policy_ : shared_policy_;
+    // Weights are read once unless several token tiles share them; tokens by every output block.
+    const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
     const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
     for (int k = 0; k < k_blocks; ++k) {
       uint64_t* full = &shared_.full[ring_.stage];
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-      ptx::mbarrier_arrive_expect(full, tile_width<Tile, Format>(tile.num_tokens) * kSubBlockIn +
+      if (k == 0) shared_.tile[ring_.stage] = tile;
+      ptx::mbarrier_arrive_expect(full, tile_width<Tile>(tile.num_tokens) * kSubBlockIn +
                                             weight.total_bytes() +
                                             scales.row_bytes * scales.rows());
       weight.copy(shared_.weight[ring_.stage], full, policy);
@@ -185,16 +183,17 @@ class Producer {
   // tile's end may be loaded: they belong to accumulator columns nobody stores.
   __device__ __forceinline__ void load_tokens(const TileCoordinates& tile, int k, uint64_t* full) {
     const int column = k * static_cast<int>(kSubBlockIn);
-    const int width = tile_width<Tile, Format>(tile.num_tokens);
+    const int width = tile_width<Tile>(tile.num_tokens);
 #pragma unroll 1
     for (int token = rank_ * Tile::kBoxTokens; token < width;
          token += Tile::kCluster * Tile::kBoxTokens) {
       uint8_t* tokens = shared_.tokens[ring_.stage] + token * kSubBlockIn;
       if constexpr (Tile::kCluster == 1) {
-        ptx::tensor_copy(tokens, &token_map_, column, tile.row_begin + token, full, token_policy_);
+        ptx::tensor_copy(tokens, &token_map_, column, tile.row_begin + token, full,
+                         ptx::CachePolicy::EVICT_LAST);
       } else {
         ptx::tensor_copy_multicast(tokens, &token_map_, column, tile.row_begin + token, full,
-                                   (1 << Tile::kCluster) - 1, token_policy_);
+                                   (1 << Tile::kCluster) - 1, ptx::CachePolicy::EVICT_LAST);
       }
     }
   }
@@ -203,7 +202,6 @@ class Producer {
   const CUtensorMap& token_map_;
   Storage& shared_;
   uint32_t rank_;
-  uint64_t read_once_policy_, shared_policy_, token_policy_;
   RingPosition<Tile::kStages> ring_;
 };
 

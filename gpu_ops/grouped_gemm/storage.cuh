@@ -18,7 +18,7 @@
 #include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
 
-#include "grouped_gemm/config.h"
+#include "grouped_gemm/tile_plan.h"
 #include "ptx/barrier.cuh"
 
 namespace w4afp8 {
@@ -41,7 +41,8 @@ struct SharedStorage {
   alignas(8) float token_scale[Tile::kConsumers][Tile::kTokens];
   float out_scale[Tile::kConsumers][kSubBlockOut];
   alignas(4) uint16_t bias[Tile::kConsumers][kSubBlockOut];  // bits
-  uint2 e2m1_table[32];
+  uint2 e2m1_table[Format::kTableEntries > 0 ? Format::kTableEntries : 1];
+  TileCoordinates tile[Tile::kStages];  // of a tile's first stage
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
   uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
   // Scans by warps need little room.

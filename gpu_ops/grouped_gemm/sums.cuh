@@ -13,7 +13,8 @@
 // limitations under the License.
 
 // What a warpgroup sums its 64 outputs x tokens in: the wgmma accumulator layout, in which a thread
-// has rows g and g + 8 and, for every 8 tokens, two neighbouring ones of each.
+// has rows g and g + 8 and, for every 8 tokens, two neighbouring ones of each. The tensor cores sum
+// a group of products; `add` adds it, times its scale, to the others.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -22,15 +23,30 @@
 
 namespace w4afp8 {
 
+// Groups and their sum in float32.
 template <int kTokens>
 struct FloatSums {
-  static constexpr int kCount = kTokens / 2;
-  float v[kCount];
+  template <int kWidth>
+  using Group = float[kWidth / 2];
+
+  float v[kTokens / 2];
 
   template <int kWidth>
-  __device__ __forceinline__ void clear() {
+  __device__ __forceinline__ void clear(float) {
 #pragma unroll
     for (int i = 0; i < kWidth / 2; ++i) v[i] = 0.0f;
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void add(const Group<kWidth>& group, const float (&scale)[2], float) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i) v[i] = fmaf(group[i], scale[i / 2 % 2], v[i]);
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void add(const Group<kWidth>& group, float) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i) v[i] += group[i];
   }
 
   // Tokens `first` and `first + 1` of this thread's row g (half 0) or g + 8, `first` counted in
@@ -40,20 +56,22 @@ struct FloatSums {
   }
 
   __device__ __forceinline__ float unit(int) const { return 1.0f; }
-  __device__ static float largest_scale(int) { return 0.0f; }
+  __device__ static float largest_scale(int, float) { return 1.0f; }
+  static constexpr float kNoUnit = 1.0f;
 };
 
 // Sums in units of their own for each of the two rows, two tokens a register.
 //
-// Group scales of whole k blocks multiply here: the tensor cores sum one group in halves, which is
-// added with its scale by one instruction for two tokens. A group of 128 cannot overflow: codes are
-// at most 2^-5 and activations 448, so it is at most 1792. Units are powers of two, chosen at the
-// first group so that no sum of in_features / 128 such groups can overflow either, and raised where
-// a later group's scale is too large for them.
+// The tensor cores sum one k block in halves, which is added with its scale by one instruction for
+// two tokens. A k block cannot overflow: 128 products of Format::kLargest and 448 are within 65504.
+// Units are powers of two, chosen at the first k block so that no sum of in_features / 128 of them
+// can overflow either, and raised where a later one's scale is too large for them.
 template <int kTokens>
 struct HalfSums {
-  static constexpr int kCount = kTokens / 4;
-  uint32_t v[kCount];
+  template <int kWidth>
+  using Group = uint32_t[kWidth / 4];
+
+  uint32_t v[kTokens / 4];
   float inverse[2];  // of the units
 
   // `first_inverse`: of the units to begin with.
@@ -72,14 +90,15 @@ struct HalfSums {
 
   static constexpr float kNoUnit = 0x1p100f;  // the inverse of less than every scale asks for
 
-  // What a scale may be in the units of a sum of so many groups: a power of two.
-  __device__ static float largest_scale(int groups) {
-    return fminf(power_of_two(65504.0f / 1792.0f / groups), 1.0f);
+  // What a scale may be in the units of a sum of so many k blocks whose elements are at most
+  // `largest`: a power of two.
+  __device__ static float largest_scale(int k_blocks, float largest) {
+    return fminf(power_of_two(65504.0f / (128 * 448 * largest) / k_blocks), 1.0f);
   }
 
   // v += group * scale for both rows. `most`: the largest scale.
   template <int kWidth>
-  __device__ __forceinline__ void add(const uint32_t (&group)[kWidth / 4], const float (&scale)[2],
+  __device__ __forceinline__ void add(const Group<kWidth>& group, const float (&scale)[2],
                                       float most) {
     const bool fits = fmaxf(fabsf(scale[0]) * inverse[0], fabsf(scale[1]) * inverse[1]) <= most;
     if (!__all_sync(0xFFFFFFFFu, fits)) raise_units<kWidth>(scale, most);
@@ -90,15 +109,14 @@ struct HalfSums {
 
   // The same for a scale of 1 where `inverse` is `most` already.
   template <int kWidth>
-  __device__ __forceinline__ void add(const uint32_t (&group)[kWidth / 4], float most) {
+  __device__ __forceinline__ void add(const Group<kWidth>& group, float most) {
     const __half2 factor = __float2half2_rn(most);
     add<kWidth>(group, {factor, factor});
   }
 
  private:
   template <int kWidth>
-  __device__ __forceinline__ void add(const uint32_t (&group)[kWidth / 4],
-                                      const __half2 (&factor)[2]) {
+  __device__ __forceinline__ void add(const Group<kWidth>& group, const __half2 (&factor)[2]) {
 #pragma unroll
     for (int i = 0; i < kWidth / 4; ++i) {
       v[i] = as_bits(__hfma2(as_half2(group[i]), factor[i % 2], as_half2(v[i])));

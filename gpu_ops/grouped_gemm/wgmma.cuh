@@ -23,36 +23,45 @@
 
 namespace w4afp8 {
 
-template <int kTokens, class T>
+// Of the A operand; B is always E4M3.
+struct E4M3 {};
+struct E5M2 {};
+
+template <int kTokens, class T, class Element>
 struct WgmmaAtom;
-#define W4AFP8_WGMMA_ATOM(tokens)                                                                  \
-  template <>                                                                                      \
-  struct WgmmaAtom<tokens, float> : cute::SM90::GMMA::MMA_64x##tokens##x32_F32E4M3E4M3_RS_TN<> {}; \
-  template <>                                                                                      \
-  struct WgmmaAtom<tokens, uint32_t>                                                               \
-      : cute::SM90::GMMA::MMA_64x##tokens##x32_F16E4M3E4M3_RS_TN<> {}
-W4AFP8_WGMMA_ATOM(16);
-W4AFP8_WGMMA_ATOM(32);
-W4AFP8_WGMMA_ATOM(64);
-W4AFP8_WGMMA_ATOM(128);
-W4AFP8_WGMMA_ATOM(256);
+#define W4AFP8_WGMMA_ATOM(tokens, element)                                    \
+  template <>                                                                 \
+  struct WgmmaAtom<tokens, float, element>                                    \
+      : cute::SM90::GMMA::MMA_64x##tokens##x32_F32##element##E4M3_RS_TN<> {}; \
+  template <>                                                                 \
+  struct WgmmaAtom<tokens, uint32_t, element>                                 \
+      : cute::SM90::GMMA::MMA_64x##tokens##x32_F16##element##E4M3_RS_TN<> {}
+#define W4AFP8_WGMMA_ATOMS(tokens) \
+  W4AFP8_WGMMA_ATOM(tokens, E4M3); \
+  W4AFP8_WGMMA_ATOM(tokens, E5M2)
+W4AFP8_WGMMA_ATOMS(16);
+W4AFP8_WGMMA_ATOMS(32);
+W4AFP8_WGMMA_ATOMS(64);
+W4AFP8_WGMMA_ATOMS(128);
+W4AFP8_WGMMA_ATOMS(256);
+#undef W4AFP8_WGMMA_ATOMS
 #undef W4AFP8_WGMMA_ATOM
 
-template <int kTokens, class T, int kCount, size_t... kIndex>
+template <int kTokens, class Element, class T, int kCount, size_t... kIndex>
 __device__ __forceinline__ void wgmma(T (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                       bool accumulate, std::index_sequence<kIndex...>) {
-  WgmmaAtom<kTokens, T>::fma(
+  WgmmaAtom<kTokens, T, Element>::fma(
       a[0], a[1], a[2], a[3], b, d[kIndex]...,
       accumulate ? cute::SM90::GMMA::ScaleOut::One : cute::SM90::GMMA::ScaleOut::Zero);
 }
 
 // d (+)= a * b in the first accumulators of this thread, kTokens / 2 float32 or kTokens / 4 pairs of
 // halves; they are overwritten where `accumulate` is false. Asynchronous: see wgmma_wait.
-template <int kTokens, class T, int kCount>
+template <int kTokens, class Element, class T, int kCount>
 __device__ __forceinline__ void wgmma(T (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                       bool accumulate) {
   constexpr int kRegisters = kTokens / (std::is_same_v<T, float> ? 2 : 4);
-  wgmma<kTokens>(d, a, b, accumulate, std::make_index_sequence<kRegisters>{});
+  wgmma<kTokens, Element>(d, a, b, accumulate, std::make_index_sequence<kRegisters>{});
 }
 
 // Orders register writes before the wgmmas that follow.

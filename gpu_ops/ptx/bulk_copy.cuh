@@ -18,47 +18,34 @@
 
 #include <cuda.h>
 
+#include <cute/arch/copy_sm90_desc.hpp>
+
 #include "ptx/barrier.cuh"
 
 namespace w4afp8::ptx {
 
 // How long a copied line should stay in L2.
-__device__ __forceinline__ uint64_t policy_evict_first() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-__device__ __forceinline__ uint64_t policy_evict_normal() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-__device__ __forceinline__ uint64_t policy_evict_last() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
+using CachePolicy = cute::TMA::CacheHintSm90;
 
 // `bytes` contiguous bytes. CuTe's form has no cache policy.
 __device__ __forceinline__ void bulk_copy(void* destination, const void* source, uint32_t bytes,
-                                          uint64_t* barrier, uint64_t policy) {
+                                          uint64_t* barrier, CachePolicy policy) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(destination)),
-      "l"(source), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      "l"(source), "r"(bytes), "r"(shared_address(barrier)), "l"(static_cast<uint64_t>(policy))
       : "memory");
 }
 
 // One box of a two-dimensional tensor map; what lies outside the tensor arrives as zeros.
 __device__ __forceinline__ void tensor_copy(void* destination, const CUtensorMap* map,
                                             int32_t column, int32_t row, uint64_t* barrier,
-                                            uint64_t policy) {
+                                            CachePolicy policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(destination)),
-      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "l"(policy)
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)),
+      "l"(static_cast<uint64_t>(policy))
       : "memory");
 }
 
@@ -67,12 +54,13 @@ __device__ __forceinline__ void tensor_copy(void* destination, const CUtensorMap
 __device__ __forceinline__ void tensor_copy_multicast(void* destination, const CUtensorMap* map,
                                                       int32_t column, int32_t row,
                                                       uint64_t* barrier, uint16_t blocks,
-                                                      uint64_t policy) {
+                                                      CachePolicy policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
       ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(
           shared_address(destination)),
-      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks), "l"(policy)
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks),
+      "l"(static_cast<uint64_t>(policy))
       : "memory");
 }
 

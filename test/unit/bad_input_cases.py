@@ -75,7 +75,7 @@ OPTIONAL = {
 OPTIONS: dict[str, dict[str, type]] = {
     "group_gemm": {
         **{"weight_format": str, "group_size": int, "token_padding": int},
-        **{"max_tokens": int, "out_dtype": str},
+        **{"max_tokens": int, "out_dtype": str, "accumulation": str},
     },
     "pack_weight": {"weight_format": str},
     "unpack_weight": {"weight_format": str, "out_features": int, "in_features": int},
@@ -175,6 +175,8 @@ CASES = [
              bias=Zeros("bfloat16", (EXPERTS, OUT))),
     bad_gemm("bias: expected the shape [2, 72]", "[72]", bias=Zeros("bfloat16", (OUT,))),
     bad_gemm("out_dtype: expected 'bfloat16' or 'float16'", "'float32'", out_dtype="float32"),
+    bad_gemm("accumulation: expected 'default', 'half' or 'float32'", "'float16'",
+             accumulation="float16"),
     bad_gemm("out_dtype: expected 'bfloat16' or 'float16'", "'paddle.float32'",
              out_dtype=paddle.float32),
     bad_gemm("max_tokens: expected at least -1", "-2", max_tokens=-2),

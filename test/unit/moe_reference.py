@@ -63,6 +63,7 @@ from w4afp8.testing.compare import (
     Accumulator,
     accumulation_error,
     assert_within,
+    folding_error,
     summation,
 )
 
@@ -170,12 +171,11 @@ def product(
     """``x @ weight[expert].T + bias`` and its own error (2, 5), not that of x."""
     values = dequantize(weight)[expert].astype(np.float64)
     out = x @ values.T + bias
-    how = summation(weight.weight_format, weight.group_size)
+    how = summation(weight.weight_format, weight.group_size, dtype)
     accumulation = accumulation_error(x, values, how, accumulator)
     bounded = np.abs(accumulation.drift) + 4 * FLOAT32_UNIT * (np.abs(out) + np.abs(bias))
     if weight.weight_format == "mxfp4":
-        largest = np.exp2(weight.scale[expert].max(axis=1).astype(np.float64) - 127)
-        bounded += accumulator.weight_error * np.abs(x).sum(axis=1)[:, None] * largest
+        bounded += folding_error(x, weight.scale[expert].max(axis=1), how, accumulator)
     return out, Error(bounded, accumulation.variance + output_variance(out, dtype))
 
 

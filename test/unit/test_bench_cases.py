@@ -168,6 +168,9 @@ def test_error_bound_grows_with_in_features_unless_sums_are_promoted() -> None:
     promoted = dataclasses.replace(case, group_size=64)
     assert dataclasses.replace(longer, group_size=64).error_bound() == promoted.error_bound()
     assert promoted.error_bound() == error_bound("bfloat16", 64)
+    assert dataclasses.replace(longer, out_dtype="float16").error_bound() == error_bound(
+        "float16", 128
+    )
 
 
 def test_error_bound_is_hardly_more_than_the_rounding_of_a_short_sum() -> None:

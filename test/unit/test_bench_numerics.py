@@ -69,7 +69,7 @@ def test_activations_use_the_whole_type() -> None:
 @pytest.mark.parametrize(("weight_format", "group_size"), numerics.FORMATS)
 def test_cpu_kernel_rounds_and_does_nothing_else(weight_format: Any, group_size: int) -> None:
     problem = make_problem("normal", weight_format, group_size)
-    for values in numerics.measure(problem, CPU, "default"):
+    for values in numerics.measure(problem, CPU):
         # float32 sums: n + 2 roundings of a partial sum, which for data of both signs stays below
         # a few times the result's size; 4 is generous where sqrt(n) additions would be the mean.
         assert values["accumulator"] < 4 * np.sqrt(IN_FEATURES) * FLOAT32_UNIT
@@ -80,7 +80,7 @@ def test_cpu_kernel_rounds_and_does_nothing_else(weight_format: Any, group_size:
 @pytest.mark.usefixtures("short")
 def test_rounding_is_that_of_the_type() -> None:
     problem = make_problem("normal", "int4", -1)
-    found = {v["out_dtype"]: v["rounding"] for v in numerics.measure(problem, CPU, "default")}
+    found = {v["out_dtype"]: v["rounding"] for v in numerics.measure(problem, CPU)}
     # sqrt(0.541 / 3) of half a unit (GemmCase.error_bound): 1.66e-3 and 2.07e-4; 128 * 128 samples
     # scatter by less than 2%.
     assert found["bfloat16"] == pytest.approx(0.4247 * 2.0**-8, rel=0.02)
@@ -104,4 +104,4 @@ def test_promise_is_for_normal_data_and_the_default() -> None:
     values = {"rounding": 1e-3, "accumulation": "default"}
     assert numerics.bound_of("normal", values) == 2e-3
     assert numerics.bound_of("positive", values) is None
-    assert numerics.bound_of("normal", {**values, "accumulation": "float32_128"}) is None
+    assert numerics.bound_of("normal", {**values, "accumulation": "float32"}) is None

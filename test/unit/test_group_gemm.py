@@ -88,6 +88,7 @@ def run(
     leading_zero: bool = True,
     tokens: Any = None,
     max_tokens: int = -1,
+    accumulation: Any = "default",
 ) -> NDArray[np.uint16]:
     """The operator on these inputs; bits of the result ``[num_rows, out_features]``."""
     p = inputs.problem
@@ -111,6 +112,7 @@ def run(
         token_padding=p.token_padding,
         max_tokens=max_tokens,
         out_dtype=out_dtype,
+        accumulation=accumulation,
     )
     assert out.shape == [*x.shape[:-1], p.out_features]
     assert str(out.dtype) == f"paddle.{out_dtype}"
@@ -131,11 +133,13 @@ def check_close(
     inputs: GemmInputs,
     *,
     out_dtype: str = "bfloat16",
+    accumulation: str = "default",
     **options: Any,
 ) -> None:
     expected = reference(inputs)
-    bound = gemm_bound(inputs, expected, out_dtype, accumulator)
-    out = values_of(run(place, inputs, out_dtype=out_dtype, **options), out_dtype)
+    bound = gemm_bound(inputs, expected, out_dtype, accumulator, accumulation)
+    options |= {"out_dtype": out_dtype, "accumulation": accumulation}
+    out = values_of(run(place, inputs, **options), out_dtype)
     holds_token = ~np.isnan(expected[:, 0])
     assert_within(out[holds_token], expected[holds_token], bound[holds_token], str(inputs.problem))
 
@@ -220,6 +224,25 @@ def test_accuracy_with_every_tile(
 ) -> None:
     p = problem((300, 0, 20, 130), LinearShape(248, 1152), form, x_scale="token", has_bias=True)
     check_close(place, accumulator, random_inputs(p), max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 64, 4096])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 64", "int4 groups of 384", "mxfp4"])
+@pytest.mark.parametrize(
+    ("out_dtype", "accumulation"),
+    [("bfloat16", "float32"), ("float16", "half"), ("float16", "float32")],
+)
+def test_accuracy_of_each_accumulation(
+    place: Any,
+    accumulator: Accumulator,
+    form: str,
+    max_tokens: int,
+    out_dtype: str,
+    accumulation: str,
+) -> None:
+    p = problem((140, 0, 20), LinearShape(200, 1152), form, x_scale="token", has_bias=True)
+    options = {"max_tokens": max_tokens, "out_dtype": out_dtype, "accumulation": accumulation}
+    check_close(place, accumulator, random_inputs(p), **options)
 
 
 def test_exact_for_many_experts(place: Any) -> None:

@@ -102,7 +102,7 @@ def expected_of(block: Block, accumulator: Any) -> Expected:
 def simulated(block: Block, accumulator: Any) -> Any:
     """The block with every rounding executed."""
     weights, (topk_weights, topk_ids) = block.weights, block.routed()
-    how = summation(weights.down.weight_format, weights.down.group_size)
+    how = summation(weights.down.weight_format, weights.down.group_size, block.dtype)
 
     def multiply(x: Float64, weight: QuantizedWeight, expert: int, bias: Float64) -> Float64:
         values = dequantize(weight)[expert].astype(np.float64)

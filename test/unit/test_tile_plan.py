@@ -43,23 +43,30 @@ HEAD = re.compile(
 )
 TILE = re.compile(
     r"cluster (\d+), tile (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
-    r"rows (\d+) \+ (-?\d+), width (\d+) or (\d+)(, alone)?"
+    r"rows (\d+) \+ (-?\d+), width (\d+)(, alone)?"
 )
 # Outputs x tokens.
 SIZES = "decode 256 x 16, small 256 x 64, medium 256 x 128, large 128 x 256, promoted 128 x 128"
 TILES = [size.split()[0] for size in SIZES.split(", ")]
 HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
-CHOICES = """
-4096 7168 int4 none -1: decode decode small small medium medium medium medium large
-4096 7168 int4 float32 128: decode decode small small medium medium large large large
-4096 7168 int4 float32 64: decode decode small small promoted promoted promoted promoted promoted
-1024 7168 int4 bfloat16 256: decode decode small small medium medium large large large
-992 7168 int4 bfloat16 256: decode decode small small medium medium medium medium medium
-384 7168 mxfp4 e8m0 32: decode decode small small medium medium large large large
-352 7168 mxfp4 e8m0 32: decode decode small small medium medium medium medium medium
-4096 1160 mxfp4 e8m0 32: decode decode small small medium medium large large large
-4096 1152 mxfp4 e8m0 32: decode decode small small medium medium medium medium medium
-"""  # in_features, out_features, format, scales, group_size: the tile for each hint
+FEW = "decode decode small small"
+PROMOTED = "promoted promoted promoted promoted promoted"
+CHOICES = f"""
+4096 7168 int4 none -1 bfloat16 default: {FEW} medium medium medium medium large
+4096 7168 int4 float32 128 bfloat16 default: {FEW} medium medium large large large
+4096 7168 int4 float32 64 bfloat16 default: {FEW} {PROMOTED}
+1024 7168 int4 bfloat16 256 bfloat16 default: {FEW} medium medium large large large
+992 7168 int4 bfloat16 256 bfloat16 default: {FEW} medium medium medium medium medium
+1024 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
+992 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
+4096 1160 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
+4096 1152 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
+4096 7168 int4 none -1 float16 default: {FEW} {PROMOTED}
+4096 7168 int4 none -1 float16 half: {FEW} medium medium medium medium large
+4096 7168 int4 none -1 bfloat16 float32: {FEW} {PROMOTED}
+4096 7168 int4 float32 64 bfloat16 half: {FEW} {PROMOTED}
+4096 7168 mxfp4 e8m0 32 float16 default: {FEW} {PROMOTED}
+"""  # in_features, out_features, format, scales, group_size, output, accumulation: of each hint
 UNHINTED = """
 decode: 0 32 8, 4 32 8
 small: 0 33 8, 0 512 8, 64 512 8
@@ -80,8 +87,7 @@ class Tile:
     sub_blocks: int  # of one block of the cluster
     row: int
     tokens: int
-    width_in_floats: int  # where sums are floats
-    width_in_halves: int
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +130,8 @@ class Plan:
 def read_tile(line: str) -> Tile:
     match = TILE.fullmatch(line)
     assert match, line
-    numbers = map(int, match.group(1, 2, 4, 5, 6, 7, 8, 9, 10))
-    return Tile(match[3], match[11] is not None, *numbers)
+    numbers = map(int, match.group(1, 2, 4, 5, 6, 7, 8, 9))
+    return Tile(match[3], match[10] is not None, *numbers)
 
 
 def read_plan(case: Case, text: str) -> Plan:
@@ -177,7 +183,7 @@ def test_choices(program: str) -> None:
             expected[f"choose {hint} 0 100 8 {case}"] = tile
     for tile, cases in (row.split(": ") for row in UNHINTED.strip().splitlines()):
         for choice in cases.split(", "):
-            expected[f"choose -1 {choice} 4096 7168 mxfp4 e8m0 32"] = tile
+            expected[f"choose -1 {choice} 4096 7168 mxfp4 e8m0 32 bfloat16 default"] = tile
     shapes = [text.split(", ") for text in ask(program, list(expected))]
     assert dict(zip(expected, (shape[0] for shape in shapes), strict=True)) == expected
     assert {" ".join(shape[:2]) for shape in shapes} == set(SIZES.split(", "))
@@ -219,15 +225,11 @@ def test_every_output_of_every_row_is_in_one_tile(plans: list[Plan]) -> None:
 
 def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
     for plan in plans:
-        # Sums in floats leave wide tiles no registers for a third width.
-        in_floats = plan.tokens // 2 if "wide" in plan.traits else plan.narrowest
         for tile in plan.tiles:
             most = plan.tokens // 2 if tile.kind == "half" else plan.tokens
             assert tile.tokens <= most, plan.case.line
-            widths = [(tile.width_in_floats, in_floats), (tile.width_in_halves, plan.narrowest)]
-            for width, least in widths:
-                assert tile.tokens <= width <= plan.tokens, plan.case.line
-                assert width == least or tile.tokens > width // 2, plan.case.line
+            assert tile.tokens <= tile.width <= plan.tokens, plan.case.line
+            assert tile.width == plan.narrowest or tile.tokens > tile.width // 2, plan.case.line
             height = plan.out // 64
             if "varies height" in plan.traits:  # blocks copy no weights that do not exist
                 height -= tile.expert >= plan.case.tall_experts

@@ -15,6 +15,7 @@
 // Prints which tile the grouped GEMM chooses, and its plan of tiles, for the cases on stdin, one a line:
 //
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
+//          <bfloat16|float16> <default|half|float32>
 //   plan <tile> <in> <out> <clusters> <tall_experts> <padding> <count of each expert> ...
 //
 // with `scales` none, float32, bfloat16 or e8m0. The kernel plans on the device; the headers are the
@@ -32,17 +33,11 @@ namespace {
 
 using namespace w4afp8;
 
-// All of a weight format that the width of a tile depends on.
-struct SumsInFloats {
-  static constexpr bool kSumsInHalves = false;
-};
-struct SumsInHalves {
-  static constexpr bool kSumsInHalves = true;
-};
-
 const std::vector<std::string> kKinds = {"decode", "small", "medium", "large", "promoted"};
 const std::vector<std::string> kFormats = {"int4", "mxfp4"};
 const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
+const std::vector<std::string> kOutTypes = {"bfloat16", "float16"};
+const std::vector<std::string> kAccumulations = {"default", "half", "float32"};
 
 template <class Enum>
 Enum find(const std::vector<std::string>& names, const std::string& name) {
@@ -80,8 +75,7 @@ void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int clus
   std::printf("cluster %d, tile %d: %s, expert %d, sub-blocks %d + %d, rows %d + %d, ", cluster,
               index, kind, tile.expert, tile.sub_block, tile.sub_blocks, tile.row_begin,
               tile.num_tokens);
-  std::printf("width %d or %d%s\n", tile_width<Tile, SumsInFloats>(tile.num_tokens),
-              tile_width<Tile, SumsInHalves>(tile.num_tokens), tile.alone ? ", alone" : "");
+  std::printf("width %d%s\n", tile_width<Tile>(tile.num_tokens), tile.alone ? ", alone" : "");
 }
 
 // As TileScheduler fills them, one expert after the other.
@@ -126,12 +120,14 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
 
 void choose(std::istream& words) {
   GroupGemmParams params = {};
-  std::string format, scales;
+  std::string format, scales, out_type, accumulation;
   words >> params.max_tokens >> params.tokens.padding >> params.tokens.num_rows;
   words >> params.tokens.experts >> params.in_features >> params.out_features;
-  words >> format >> scales >> params.group_size;
+  words >> format >> scales >> params.group_size >> out_type >> accumulation;
   params.weight_format = find<WeightFormat>(kFormats, format);
   params.group_scale_type = find<GroupScaleType>(kScales, scales);
+  params.out_type = find<DataType>(kOutTypes, out_type);
+  params.accumulation = find<Accumulation>(kAccumulations, accumulation);
   const TileKind kind = choose_tile(params);
   with_tile(kind, [&](auto tile) { print_shape(kind, tile); });
 }

@@ -12,7 +12,6 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-#include "grouped_gemm/instances.h"
 #include "grouped_gemm/launch_tile.cuh"
 
 namespace w4afp8 {

@@ -21,10 +21,14 @@ from typing import Any, Literal
 
 from w4afp8.bench.routing import even_split
 from w4afp8.quant.weights import WeightFormat
+from w4afp8.testing.compare import summation
 
 # Ceilings of the H100 that the floors and goals are counted with; see docs/performance.md.
 READ_GBS = 3177.0
 TENSOR_TFLOPS = 1500.0
+
+# Mean of 4^floor(log2 |v|) relative to that of v^2; see error_bound.
+_BINADE = 3 / (8 * math.log(2))
 
 SMALLEST_PADDING = 2048  # rows an expert has in padded mode, at least
 
@@ -36,8 +40,7 @@ class GemmCase:
     """A grouped GEMM without activation scale and bias.
 
     MXFP4's group scales spread evenly over ``scale_binades`` below the largest of their channel. Of
-    the weights of the demonstration, 99.98% of the groups lie within 6, most within 1. The kernel
-    expands a k block by arithmetic where all its scales lie within 6, and from tables elsewhere.
+    the weights of the demonstration, 99.98% of the groups lie within 6, most within 1.
 
     ``counts``, tokens of each expert, is given where the routing is not even;
     ``tokens_per_expert`` is then their mean over the experts that have any.
@@ -127,8 +130,10 @@ class GemmCase:
 
     def error_bound(self) -> float:
         """Relative error that the number formats explain; see :func:`error_bound`."""
-        promotes = self.weight_format == "int4" and self.group_size in (32, 64)
-        return error_bound(self.out_dtype, self.group_size if promotes else self.in_features)
+        how = summation(self.weight_format, self.group_size, self.out_dtype)
+        if how == "halves":
+            return halves_error_bound(self.out_dtype, self.in_features)
+        return error_bound(self.out_dtype, how)
 
     def row_values(self) -> dict[str, Any]:
         """The case's keys of a row of results."""
@@ -143,11 +148,11 @@ class GemmCase:
 
 
 def error_bound(out_dtype: str, promoted_every: int) -> float:
-    """Relative error (2-norm) of a product of FP8 numbers of both signs.
+    """Relative error (2-norm) of a product of FP8 numbers of both signs, added up in float32.
 
     A number v is rounded, or cut, in units of a fraction of 2^floor(log2 |v|). Where mantissas are
     spread evenly on a log scale, the mean of 4^floor(log2 |v|) is 3 / (8 ln 2) = 0.541 of that of
-    v^2 (for normal v within 0.5%): `binade`.
+    v^2 (for normal v within 0.5%): `_BINADE`.
 
     Output: uniform within half a unit, 2^-8 (bfloat16) or 2^-11 (float16) of the binade, has the
     variance half^2 / 3.
@@ -164,9 +169,22 @@ def error_bound(out_dtype: str, promoted_every: int) -> float:
 
     Args:
         out_dtype: "bfloat16" or "float16".
-        promoted_every: in_features after which the sum goes to float32; all of them: never.
+        promoted_every: in_features after which the tensor cores' sum goes to float32.
     """
-    binade = 3 / (8 * math.log(2))
     half = 2.0**-8 if out_dtype == "bfloat16" else 2.0**-11
     steps = promoted_every / 32
-    return math.sqrt(binade * (half**2 / 3 + 32 / 3 * 2.0**-26 * (steps + 3) / 2))
+    return math.sqrt(_BINADE * (half**2 / 3 + 32 / 3 * 2.0**-26 * (steps + 3) / 2))
+
+
+def halves_error_bound(out_dtype: str, in_features: int) -> float:
+    """The same where sums of 128 products are added up in half precision.
+
+    Each rounding to halves has a variance of (2^-11)^2 / 3 of its number's binade, at most of its
+    square. Of n k blocks' random walk the sum after block j has j / n of the last mean square:
+    (n + 1) / 2 together. Inside a k block its four steps are rounded, (1 + 2 + 3 + 4) / 4 of its
+    mean square, which is 1 / n of the whole: 2.5 together; and so is each block's scale, 1. The
+    cuts are those of 4 steps.
+    """
+    blocks = math.ceil(in_features / 128)
+    roundings = (blocks + 1) / 2 + 2.5 + 1
+    return math.sqrt(error_bound(out_dtype, 128) ** 2 + 2.0**-22 / 3 * roundings)

@@ -22,7 +22,6 @@ result is made of are the quantised ones: the error of quantising is not in them
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -175,12 +174,19 @@ def relative(difference: Float64, problem: Problem) -> float:
     return float(np.sqrt(np.mean(difference**2))) / problem.size
 
 
-def measure(problem: Problem, place: Any, accumulation: str) -> Iterator[dict[str, Any]]:
-    """The values of a row for each output type."""
-    options = {} if accumulation == "default" else {"accumulation": accumulation}
-    operator = Operator(problem, place, options)
-    accumulator = accumulator_error(operator, problem)
-    for out_dtype in OUT_DTYPES:
+def measure(problem: Problem, place: Any) -> Iterator[dict[str, Any]]:
+    """The values of a row for each output type and accumulation."""
+    half, float32 = (
+        accumulator_error(Operator(problem, place, {"accumulation": accumulation}), problem)
+        for accumulation in ("half", "float32")
+    )
+    for out_dtype, accumulation, accumulator in (
+        ("bfloat16", "default", half),
+        ("bfloat16", "float32", float32),
+        ("float16", "default", float32),
+        ("float16", "half", half),
+    ):
+        operator = Operator(problem, place, {"accumulation": accumulation})
         bits = operator.bits(out_dtype, PREFILL_HINT)
         decode_bits = operator.bits(out_dtype, DECODE_HINT)
         result = values_of(bits, out_dtype).astype(np.float64)
@@ -203,12 +209,6 @@ def measure(problem: Problem, place: Any, accumulation: str) -> Iterator[dict[st
         }
 
 
-def accumulations() -> tuple[str, ...]:
-    """The choices that the operator has."""
-    has_choice = "accumulation" in inspect.signature(ops.group_gemm).parameters
-    return ("default", "float32_128") if has_choice else ("default",)
-
-
 def measure_all(
     place: Any, in_features: tuple[int, ...] = IN_FEATURES, *, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
@@ -220,9 +220,8 @@ def measure_all(
             weight = quantized_weight(data, weight_format, group_size, rng)
             for length in in_features:
                 problem = problem_of(x, weight, length)
-                for accumulation in accumulations():
-                    for values in measure(problem, place, accumulation):
-                        yield {**values, "data": data, "error_bound": bound_of(data, values)}
+                for values in measure(problem, place):
+                    yield {**values, "data": data, "error_bound": bound_of(data, values)}
 
 
 def bound_of(data: Data, values: dict[str, Any]) -> float | None:

@@ -31,18 +31,19 @@ A grouped GEMM's result differs from the float64 product of the same dequantised
    M) <= 2^-13 M. A cut loses a part of L, L / 2 on average, towards zero, so a step drifts by
    -L / 2 * sum(sign of the addends), and each addend spreads around that by at most L / 2: variance
    33 (L / 2)^2. The drift is what all-positive data shows; an addend that is a multiple of L loses
-   nothing, which the variance covers. Where the kernel promotes to float32 after every group (int4
-   groups shorter than a k block), the accumulator starts anew there: the groups' drifts and
-   variances add up, and float32's.
+   nothing, which the variance covers. The kernel adds such sums up elsewhere, every 128
+   in_features, int4 with shorter groups after every group, and the accumulator starts anew:
 
-   *Sums in halves*: int4 otherwise. The tensor cores sum 128 products as above and round the
-   accumulator to half precision after each step, by at most u = 2^-11 of it. The sum of 128 is
-   multiplied by its group's scale, rounded to half precision too, and added to the others with one
-   rounding of the new sum: u^2 (sum of 128)^2 and u^2 (new sum)^2 of variance. What is too small
-   for halves, 2^-25 of units near the largest product, does not show beside that.
+   *In float32*: the parts' drifts and variances add up, and float32's.
+
+   *In halves*: the accumulator is rounded to half precision after each step, by at most u = 2^-11
+   of it. The sum of 128 is multiplied by its group's scale, rounded to half precision too, and
+   added to the others with one rounding of the new sum: u^2 (sum of 128)^2 and u^2 (new sum)^2 of
+   variance. What is too small for halves, 2^-25 of units near the largest product, does not show
+   beside that.
 
    *Folded MXFP4*: the kernel rounds a weight that is far below the channel's largest group to the
-   E4M3 grid. That costs at most `Accumulator.weight_error` times the largest scale per weight.
+   E5M2 grid. That costs at most `folding_error` times the largest scale per weight.
 
 2. **The epilogue**: scales, bias and rounding in float32, at most four roundings: 4 u |value|.
 
@@ -72,8 +73,8 @@ K_BLOCK = 128
 OUTPUT_UNIT = {"bfloat16": (2.0**-8, 2.0**-134), "float16": (2.0**-11, 2.0**-25)}
 
 Float64 = NDArray[np.float64]
-# An int: promoted to float32 after every so many in_features.
-Summation = Literal["tensor cores", "halves"] | int
+# An int: in float32, after every so many in_features.
+Summation = Literal["halves"] | int
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,10 @@ class Accumulator:
     """How a kernel sums."""
 
     is_tensor_core: bool
-    weight_error: float = 0.0  # mxfp4, in units of the channel's largest scale
 
 
 CPU_ACCUMULATOR = Accumulator(is_tensor_core=False)
-# Folded to E4M3 with the largest group at 2^6, the grid is 2^-9: 2^-10 / 2^6.
-HOPPER_ACCUMULATOR = Accumulator(is_tensor_core=True, weight_error=2.0**-16)
+HOPPER_ACCUMULATOR = Accumulator(is_tensor_core=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,20 +101,24 @@ class AccumulationError:
 
 
 def gemm_bound(
-    inputs: GemmInputs, reference: Float64, out_dtype: str, accumulator: Accumulator
+    inputs: GemmInputs,
+    reference: Float64,
+    out_dtype: str,
+    accumulator: Accumulator,
+    accumulation: str = "default",
 ) -> Float64:
     """Largest right distance of each element from `reference`, ``[num_rows, out_features]``."""
     p = inputs.problem
+    how = summation(p.weight_format, p.group_size, out_dtype, accumulation)
     weight = dequantize(inputs.weight).astype(np.float64)
     error = np.zeros_like(reference)
     for expert in range(p.experts):
         rows = p.rows_of(expert)
         x = float8.decode(inputs.x[rows])
-        error[rows] = accumulation_error(
-            x, weight[expert], summation(p.weight_format, p.group_size), accumulator
-        ).bound()
-        if p.weight_format == "mxfp4" and accumulator.weight_error:
-            error[rows] += _folding_error(inputs, expert, x, accumulator)
+        error[rows] = accumulation_error(x, weight[expert], how, accumulator).bound()
+        if p.weight_format == "mxfp4":
+            largest = inputs.weight.scale[expert].max(axis=1)
+            error[rows] += folding_error(x, largest, how, accumulator)
     error *= row_scales(inputs)[:, None]
     bias = 0.0 if inputs.bias is None else np.abs(inputs.bias).max()
     error += 4 * FLOAT32_UNIT * (np.abs(reference) + bias)
@@ -123,11 +126,15 @@ def gemm_bound(
     return error + np.maximum(relative * (np.abs(reference) + error), least)
 
 
-def summation(weight_format: str, group_size: int) -> Summation:
-    """How the GPU kernel sums products of a format."""
-    if weight_format == "mxfp4":
-        return "tensor cores"
-    return "halves" if group_size % 128 == 0 or group_size == -1 else group_size
+def summation(
+    weight_format: str, group_size: int, out_dtype: str, accumulation: str = "default"
+) -> Summation:
+    """How the GPU kernel sums products; `accumulation`: see `w4afp8.ops.group_gemm`."""
+    if weight_format == "int4" and group_size in (32, 64):
+        return group_size
+    if accumulation == "default":
+        accumulation = "half" if out_dtype == "bfloat16" else "float32"
+    return "halves" if accumulation == "half" else K_BLOCK
 
 
 def accumulation_error(
@@ -142,8 +149,6 @@ def accumulation_error(
     float32 = AccumulationError(0 * magnitudes, (n + 2) * (FLOAT32_UNIT * magnitudes) ** 2)
     if not accumulator.is_tensor_core:
         return float32
-    if how == "tensor cores":
-        return _tensor_core_error(x, weight)
     if how == "halves":
         return _halves_error(x, weight)
     parts = [
@@ -187,11 +192,15 @@ def _tensor_core_error(x: Float64, weight: Float64, rounding: float = 0.0) -> Ac
     return AccumulationError(drift, variance)
 
 
-def _folding_error(
-    inputs: GemmInputs, expert: int, x: Float64, accumulator: Accumulator
+def folding_error(
+    x: Float64, largest: NDArray[np.uint8], how: Summation, accumulator: Accumulator
 ) -> Float64:
-    largest = np.exp2(inputs.weight.scale[expert].max(axis=1).astype(np.float64) - 127)
-    return accumulator.weight_error * np.abs(x).sum(axis=1)[:, None] * largest
+    """What rounding folded weights costs, ``[rows, out]``; `largest`: E8M0 byte of each output."""
+    # Half of the E5M2 grid of 2^-16, with the largest group at 2^-3 (halves) or 2^12.
+    unit = 2.0**-17 / (2.0**-3 if how == "halves" else 2.0**12)
+    if not accumulator.is_tensor_core:
+        unit = 0.0
+    return unit * np.abs(x).sum(axis=1)[:, None] * np.exp2(largest.astype(np.float64) - 127)
 
 
 def assert_within(actual: NDArray[Any], expected: Float64, bound: Float64, what: str = "") -> None:

@@ -129,11 +129,11 @@ def random_inputs(problem: GemmProblem, seed: int = 0) -> GemmInputs:
 def _exact_nonzeros(p: GemmProblem) -> int:
     """Activations other than zero, so few that the accumulator holds every partial sum.
 
-    The magnitudes of all products of one output sum up to 2^13 units of the finest one at most
-    where the tensor cores add them all (13 fraction bits, compare.py), to 2^11 in halves.
+    The magnitudes of all products of one output sum up to 2^11 units of the finest one at most, so
+    that halves hold them (compare.py); groups that float32 adds up to 2^13, the tensor cores' own.
     """
     if p.weight_format == "mxfp4":
-        return 128  # products of 1 * 6, the finest unit 0.5 * 2^-2
+        return 42  # products of 1 * 6, the finest unit 0.5 * 2^-2
     if p.group_size == -1:
         return 256  # 1 * 8
     return 64 if p.group_size % 128 == 0 else 512  # 1 * 8 * 2^2; 1 * 8 within a group

@@ -26,7 +26,7 @@ from w4afp8.testing.compare import (
 )
 
 
-def truncating_sum(x: Float64, weight: Float64, how: Summation = "tensor cores") -> Float64:
+def truncating_sum(x: Float64, weight: Float64, how: Summation) -> Float64:
     """``x [rows, n] @ weight [out, n].T`` by the accumulators of `w4afp8.testing.compare`.
 
     Args:
@@ -37,8 +37,6 @@ def truncating_sum(x: Float64, weight: Float64, how: Summation = "tensor cores")
     Returns:
         ``[rows, out]``.
     """
-    if how == "tensor cores":
-        return _sum_of_steps(x, weight, in_halves=False)
     length = K_BLOCK if how == "halves" else how
     total = np.zeros((len(x), len(weight)))
     for k in range(0, x.shape[1], length):

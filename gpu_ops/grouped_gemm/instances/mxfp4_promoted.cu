@@ -12,17 +12,13 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-#include "grouped_gemm/instances.h"
 #include "grouped_gemm/launch_tile.cuh"
 
 namespace w4afp8 {
 
-// Groups of whole k blocks are summed in halves; shorter ones are promoted step by step.
-cudaError_t launch_int4_grouped(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
-  if (params.group_size % kSubBlockIn == 0) {
-    return launch_format<Int4Scaled>(tile, params, stream);
-  }
-  return launch_format<Int4Promoted>(tile, params, stream);
+cudaError_t launch_mxfp4_promoted(TileKind tile, const GroupGemmParams& params,
+                                  cudaStream_t stream) {
+  return launch_format<Mxfp4Promoted>(tile, params, stream);
 }
 
 }  // namespace w4afp8
