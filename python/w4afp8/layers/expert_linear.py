@@ -139,6 +139,11 @@ class ExpertLinear(RecordedLayer):
             self.in_features,
         )
 
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int]:
+        """What `w4afp8._ops.moe_ffn` wants to know of the projection."""
+        return self.weight, self.weight_scale, self.group_scale, self.bias, self.group_size
+
     def set_weight(self, packed: PackedWeight, *, name: str = "weight") -> None:
         """Takes packed weights and their scales as they are, sharing their memory.
 
