@@ -22,10 +22,10 @@
 namespace w4afp8 {
 namespace {
 
-// Chunks of a row for each thread: all that it can hold, or half, so that few rows take less time.
+// Chunks of a row for each thread: all that it can hold, or one, so that few rows take less time.
 int chunks_each(const ActivationQuantParams& params, int held) {
   constexpr int64_t kFewRows = 1024;
-  return params.tokens.num_rows > kFewRows ? held : held / 2;
+  return params.tokens.num_rows > kFewRows ? held : 1;
 }
 
 // Threads for each multiprocessor: those that can run at once, and some more to even out.
