@@ -63,7 +63,7 @@ std::array<Tensor, 2> quant_per_token(const Tensor& x) {
 
 std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
                                        std::string_view activation, int64_t token_padding,
-                                       int64_t hadamard_block_size) {
+                                       int64_t hadamard_block_size, Outputs outputs) {
   check_tensor(h, "h");
   check_dtype(h, "h", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   const Activation kind = activation_of(activation, "activation");
@@ -77,8 +77,8 @@ std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
   const int64_t features = in_features / inputs_per_output(kind), rows = rows_of(h);
   check_hadamard(hadamard_block_size, features);
 
-  Tensor out = paddle::empty(with_features(h, features), kFp8, h.place());
-  Tensor scale = paddle::empty(without_features(h), PaddleType::FLOAT32, h.place());
+  Tensor out = outputs.make(with_features(h, features), kFp8, h.place());
+  Tensor scale = outputs.make(without_features(h), PaddleType::FLOAT32, h.place());
   if (rows > 0) {
     // Where prefix sums have a leading 0, it reads as one more expert without tokens: the rows that
     // hold tokens are the same.

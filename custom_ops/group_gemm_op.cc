@@ -28,12 +28,12 @@ Tensor group_gemm(const Tensor& x, const Tensor& weight, const Tensor& weight_sc
                   const Tensor& tokens, const Tensor* group_scale, const Tensor* x_scale,
                   const Tensor* bias, std::string_view weight_format, int64_t group_size,
                   int64_t token_padding, int64_t max_tokens, std::string_view out_dtype,
-                  std::string_view accumulation) {
+                  std::string_view accumulation, Outputs outputs) {
   const PaddleType out_type = half_type_of(out_dtype, "out_dtype");
   GroupGemmParams params =
       read_arguments({x, weight, weight_scale, tokens, group_scale, x_scale, bias, weight_format,
                       group_size, token_padding, max_tokens, out_type, accumulation});
-  Tensor out = paddle::empty(with_features(x, params.out_features), out_type, x.place());
+  Tensor out = outputs.make(with_features(x, params.out_features), out_type, x.place());
   params.out = out.data();
   if (params.tokens.num_rows > 0) W4AFP8_RUN(group_gemm, params, x);
   return out;

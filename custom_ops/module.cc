@@ -179,6 +179,42 @@ py::object moe_combine_py(py::handle y, py::handle topk_weights, py::handle row_
   return to_python(without_gil([&] { return moe_combine(y_, weights, rows, shared); }));
 }
 
+// A tuple (weight, weight_scale, group_scale, bias, group_size, accumulation).
+ProjectionArguments projection_of(const py::tuple& parts) {
+  return {tensor_of(parts[0], "weight"),
+          tensor_of(parts[1], "weight_scale"),
+          optional_tensor_of(parts[2], "group_scale"),
+          optional_tensor_of(parts[3], "bias"),
+          int_of(parts[4], "group_size"),
+          str_of(parts[5], "accumulation")};
+}
+
+// Only the layer calls it, whose tuples have the right lengths.
+py::object moe_ffn_py(py::handle x, py::handle logits, py::handle shared_output,
+                      const py::tuple& routing, const py::tuple& up_gate, const py::tuple& down,
+                      py::handle weight_format, py::handle activation,
+                      py::handle hadamard_block_size, py::handle max_tokens,
+                      py::handle first_expert) {
+  const MoeFfnArguments arguments{tensor_of(x, "x"),
+                                  tensor_of(logits, "logits"),
+                                  optional_tensor_of(shared_output, "shared_output"),
+                                  optional_tensor_of(routing[0], "correction_bias"),
+                                  int_of(routing[1], "topk"),
+                                  str_of(routing[2], "score"),
+                                  bool_of(routing[3], "norm_topk_prob"),
+                                  float_of(routing[4], "routed_scaling_factor"),
+                                  int_of(routing[5], "n_group"),
+                                  int_of(routing[6], "topk_group"),
+                                  projection_of(up_gate),
+                                  projection_of(down),
+                                  str_of(weight_format, "weight_format"),
+                                  str_of(activation, "activation"),
+                                  int_of(hadamard_block_size, "hadamard_block_size"),
+                                  int_of(max_tokens, "max_tokens"),
+                                  int_of(first_expert, "first_expert")};
+  return to_python(without_gil([&] { return moe_ffn(arguments); }));
+}
+
 py::object mla_k_up_py(py::handle q_nope, py::handle w_k, py::handle w_k_scale) {
   const Tensor &q = tensor_of(q_nope, "q_nope"), &weight = tensor_of(w_k, "w_k"),
                &scale = tensor_of(w_k_scale, "w_k_scale");
@@ -233,5 +269,8 @@ PYBIND11_MODULE(_ops, m) {
         arg("token_padding"), arg("first_expert"));
   m.def("moe_combine", moe_combine_py, arg("y"), arg("topk_weights"), arg("row_index"),
         arg("shared_output"));
+  m.def("moe_ffn", moe_ffn_py, arg("x"), arg("logits"), arg("shared_output"), arg("routing"),
+        arg("up_gate"), arg("down"), arg("weight_format"), arg("activation"),
+        arg("hadamard_block_size"), arg("max_tokens"), arg("first_expert"));
   m.def("build_info", build_info, "What was built into this extension.");
 }

@@ -24,7 +24,7 @@
 namespace w4afp8 {
 
 std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
-                                   int64_t token_padding, int64_t first_expert) {
+                                   int64_t token_padding, int64_t first_expert, Outputs outputs) {
   check_tensor(x, "x");
   check_dtype(x, "x", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(x, "x", 2, "[tokens, hidden]");
@@ -43,11 +43,12 @@ std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int6
   const bool padded = token_padding > 0;
   std::vector<int64_t> rows{tokens * topk};
   if (padded) rows = {experts, token_padding};
-  Tensor scale = paddle::empty(rows, PaddleType::FLOAT32, x.place());
-  rows.push_back(hidden);
-  Tensor permuted = paddle::empty(rows, PaddleType::FLOAT8_E4M3FN, x.place());
-  Tensor sums = paddle::empty({experts + (padded ? 0 : 1)}, PaddleType::INT32, x.place());
-  Tensor row_index = paddle::empty({tokens, topk}, PaddleType::INT32, x.place());
+  std::vector<int64_t> copies = rows;
+  copies.push_back(hidden);
+  Tensor permuted = outputs.make(copies, PaddleType::FLOAT8_E4M3FN, x.place());
+  Tensor scale = outputs.make(rows, PaddleType::FLOAT32, x.place());
+  Tensor sums = outputs.make({experts + (padded ? 0 : 1)}, PaddleType::INT32, x.place());
+  Tensor row_index = outputs.make({tokens, topk}, PaddleType::INT32, x.place());
   // Without tokens too: the prefix sums are zeros.
   const MoeDispatchParams params{x.data(),
                                  topk_ids.data<int32_t>(),

@@ -42,7 +42,8 @@ void check_groups(int64_t experts, int64_t topk, int64_t n_group, int64_t topk_g
 
 std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_bias, int64_t topk,
                                 std::string_view score, bool norm_topk_prob,
-                                double routed_scaling_factor, int64_t n_group, int64_t topk_group) {
+                                double routed_scaling_factor, int64_t n_group, int64_t topk_group,
+                                Outputs outputs) {
   check_tensor(logits, "logits");
   check_dtype(logits, "logits", {PaddleType::FLOAT32, PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(logits, "logits", 2, "[tokens, experts]");
@@ -60,8 +61,8 @@ std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_b
     fail("routed_scaling_factor", "a finite float32", std::to_string(routed_scaling_factor));
   }
 
-  Tensor weights = paddle::empty({tokens, topk}, PaddleType::FLOAT32, logits.place());
-  Tensor ids = paddle::empty({tokens, topk}, PaddleType::INT32, logits.place());
+  Tensor weights = outputs.make({tokens, topk}, PaddleType::FLOAT32, logits.place());
+  Tensor ids = outputs.make({tokens, topk}, PaddleType::INT32, logits.place());
   if (tokens > 0) {
     const MoeRouteParams params{logits.data(),
                                 correction_bias ? correction_bias->data<float>() : nullptr,

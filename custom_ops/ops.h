@@ -13,13 +13,14 @@
 // limitations under the License.
 
 // The operators on Paddle tensors, shared by the registered operators and the pybind module. They
-// check every argument (ArgumentError), allocate the outputs and run the kernel. An absent tensor
-// is nullptr. docs/design.md says what each one takes.
+// check every argument (ArgumentError), make the outputs and run the kernel. An absent tensor is
+// nullptr. docs/design.md says what each one takes.
 #pragma once
 
 #include <array>
 #include <string_view>
 
+#include "outputs.h"
 #include "paddle_api.h"
 
 namespace w4afp8 {
@@ -30,7 +31,7 @@ Tensor group_gemm(const Tensor& x, const Tensor& weight, const Tensor& weight_sc
                   const Tensor& tokens, const Tensor* group_scale, const Tensor* x_scale,
                   const Tensor* bias, std::string_view weight_format, int64_t group_size,
                   int64_t token_padding, int64_t max_tokens, std::string_view out_dtype,
-                  std::string_view accumulation);
+                  std::string_view accumulation, Outputs outputs = {});
 
 Tensor pack_weight(const Tensor& codes, std::string_view weight_format);
 Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64_t out_features,
@@ -40,17 +41,56 @@ Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64
 std::array<Tensor, 2> quant_per_token(const Tensor& x);
 std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
                                        std::string_view activation, int64_t token_padding,
-                                       int64_t hadamard_block_size);
+                                       int64_t hadamard_block_size, Outputs outputs = {});
 
 // topk_weights, topk_ids.
 std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_bias, int64_t topk,
                                 std::string_view score, bool norm_topk_prob,
-                                double routed_scaling_factor, int64_t n_group, int64_t topk_group);
+                                double routed_scaling_factor, int64_t n_group, int64_t topk_group,
+                                Outputs outputs = {});
 // permuted, scale, tokens, row_index.
 std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
-                                   int64_t token_padding, int64_t first_expert);
+                                   int64_t token_padding, int64_t first_expert,
+                                   Outputs outputs = {});
 Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
                    const Tensor* shared_output);
+
+// A mixture-of-experts layer's weights of one projection.
+struct ProjectionArguments {
+  const Tensor& weight;
+  const Tensor& weight_scale;
+  const Tensor* group_scale;
+  const Tensor* bias;
+  int64_t group_size;
+  std::string_view accumulation;
+};
+
+struct MoeFfnArguments {
+  const Tensor& x;
+  const Tensor& logits;
+  const Tensor* shared_output;
+  // as moe_route has them
+  const Tensor* correction_bias;
+  int64_t topk;
+  std::string_view score;
+  bool norm_topk_prob;
+  double routed_scaling_factor;
+  int64_t n_group;
+  int64_t topk_group;
+  // as group_gemm and activation_quant have them
+  ProjectionArguments up_gate;
+  ProjectionArguments down;
+  std::string_view weight_format;
+  std::string_view activation;
+  int64_t hadamard_block_size;
+  int64_t max_tokens;
+  // as moe_dispatch has it
+  int64_t first_expert;
+};
+
+// The whole layer: the six operators in a row. Nothing but the output and one workspace is
+// allocated. For eager tensors only: no operator is registered for it.
+Tensor moe_ffn(const MoeFfnArguments& arguments);
 
 Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale);
 Tensor mla_v_up(const Tensor& x, const Tensor& w_v, const Tensor& w_v_scale);

@@ -22,10 +22,10 @@
 namespace w4afp8 {
 namespace {
 
-// Chunks of a row for each thread: all that it can hold, or half, so that few rows take less time.
-int chunks_each(const ActivationQuantParams& params) {
+// Chunks of a row for each thread: all that it can hold, or one, so that few rows take less time.
+int chunks_each(const ActivationQuantParams& params, int held) {
   constexpr int64_t kFewRows = 1024;
-  return params.tokens.num_rows > kFewRows ? kHeldChunks : kHeldChunks / 2;
+  return params.tokens.num_rows > kFewRows ? held : 1;
 }
 
 // Threads for each multiprocessor: those that can run at once, and some more to even out.
@@ -51,10 +51,13 @@ cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t 
   if (params.activation == Activation::kGelu) {
     kernel = activation_quant_kernel<kWidth, T, Activation::kGelu, kHadamard>;
   }
-  const int threads = kHadamard ? hadamard_threads(params.features, chunks_each(params))
-                                : row_threads(params.features, kWidth, chunks_each(params));
+  const int64_t size = params.hadamard_block_size;
+  const int threads =
+      kHadamard ? hadamard_threads(params.features, size, chunks_each(params, kHeldChunks))
+                : row_threads(params.features, kWidth, chunks_each(params, kHeldActivated));
   const int64_t blocks = std::min(params.tokens.num_rows, kThreadsEach / threads * sm_count());
-  return launch_dependent_kernel(kernel, blocks, threads, stream, params);
+  return launch_dependent_kernel_with_memory(
+      kernel, blocks, threads, kHadamard ? hadamard_bytes(size, threads) : 0, stream, params);
 }
 
 template <int kWidth, bool kHadamard>

@@ -17,6 +17,8 @@
 // subtraction, so that both give the same bits.
 #pragma once
 
+#include <algorithm>
+
 #include "common/row_quant.cuh"
 
 namespace w4afp8 {
@@ -24,27 +26,31 @@ namespace w4afp8 {
 constexpr int kHadamardWidth = kVectorWidth;  // features of a thread's chunk
 constexpr int64_t kMaxHadamardFeatures = int64_t{kMaxRowThreads} * kHeldChunks * kHadamardWidth;
 
-// A power of two, so that a block of the transform lies within what the threads hold of one chunk
-// each, or is made of whole ones.
-inline int hadamard_threads(int64_t features, int chunks_each) {
+// Whole blocks of the transform lie within what the threads hold of one chunk each, or a block is
+// made of a power of two of such whole layers.
+inline int hadamard_threads(int64_t features, int64_t size, int chunks_each) {
   const int least = row_threads(features, kHadamardWidth, chunks_each);
-  int threads = 64;
+  const int block_threads = std::max(static_cast<int>(size / kHadamardWidth), 32);
+  if (block_threads <= least) return static_cast<int>(round_up(least, block_threads));
+  int threads = 32;
   while (threads < least) threads *= 2;
   return threads;
 }
 
-struct HadamardStorage {
-  // Two halves of every thread's chunk, apart, so that 16-byte accesses have no bank conflicts.
-  float4 chunks[2][2][kMaxRowThreads];
-};
+// Of shared memory, for what warps tell each other: two rounds of one chunk a thread.
+inline int hadamard_bytes(int64_t size, int threads) {
+  const bool has_other_warps = size > 32 * kHadamardWidth && threads > 32;
+  return has_other_warps ? 2 * threads * static_cast<int>(sizeof(Chunk<kHadamardWidth>)) : 0;
+}
 
 class Hadamard {
  public:
   using Row = HeldRow<kHadamardWidth>;
   using Values = Chunk<kHadamardWidth>;
 
-  __device__ Hadamard(HadamardStorage& storage, int64_t size)
-      : storage_(storage), size_(static_cast<int>(size)) {
+  // `exchange` holds hadamard_bytes.
+  __device__ Hadamard(float4* exchange, int64_t size)
+      : exchange_(exchange), size_(static_cast<int>(size)) {
     factor_ = __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(size)));
   }
 
@@ -93,37 +99,44 @@ class Hadamard {
     }
   }
 
-  // The lower of two features gets the sum, the upper one the difference.
-  __device__ static float own_half(float mine, float other, bool is_upper) {
-    return is_upper ? __fsub_rn(other, mine) : __fadd_rn(mine, other);
+  // The lower of two features gets the sum, the upper one the difference, where its sign is -1:
+  // products with 1 and -1 are exact, so this is one rounding.
+  __device__ static float own_half(float mine, float other, float sign) {
+    return __fmaf_rn(mine, sign, other);
+  }
+
+  __device__ static float sign_of(int distance) {
+    return (threadIdx.x & distance) != 0 ? -1.0f : 1.0f;
   }
 
   __device__ static void between_lanes(Values& chunk, int distance) {
-    const bool is_upper = (threadIdx.x & distance) != 0;
+    const float sign = sign_of(distance);
 #pragma unroll
     for (int j = 0; j < kHadamardWidth; ++j) {
       const float other = __shfl_xor_sync(0xFFFFFFFFu, chunk.v[j], distance);
-      chunk.v[j] = own_half(chunk.v[j], other, is_upper);
+      chunk.v[j] = own_half(chunk.v[j], other, sign);
     }
   }
 
-  // Two halves of the storage take turns, so one barrier is enough.
+  // Two rounds take turns with the memory, so one barrier is enough. A chunk's halves lie apart, so
+  // that 16-byte accesses have no bank conflicts.
   __device__ void between_warps(Values& chunk, int distance) {
-    auto& shared = storage_.chunks[turn_];
+    float4* const lower = exchange_ + turn_ * 2 * blockDim.x;
+    float4* const upper = lower + blockDim.x;
     turn_ ^= 1;
     const int partner = static_cast<int>(threadIdx.x) ^ distance;
-    const bool is_upper = (threadIdx.x & distance) != 0;
+    const float sign = sign_of(distance);
     float4* values = reinterpret_cast<float4*>(chunk.v);
-    shared[0][threadIdx.x] = values[0];
-    shared[1][threadIdx.x] = values[1];
+    lower[threadIdx.x] = values[0];
+    upper[threadIdx.x] = values[1];
     __syncthreads();
-    const float4 others[2] = {shared[0][partner], shared[1][partner]};
+    const float4 others[2] = {lower[partner], upper[partner]};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      values[half].x = own_half(values[half].x, others[half].x, is_upper);
-      values[half].y = own_half(values[half].y, others[half].y, is_upper);
-      values[half].z = own_half(values[half].z, others[half].z, is_upper);
-      values[half].w = own_half(values[half].w, others[half].w, is_upper);
+      values[half].x = own_half(values[half].x, others[half].x, sign);
+      values[half].y = own_half(values[half].y, others[half].y, sign);
+      values[half].z = own_half(values[half].z, others[half].z, sign);
+      values[half].w = own_half(values[half].w, others[half].w, sign);
     }
   }
 
@@ -138,7 +151,7 @@ class Hadamard {
     }
   }
 
-  HadamardStorage& storage_;
+  float4* exchange_;
   int size_;
   float factor_;
   int turn_ = 0;

@@ -35,10 +35,12 @@ cudaError_t launch_kernel(void (*kernel)(Params...), int64_t blocks, int threads
 }
 
 // The same for a kernel that keeps the rule of grid_dependency.cuh: it may start before the kernel
-// before it in the stream has ended. CUDA graphs capture that too.
+// before it in the stream has ended. CUDA graphs capture that too. `shared_bytes` of dynamic shared
+// memory for each block, up to 48 KB.
 template <typename... Params, typename... Args>
-cudaError_t launch_dependent_kernel(void (*kernel)(Params...), int64_t blocks, int threads,
-                                    cudaStream_t stream, const Args&... args) {
+cudaError_t launch_dependent_kernel_with_memory(void (*kernel)(Params...), int64_t blocks,
+                                                int threads, int shared_bytes, cudaStream_t stream,
+                                                const Args&... args) {
   if (blocks == 0) return cudaSuccess;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -46,10 +48,17 @@ cudaError_t launch_dependent_kernel(void (*kernel)(Params...), int64_t blocks, i
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+template <typename... Params, typename... Args>
+cudaError_t launch_dependent_kernel(void (*kernel)(Params...), int64_t blocks, int threads,
+                                    cudaStream_t stream, const Args&... args) {
+  return launch_dependent_kernel_with_memory(kernel, blocks, threads, 0, stream, args...);
 }
 
 }  // namespace w4afp8

@@ -25,7 +25,7 @@ namespace w4afp8 {
 
 constexpr float kFp8Largest = 448.0f;  // of float8_e4m3fn
 constexpr int kMaxRowThreads = 512;
-constexpr int kHeldChunks = 4;  // chunks that a thread keeps in registers between the two passes
+constexpr int kHeldChunks = 4;  // that a thread keeps in registers between the two passes, at most
 
 // The larger of `so_far` and the magnitudes of a chunk; NaN does not count.
 template <int kWidth>
@@ -62,9 +62,9 @@ inline int row_threads(int64_t features, int width, int chunks_each = kHeldChunk
 }
 
 // A thread's share of a row: chunk c holds the kWidth features from first_feature(c) on.
-template <int kWidth>
+template <int kWidth, int kCount = kHeldChunks>
 struct HeldRow {
-  Chunk<kWidth> chunks[kHeldChunks];
+  Chunk<kWidth> chunks[kCount];
 
   __device__ static int64_t stride() { return static_cast<int64_t>(blockDim.x) * kWidth; }
   __device__ static int64_t first_feature(int c) {
@@ -73,11 +73,11 @@ struct HeldRow {
 };
 
 // load(i) gives features [i, i + kWidth) as a Chunk.
-template <int kWidth, typename Load>
-__device__ __forceinline__ HeldRow<kWidth> hold_row(int64_t features, Load load) {
-  HeldRow<kWidth> row = {};
+template <int kWidth, int kCount, typename Load>
+__device__ __forceinline__ HeldRow<kWidth, kCount> hold_row(int64_t features, Load load) {
+  HeldRow<kWidth, kCount> row = {};
 #pragma unroll
-  for (int c = 0; c < kHeldChunks; ++c) {
+  for (int c = 0; c < kCount; ++c) {
     const int64_t i = HeldRow<kWidth>::first_feature(c);
     if (i < features) row.chunks[c] = load(i);
   }
@@ -97,14 +97,14 @@ class RowQuantiser {
 
   // Quantises a row of `features` features (a multiple of kWidth) and returns its scale. load(i) is
   // called again for those that `row` does not hold; store(i, bytes) writes their FP8 bytes.
-  template <typename Load, typename Store>
-  __device__ __forceinline__ float run(const HeldRow<kWidth>& row, int64_t features, Load load,
-                                       Store store) {
+  template <int kCount, typename Load, typename Store>
+  __device__ __forceinline__ float run(const HeldRow<kWidth, kCount>& row, int64_t features,
+                                       Load load, Store store) {
     const int64_t stride = HeldRow<kWidth>::stride();
-    const int64_t first_unheld = HeldRow<kWidth>::first_feature(kHeldChunks);
+    const int64_t first_unheld = HeldRow<kWidth>::first_feature(kCount);
     float largest = 0.0f;
 #pragma unroll
-    for (int c = 0; c < kHeldChunks; ++c) largest = larger_magnitude(largest, row.chunks[c]);
+    for (int c = 0; c < kCount; ++c) largest = larger_magnitude(largest, row.chunks[c]);
     for (int64_t i = first_unheld; i < features; i += stride) {
       largest = larger_magnitude(largest, load(i));
     }
@@ -113,7 +113,7 @@ class RowQuantiser {
     const float inverse = __frcp_rn(scale);
 
 #pragma unroll
-    for (int c = 0; c < kHeldChunks; ++c) {
+    for (int c = 0; c < kCount; ++c) {
       const int64_t i = HeldRow<kWidth>::first_feature(c);
       if (i < features) store(i, scaled(row.chunks[c], inverse));
     }

@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(kCombineThreads)
   using Adder = RowAdder<kWidth, T>;
   constexpr int kFeatures = Adder::kStride * kCombineChunks;  // of a block at once
   __shared__ CombineStorage shared;
-  launch_dependents();
   wait_for_previous_grids();
+  launch_dependents();
   const int64_t token = blockIdx.x / parts;
   const int part = static_cast<int>(blockIdx.x % parts);
   if (threadIdx.x < 32) find_slots(p, shared, token);

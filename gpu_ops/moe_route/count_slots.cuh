@@ -22,6 +22,7 @@
 #include <cub/block/block_scan.cuh>
 
 #include "moe_route/params.h"
+#include "ptx/prefetch.cuh"
 
 namespace w4afp8 {
 
@@ -66,64 +67,88 @@ __device__ __forceinline__ void clear_counts(const MoeDispatchParams& p, CountSt
   }
 }
 
-// Counts slots, and keeps the expert numbers of the block's first ones.
+// The block's own first slots: those of its first tokens. Slots before them are of earlier tokens.
+struct OwnSlots {
+  int32_t begin;
+  int32_t count;
+  int32_t prefetched;  // the first so many, whose tokens are brought to L2 where they are needed
+  int32_t* experts;    // to be filled
+};
+
+// Counts slots, and keeps the expert numbers of the block's own.
 class SlotCounter {
  public:
-  // Slots before `own_begin` belong to earlier tokens; `own_experts` is for the `own_slots` slots
-  // from there on.
-  __device__ SlotCounter(const MoeDispatchParams& p, CountStorage& shared, int32_t own_begin,
-                         int32_t own_slots, int32_t* own_experts)
-      : p_(p),
-        shared_(shared),
-        own_begin_(own_begin),
-        own_slots_(own_slots),
-        own_experts_(own_experts) {}
+  __device__ SlotCounter(const MoeDispatchParams& p, CountStorage& shared, const OwnSlots& own)
+      : p_(p), shared_(shared), own_(own) {}
 
   __device__ __forceinline__ void count_all() const {
     const int32_t slots = static_cast<int32_t>(p_.num_tokens * p_.topk);
     const bool vectors = reinterpret_cast<uintptr_t>(p_.topk_ids) % 16 == 0;
     const int32_t vector_end = vectors ? slots / 4 * 4 : 0;
-    for (int32_t i = 4 * threadIdx.x; i < vector_end; i += kUnroll * kStride) {
-      count_vectors(i, vector_end);
+    int32_t i = 4 * threadIdx.x;
+    Ids ids = load(i, vector_end);
+    keep_own();
+    while (i < vector_end) {
+      count(ids, i, vector_end);
+      i += kUnroll * kStride;
+      ids = load(i, vector_end);
     }
-    for (int32_t i = vector_end + threadIdx.x; i < slots; i += kDispatchThreads) {
-      count(i, p_.topk_ids[i]);
-    }
+    for (i = vector_end + threadIdx.x; i < slots; i += kDispatchThreads) count(p_.topk_ids[i], i);
   }
 
  private:
   static constexpr int kUnroll = 4;
   static constexpr int32_t kStride = 4 * kDispatchThreads;
 
-  __device__ __forceinline__ void count_vectors(int32_t first, int32_t end) const {
-    int4 ids[kUnroll];  // all on their way before the first is used
+  struct Ids {
+    int4 vectors[kUnroll];
+  };
+
+  // All on their way before the first is used.
+  __device__ __forceinline__ Ids load(int32_t first, int32_t end) const {
+    Ids ids;
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int32_t slot = first + u * kStride;
-      if (slot < end) ids[u] = *reinterpret_cast<const int4*>(p_.topk_ids + slot);
+      if (slot < end) ids.vectors[u] = *reinterpret_cast<const int4*>(p_.topk_ids + slot);
     }
+    return ids;
+  }
+
+  __device__ __forceinline__ void count(const Ids& ids, int32_t first, int32_t end) const {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int32_t slot = first + u * kStride;
       if (slot >= end) break;
-      count(slot, ids[u].x);
-      count(slot + 1, ids[u].y);
-      count(slot + 2, ids[u].z);
-      count(slot + 3, ids[u].w);
+      count(ids.vectors[u].x, slot);
+      count(ids.vectors[u].y, slot + 1);
+      count(ids.vectors[u].z, slot + 2);
+      count(ids.vectors[u].w, slot + 3);
     }
   }
 
-  __device__ __forceinline__ void count(int32_t slot, int32_t id) const {
-    const int32_t expert = p_.local_expert(id), own_slot = slot - own_begin_;
-    if (own_slot >= 0 && own_slot < own_slots_) own_experts_[own_slot] = expert;
-    if (expert >= 0) atomicAdd(&(own_slot < 0 ? shared_.before : shared_.after)[expert], 1);
+  __device__ __forceinline__ void count(int32_t id, int32_t slot) const {
+    const int32_t expert = p_.local_expert(id);
+    if (expert >= 0) atomicAdd((slot < own_.begin ? shared_.before : shared_.after) + expert, 1);
+  }
+
+  __device__ __forceinline__ void keep_own() const {
+    for (int32_t i = threadIdx.x; i < own_.count; i += kDispatchThreads) {
+      const int32_t slot = own_.begin + i, expert = p_.local_expert(p_.topk_ids[slot]);
+      own_.experts[i] = expert;
+      if (expert >= 0 && i < own_.prefetched) prefetch(slot / static_cast<int32_t>(p_.topk));
+    }
+  }
+
+  // A token of 16-bit features, whole and aligned 16-byte pieces.
+  __device__ __forceinline__ void prefetch(int64_t token) const {
+    const uint32_t bytes = static_cast<uint32_t>(p_.hidden) * 2;
+    ptx::bulk_prefetch(static_cast<const uint8_t*>(p_.x) + token * bytes, bytes);
   }
 
   const MoeDispatchParams& p_;
   CountStorage& shared_;
-  int32_t own_begin_;
-  int32_t own_slots_;
-  int32_t* own_experts_;
+  OwnSlots own_;
 };
 
 // Makes shared.before the rows; block 0 writes p.tokens. Begins and ends with a barrier.

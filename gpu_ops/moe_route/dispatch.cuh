@@ -29,6 +29,8 @@ constexpr int kLargeTeam = 128;
 constexpr int kMaxTeams = kDispatchThreads / kSmallTeam;
 constexpr int kTeamChunks = 8;     // that a thread keeps in registers between the two passes
 constexpr int kBatchSlots = 1024;  // whose rows a block works out at once
+// Of a block's first tokens, on their way to L2 while slots are counted: 32 MB of the grid's.
+constexpr uint32_t kPrefetchBytes = 256 << 10;
 
 struct DispatchStorage {
   CountStorage counts;
@@ -166,6 +168,16 @@ class RowCopier {
   int turn_ = 0;
 };
 
+// Of a block's tokens, as far as the copy engine can fetch them. Of few tokens none: they are read
+// soon enough.
+template <int kWidth>
+__device__ __forceinline__ int32_t prefetched_tokens(const MoeDispatchParams& p,
+                                                     DispatchGrid grid) {
+  constexpr uint32_t kFeatureBytes = 2;
+  if (kWidth == 1 || grid.splits > 1) return 0;
+  return kPrefetchBytes / (static_cast<uint32_t>(p.hidden) * kFeatureBytes);
+}
+
 template <int kWidth, int kTeamThreads, typename T>
 __global__ void __launch_bounds__(kDispatchThreads, 1)
     moe_dispatch_kernel(const __grid_constant__ MoeDispatchParams p, DispatchGrid grid) {
@@ -173,14 +185,15 @@ __global__ void __launch_bounds__(kDispatchThreads, 1)
   __shared__ DispatchStorage shared;
   launch_dependents();
   Copier copier(p, grid, shared);
+  const TokenRange mine = grid.tokens(static_cast<int32_t>(p.num_tokens));
+  const int topk = static_cast<int>(p.topk), batch = kBatchSlots / topk;
+  const int32_t first_tokens = min(mine.end - mine.begin, batch);
+  const OwnSlots own{mine.begin * topk, first_tokens * topk,
+                     prefetched_tokens<kWidth>(p, grid) * topk, shared.rows};
   clear_counts(p, shared.counts);
   wait_for_previous_grids();
   __syncthreads();
-
-  const TokenRange mine = grid.tokens(static_cast<int32_t>(p.num_tokens));
-  const int topk = static_cast<int>(p.topk), batch = kBatchSlots / topk;
-  const int32_t first_slots = min(mine.end - mine.begin, batch) * topk;
-  SlotCounter(p, shared.counts, mine.begin * topk, first_slots, shared.rows).count_all();
+  SlotCounter(p, shared.counts, own).count_all();
   find_first_rows(p, shared.counts);
 
   for (int32_t first = mine.begin; first < mine.end; first += batch) {

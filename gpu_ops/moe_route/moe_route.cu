@@ -28,6 +28,13 @@ constexpr int64_t kMaxSlots = int64_t{1} << 30;
 constexpr const char* kTooManyExperts = "more than 1024 experts";
 constexpr const char* kTooManySlots = "topk is larger than 32";
 
+RouteGroups groups_of(const MoeRouteParams& params) {
+  const int size = static_cast<int>(params.group_experts());
+  int log_team = 5;
+  while (params.n_group << log_team > 32) --log_team;
+  return {size, log_team, 1.0f / static_cast<float>(size)};
+}
+
 template <typename T>
 cudaError_t launch_route(const MoeRouteParams& params, cudaStream_t stream) {
   auto kernel = moe_route_kernel<1, T>;
@@ -37,7 +44,7 @@ cudaError_t launch_route(const MoeRouteParams& params, cudaStream_t stream) {
   if (params.experts > 256) kernel = moe_route_kernel<16, T>;
   if (params.experts > 512) kernel = moe_route_kernel<32, T>;
   return launch_dependent_kernel(kernel, ceil_div(params.num_tokens, kRouteWarps), kRouteWarps * 32,
-                                 stream, params);
+                                 stream, params, groups_of(params));
 }
 
 template <int kWidth, int kTeamThreads>
@@ -54,7 +61,7 @@ cudaError_t launch_dispatch(const MoeDispatchParams& params, cudaStream_t stream
 // Blocks that share a token: as many as keep the device busy, where it has few tokens.
 template <int kWidth>
 int combine_parts(const MoeCombineParams& params) {
-  constexpr int64_t kBlocksEach = 8;  // for each multiprocessor
+  constexpr int64_t kBlocksEach = 16;  // for each multiprocessor
   const int64_t most = ceil_div(params.hidden, RowAdder<kWidth, __half>::kStride * kCombineChunks);
   return static_cast<int>(std::min(most, ceil_div(kBlocksEach * sm_count(), params.num_tokens)));
 }

@@ -89,74 +89,117 @@ struct TwoLargest {
   }
 };
 
-// Bit g: group g is one of the topk_group best. Each group has `team` neighbouring lanes, as many as
-// a power of two and 32 lanes allow; `warp_keys` holds the keys of all experts.
-__device__ __forceinline__ unsigned best_groups(const MoeRouteParams& p,
+// The groups of experts, so that the kernel divides nothing.
+struct RouteGroups {
+  int size;       // experts of one
+  int log_team;   // logarithm of its lanes: a power of two, as many as 32 lanes allow
+  float inverse;  // 1 / size
+};
+
+// Bit g: group g is one of the topk_group best. Each group has a team of neighbouring lanes;
+// `warp_keys` holds the keys of all experts.
+__device__ __forceinline__ unsigned best_groups(const MoeRouteParams& p, RouteGroups groups,
                                                 const uint32_t* warp_keys) {
-  const int lane = threadIdx.x % 32;
-  const int groups = static_cast<int>(p.n_group), size = static_cast<int>(p.group_experts());
-  int team = 32;
-  while (team * groups > 32) team /= 2;
-  const int group = lane / team;
+  const int lane = threadIdx.x % 32, count = static_cast<int>(p.n_group);
+  const int team = 1 << groups.log_team, group = lane >> groups.log_team;
 
   TwoLargest best;
-  if (group < groups) {
-    for (int i = lane % team; i < size; i += team) best.add(warp_keys[group * size + i]);
+  if (group < count) {
+#pragma unroll 4
+    for (int i = lane & (team - 1); i < groups.size; i += team) {
+      best.add(warp_keys[group * groups.size + i]);
+    }
   }
   for (int distance = 1; distance < team; distance *= 2) best.add_from_lane(distance);
   const uint32_t mine = order_key(best.sum());
 
   int better = 0;
-  for (int other = 0; other < groups; ++other) {
-    const uint32_t theirs = __shfl_sync(kAllLanes, mine, other * team);
+#pragma unroll 8
+  for (int other = 0; other < count; ++other) {
+    const uint32_t theirs = __shfl_sync(kAllLanes, mine, other << groups.log_team);
     better += theirs > mine || (theirs == mine && other < group);
   }
   // One bit of each team, from the place of its first lane to that of the group.
-  const unsigned chosen = __ballot_sync(kAllLanes, group < groups && better < p.topk_group);
-  const unsigned is_mine = lane < groups ? chosen >> (lane * team) & 1u : 0u;
+  const unsigned chosen = __ballot_sync(kAllLanes, group < count && better < p.topk_group);
+  const unsigned is_mine = lane < count ? chosen >> (lane << groups.log_team) & 1u : 0u;
   return __ballot_sync(kAllLanes, is_mine != 0);
 }
 
 // Makes only the experts of the best groups candidates.
 template <int kPerLane>
-__device__ __forceinline__ void drop_other_groups(const MoeRouteParams& p, uint32_t* warp_keys,
-                                                  uint32_t (&keys)[kPerLane]) {
+__device__ __forceinline__ void drop_other_groups(const MoeRouteParams& p, RouteGroups groups,
+                                                  uint32_t* warp_keys, uint32_t (&keys)[kPerLane]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
     if (j * 32 + lane < p.experts) warp_keys[j * 32 + lane] = keys[j];
   }
   __syncwarp();
-  const unsigned chosen = best_groups(p, warp_keys);
+  const unsigned chosen = best_groups(p, groups, warp_keys);
   // The quotient is at least 1 / 2048 from every whole number, and below 32: this is exact.
-  const float inverse = 1.0f / static_cast<float>(p.group_experts());
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
-    const int group = static_cast<int>((static_cast<float>(j * 32 + lane) + 0.5f) * inverse);
+    const int group = static_cast<int>((static_cast<float>(j * 32 + lane) + 0.5f) * groups.inverse);
     if (!(chosen >> min(group, 31) & 1u)) keys[j] = 0;
   }
 }
 
-// The candidate with the largest key (the lowest expert among equals), which stops being one.
+// A lane's candidates, the best first. Above is the key, below the complement of the expert: of two
+// the larger number is the better candidate, with equal keys the lower expert.
 template <int kPerLane>
-__device__ __forceinline__ int choose(uint32_t (&keys)[kPerLane]) {
-  const int lane = threadIdx.x % 32;
-  uint32_t best_key = keys[0];
-  int best = lane;
+class Candidates {
+ public:
+  __device__ __forceinline__ explicit Candidates(const uint32_t (&keys)[kPerLane]) {
+    const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
-  for (int j = 1; j < kPerLane; ++j) {
-    if (keys[j] > best_key) best = j * 32 + lane;
-    best_key = max(keys[j], best_key);
+    for (int j = 0; j < kPerLane; ++j) {
+      sorted_[j] = static_cast<uint64_t>(keys[j]) << 32 | ~(j * 32 + lane);
+    }
+    merge<1, 1>();
   }
-  const uint32_t largest = __reduce_max_sync(kAllLanes, best_key);
-  const unsigned mine = best_key == largest ? static_cast<unsigned>(best) : ~0u;
-  const int expert = static_cast<int>(__reduce_min_sync(kAllLanes, mine));
+
+  // The best of the warp's candidates, which stops being one.
+  __device__ __forceinline__ int take() {
+    const auto key = static_cast<uint32_t>(sorted_[0] >> 32);
+    const auto complement = static_cast<uint32_t>(sorted_[0]);
+    const uint32_t largest = __reduce_max_sync(kAllLanes, key);
+    const uint32_t best = __reduce_max_sync(kAllLanes, key == largest ? complement : 0u);
+    if (complement == best) {
 #pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    if (j * 32 + lane == expert) keys[j] = 0;
+      for (int j = 0; j + 1 < kPerLane; ++j) sorted_[j] = sorted_[j + 1];
+      sorted_[kPerLane - 1] = 0;
+    }
+    return static_cast<int>(~best);
   }
-  return expert;
-}
+
+ private:
+  // Batcher's odd-even merge sort: sorted runs of kRun become twice as long, by comparisons at
+  // falling distances.
+  template <int kRun, int kDistance>
+  __device__ __forceinline__ void merge() {
+    if constexpr (kRun < kPerLane) {
+      constexpr int kFirst = kDistance % kRun, kPair = 2 * kDistance, kMerged = 2 * kRun;
+#pragma unroll
+      for (int i = kFirst; i < kPerLane - kDistance; ++i) {
+        const bool is_lower = (i - kFirst) % kPair < kDistance;
+        if (is_lower && i / kMerged == (i + kDistance) / kMerged) order(i, i + kDistance);
+      }
+      if constexpr (kDistance > 1) {
+        merge<kRun, kDistance / 2>();
+      } else {
+        merge<kMerged, kMerged>();
+      }
+    }
+  }
+
+  __device__ __forceinline__ void order(int i, int j) {
+    const uint64_t first = sorted_[i], second = sorted_[j];
+    sorted_[i] = max(first, second);
+    sorted_[j] = min(first, second);
+  }
+
+  uint64_t sorted_[kPerLane];
+};
 
 // Scores of a token's experts, also to shared memory, and the keys by which they are chosen.
 template <int kPerLane, typename T>
@@ -183,32 +226,32 @@ __device__ __forceinline__ void load_scores(const MoeRouteParams& p, int64_t tok
 
 // kPerLane * 32 >= experts; topk <= min(32, experts).
 template <int kPerLane, typename T>
-__global__ void __launch_bounds__(kRouteWarps * 32) moe_route_kernel(MoeRouteParams p) {
+__global__ void __launch_bounds__(kRouteWarps * 32)
+    moe_route_kernel(const __grid_constant__ MoeRouteParams p, RouteGroups groups) {
   __shared__ uint32_t keys_of_warp[kRouteWarps][kPerLane * 32];
   __shared__ float scores_of_warp[kRouteWarps][kPerLane * 32];
-  launch_dependents();
   wait_for_previous_grids();
+  launch_large_dependents();  // the dispatch
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kRouteWarps + warp;
   if (token >= p.num_tokens) return;
 
   uint32_t keys[kPerLane];
   load_scores<kPerLane, T>(p, token, scores_of_warp[warp], keys);
-  if (p.n_group > 1) drop_other_groups(p, keys_of_warp[warp], keys);
+  if (p.n_group > 1) drop_other_groups(p, groups, keys_of_warp[warp], keys);
   __syncwarp();
 
+  const int topk = static_cast<int>(p.topk);
+  Candidates<kPerLane> candidates(keys);
   int kept_expert = 0;  // of slot `lane`
-  float kept_score = 0.0f, sum = 0.0f;
-  for (int slot = 0; slot < p.topk; ++slot) {
-    const int expert = choose(keys);
-    const float chosen = scores_of_warp[warp][expert];
-    if (slot == lane) {
-      kept_expert = expert;
-      kept_score = chosen;
-    }
-    sum += chosen;
+  for (int slot = 0; slot < topk; ++slot) {
+    const int expert = candidates.take();
+    if (slot == lane) kept_expert = expert;
   }
-  if (lane >= p.topk) return;
+  const float kept_score = scores_of_warp[warp][kept_expert];
+  float sum = 0.0f;
+  for (int slot = 0; slot < topk; ++slot) sum += __shfl_sync(kAllLanes, kept_score, slot);
+  if (lane >= topk) return;
   const float weight = p.norm_topk_prob ? __fdiv_rn(kept_score, sum) : kept_score;
   p.topk_weights[token * p.topk + lane] = weight * p.routed_scaling_factor;
   p.topk_ids[token * p.topk + lane] = kept_expert;

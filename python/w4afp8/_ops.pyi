@@ -31,6 +31,7 @@ def group_gemm(
     token_padding: int,
     max_tokens: int,
     out_dtype: str,
+    accumulation: str,
 ) -> Tensor: ...
 def pack_weight(codes: Tensor, weight_format: str) -> Tensor: ...
 def unpack_weight(
@@ -38,7 +39,7 @@ def unpack_weight(
 ) -> Tensor: ...
 def quant_per_token(x: Tensor) -> tuple[Tensor, Tensor]: ...
 def activation_quant(
-    h: Tensor, tokens: Tensor, activation: str, token_padding: int
+    h: Tensor, tokens: Tensor, activation: str, token_padding: int, hadamard_block_size: int
 ) -> tuple[Tensor, Tensor]: ...
 def moe_route(
     logits: Tensor,
@@ -47,10 +48,27 @@ def moe_route(
     score: str,
     norm_topk_prob: bool,
     routed_scaling_factor: float,
+    n_group: int,
+    topk_group: int,
 ) -> tuple[Tensor, Tensor]: ...
 def moe_dispatch(
-    x: Tensor, topk_ids: Tensor, experts: int
+    x: Tensor, topk_ids: Tensor, experts: int, token_padding: int, first_expert: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
-def moe_combine(y: Tensor, topk_weights: Tensor, row_index: Tensor) -> Tensor: ...
+def moe_combine(
+    y: Tensor, topk_weights: Tensor, row_index: Tensor, shared_output: Tensor | None
+) -> Tensor: ...
+def moe_ffn(
+    x: Tensor,
+    logits: Tensor,
+    shared_output: Tensor | None,
+    routing: tuple[Tensor | None, int, str, bool, float, int, int],
+    up_gate: tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str],
+    down: tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str],
+    weight_format: str,
+    activation: str,
+    hadamard_block_size: int,
+    max_tokens: int,
+    first_expert: int,
+) -> Tensor: ...
 def mla_k_up(q_nope: Tensor, w_k: Tensor, w_k_scale: Tensor) -> Tensor: ...
 def mla_v_up(x: Tensor, w_v: Tensor, w_v_scale: Tensor) -> Tensor: ...

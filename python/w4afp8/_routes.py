@@ -86,10 +86,15 @@ def force_route(route: Route) -> Iterator[None]:
         _forced = before
 
 
+def is_eager() -> bool:
+    """Whether calls go through the pybind module."""
+    return _forced == "pybind" or (_forced is None and paddle.in_dynamic_mode())
+
+
 @run_as_written
 def call(name: str, *arguments: Any) -> Any:
     """Runs the operator ``name`` on its arguments, all of them, in order."""
-    if _forced == "pybind" or (_forced is None and paddle.in_dynamic_mode()):
+    if is_eager():
         return getattr(extension(), name)(*arguments)
     checked = [
         _CHECKS[kind](parameter, value)

@@ -178,3 +178,32 @@ def test_any_number_of_tokens_is_captured(tokens: int, place: Any) -> None:
         graph.replay()
         stream.synchronize()
         assert_bits_equal(tensor_bits(out), eager)
+
+
+def test_calls_ask_the_driver_for_no_memory(place: Any) -> None:
+    """Paddle's allocator gives the same workspace to every call, and to another layer's."""
+    layer, _, _, inputs = built(CASES["int4"], 3000, place)
+    other, _, _, _ = built(CASES["int4"], 3000, place)
+    with torch_on_paddle_stream(place) as stream:
+        expected = tensor_bits(layer(**inputs.tensors))
+        other(**inputs.tensors)
+        stream.synchronize()
+        free, _ = torch.cuda.mem_get_info()
+        for _ in range(10):
+            for one in (layer, other):
+                assert_bits_equal(tensor_bits(one(**inputs.tensors)), expected)
+        assert torch.cuda.mem_get_info()[0] == free
+
+
+def test_layers_in_one_graph_share_a_workspace(place: Any) -> None:
+    """Each launch may start before the one before it has ended, also that of the next layer."""
+    layer, _, _, inputs = built(CASES["int4"], 40, place)
+    x, logits = inputs.tensors["x"], inputs.tensors["logits"]
+    with torch_on_paddle_stream(place) as stream:
+        expected = tensor_bits(layer(layer(layer(x, logits), logits), logits))
+        graph, out = captured(lambda: layer(layer(layer(x, logits), logits), logits), stream)
+        for _ in range(20):
+            as_torch(out).fill_(float("nan"))
+            graph.replay()
+            stream.synchronize()
+            assert_bits_equal(tensor_bits(out), expected)

@@ -87,6 +87,14 @@ def test_random_rows(place: Any, activation: str, dtype: str, features: int) -> 
     check(place, h, [0, 4, 9], activation, dtype)
 
 
+@pytest.mark.parametrize("features", [40, 1536, 18000])
+def test_many_rows(place: Any, features: int) -> None:
+    """For which a thread on a GPU has more features, and a row fewer threads."""
+    h = np.zeros((1100, features))
+    h[:5] = np.random.default_rng(4).standard_normal((5, features)) * 3
+    check(place, h, [0, 4, 5], "swiglu", "bfloat16")
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_wide_range(place: Any, activation: str) -> None:
     # Every region: clamps, saturated sigmoids and erf, cancellation.

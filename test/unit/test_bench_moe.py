@@ -192,6 +192,16 @@ def test_lines_of_the_tables() -> None:
     assert "|DeepSeek-V3 EP8|2048|300.0|250.0|310.0|270.0|1000.0|700.5|" in text
 
 
+def test_the_activation_with_a_hadamard_transform_has_a_line_for_both_formats() -> None:
+    rows = [layer_row(even_case(GLM, 64, form), 80.0, 70.0, hadamard_us=3.25) for form in FORMATS]
+    text = performance_block([], layer=rows)
+    # 64 copies of 1536 features, 5 bytes each, over 2810 GB/s.
+    assert text.count("|GLM-4.5 EP8|64|512|3.2|10.0|0.2|") == 1
+    assert [model.hadamard_block_size for model in MODELS] == [512, 256, 64, 512]
+    without = performance_block([], layer=[layer_row(even_case(GLM, 64), 80.0, 70.0)])
+    assert "Hadamard" not in without
+
+
 def test_a_row_says_its_shape() -> None:
     row = layer_row(even_case(GPT_OSS, 64, "mxfp4"), 1.0, 1.0)
     assert (row["hidden"], row["intermediate"], row["router_experts"]) == (2880, 2880, 128)

@@ -111,6 +111,16 @@ def test_sizes(place: Any, features: int, size: int) -> None:
     check(place, h, [0, 2, 3], size)
 
 
+@pytest.mark.parametrize(
+    ("features", "size"), [(256, 256), (768, 256), (1536, 512), (3072, 1024), (6144, 2048)]
+)
+def test_many_rows(place: Any, features: int, size: int) -> None:
+    """For which a thread on a GPU has more features, and a row fewer threads."""
+    h = np.zeros((1100, 2 * features))
+    h[:9] = np.random.default_rng(5).standard_normal((9, 2 * features)) * 3
+    check(place, h, [0, 2, 9], size)
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "swiglu_oai", "gelu"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_activations(place: Any, activation: str, dtype: str) -> None:

@@ -22,6 +22,7 @@ import paddle
 import pytest
 
 from w4afp8 import ops
+from w4afp8._extension import extension
 from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.tensors import float_tensor, tensor_bits
@@ -118,19 +119,24 @@ def test_what_the_rotation_is(place: Any) -> None:
 
 @pytest.mark.parametrize(("router_experts", "hint"), [(12, 7), (36, 3)])
 def test_the_hint_is_the_mean_over_the_routers_experts(
-    router_experts: int, hint: int, place: Any, monkeypatch: pytest.MonkeyPatch
+    router_experts: int, hint: int, place: Any, route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """40 tokens, 2 experts each: the empty rows of a part must not pass for tokens."""
     seen: list[int] = []
-    run = ops.group_gemm
+    run, run_all = ops.group_gemm, extension().moe_ffn
 
     def recording(*operands: Any, **options: Any) -> Any:
         seen.append(options["max_tokens"])
         return run(*operands, **options)
 
+    def recording_all(*arguments: Any) -> Any:
+        seen.append(arguments[-2])
+        return run_all(*arguments)
+
     monkeypatch.setattr(ops, "group_gemm", recording)
+    monkeypatch.setattr(extension(), "moe_ffn", recording_all)
     layer = W4AFP8MoEFFN.from_float(**weights(), topk=2, router_experts=router_experts)
     layer.to(device=place)
     logits = np.random.default_rng(1).standard_normal((TOKENS, router_experts))
     layer(inputs(place)[0], float_tensor(logits, "float32", place))
-    assert seen == [hint, hint]
+    assert seen == ([hint] if route == "pybind" else [hint, hint])

@@ -63,6 +63,7 @@ class MoEModel:
     scoring: Scoring = "softmax"
     n_group: int = 1
     topk_group: int = 1
+    has_biases: bool = False  # of both projections
 
     @property
     def label(self) -> str:
@@ -76,6 +77,11 @@ class MoEModel:
     def has_correction_bias(self) -> bool:
         """Of the models here those whose scores are sigmoids have one."""
         return self.scoring == "sigmoid"
+
+    @property
+    def hadamard_block_size(self) -> int:
+        """Of the blocks that the second projection's input could be rotated in: at most 512."""
+        return math.gcd(self.intermediate, 512)
 
     def tokens(self) -> tuple[int, ...]:
         """The numbers of tokens to measure, ascending."""
@@ -95,7 +101,11 @@ MODELS = (
         topk_group=4,
     ),
     MoEModel("Qwen3-30B-A3B", "1 GPU", 128, 128, 8, 2048, 768),
-    MoEModel("gpt-oss-120b", "EP8", 128, 16, 4, 2880, 2880, activation="swiglu_oai"),
+    MoEModel(
+        *("gpt-oss-120b", "EP8", 128, 16, 4, 2880, 2880),
+        activation="swiglu_oai",
+        has_biases=True,
+    ),
     MoEModel("GLM-4.5", "EP8", 160, 20, 8, 5120, 1536, scoring="sigmoid"),
 )
 
@@ -132,7 +142,7 @@ class MoECase:
     def moved_bytes(self) -> dict[str, int]:
         """Bytes that each step around the GEMMs must read and write, each once.
 
-        Scales, indices and counts are left out where activations are a hundred times as large.
+        Scales, biases, indices and counts are left out: activations are a hundred times as large.
         """
         m = self.model
         return {
@@ -171,6 +181,7 @@ class MoECase:
             "floor_us": round(sum(floors.values()), 3),
             "floors_us": floors,
             "error_bound": self.error_bound(),
+            "hadamard_block_size": m.hadamard_block_size,
         }
 
 

@@ -30,6 +30,7 @@ _HEADER = (
     *("outside us", "share", "at most", "met", "of floors"),
 )
 _PEER_HEADER = ("model, rank", "tokens", "int4 us", "its GEMMs us", "mxfp4 us", "its GEMMs us")
+_HADAMARD_HEADER = ("model, rank", "tokens", "block", "us", "without us", "floor us")
 _KERNEL_HEADER = ("model, rank", "tokens", "format", *KERNELS)
 
 
@@ -49,6 +50,7 @@ def layer_parts(rows: Sequence[Row]) -> list[str]:
         _layer_table(rows),
         "### Layer: each launch alone, and its floor",
         _kernel_table(rows),
+        *_hadamard_parts(rows),
         "### Layer: beside others",
         _peer_table(rows),
     ]
@@ -110,6 +112,25 @@ def _kernel_table(rows: Sequence[Row]) -> str:
         for row in rows
     )
     return markdown_table(_KERNEL_HEADER, lines)
+
+
+def _hadamard_parts(rows: Sequence[Row]) -> list[str]:
+    """The activation with a Hadamard transform: the same for both formats."""
+    lines = {
+        (row["model"], row["tokens"]): [
+            *(str(row["model"]), str(row["tokens"]), str(row["hadamard_block_size"])),
+            *(f"{us:.1f}" for us in (row["hadamard_us"], row["kernels_us"]["activation"])),
+            f"{row['floors_us']['activation']:.1f}",
+        ]
+        for row in rows
+        if row.get("hadamard_us") is not None
+    }
+    if not lines:
+        return []
+    return [
+        "### Layer: the activation with a Hadamard transform",
+        markdown_table(_HADAMARD_HEADER, lines.values()),
+    ]
 
 
 def _peer_table(rows: Sequence[Row]) -> str:

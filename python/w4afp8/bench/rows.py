@@ -37,7 +37,10 @@ KEYS = (
 QUICK_KEYS = ("scale_binades",)
 NUMERICS_KEYS = ("data", "accumulation", "rounding", "accumulator", "tiles_agree")
 HOST_KEYS = ("call", "fastest_us", "over_empty_us")
-MOE_KEYS = ("router_experts", "slots", "hidden", "intermediate", "floors_us", "peers_us")
+MOE_KEYS = (
+    *("router_experts", "slots", "hidden", "intermediate", "floors_us", "peers_us"),
+    *("hadamard_block_size", "hadamard_us"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

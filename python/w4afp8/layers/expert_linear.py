@@ -48,6 +48,7 @@ class ExpertLinear(RecordedLayer):
         scale_dtype: "float32" or "bfloat16", of int4 group scales.
         has_bias: whether each expert has a bias.
         dtype: "bfloat16" or "float16", of the output.
+        accumulation: "default", "half" or "float32", see `w4afp8.ops.group_gemm`.
 
     Raises:
         ValueError: an argument is outside what the grouped GEMM can do.
@@ -84,6 +85,7 @@ class ExpertLinear(RecordedLayer):
         scale_dtype: ScaleDtype = "float32",
         has_bias: bool = False,
         dtype: Any = "bfloat16",
+        accumulation: ops.Accumulation = "default",
     ) -> None:
         super().__init__(dtype=dtype)
         check_multiple("in_features", in_features, 32)
@@ -95,6 +97,8 @@ class ExpertLinear(RecordedLayer):
         self.weight_format = weight_format
         self.group_size = check_group_size(weight_format, group_size, in_features)
         check_choice("scale_dtype", scale_dtype, ScaleDtype)
+        check_choice("accumulation", accumulation, ops.Accumulation)
+        self.accumulation = accumulation
         self._register_zeros(scale_dtype, has_bias)
         self.keep_record(
             format_record(weight_format, self.group_size, num_experts, out_features, in_features)
@@ -138,6 +142,12 @@ class ExpertLinear(RecordedLayer):
             self.out_features,
             self.in_features,
         )
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str]:
+        """What `w4afp8._ops.moe_ffn` wants to know of the projection."""
+        scales = (self.weight_scale, self.group_scale)
+        return self.weight, *scales, self.bias, self.group_size, self.accumulation
 
     def set_weight(self, packed: PackedWeight, *, name: str = "weight") -> None:
         """Takes packed weights and their scales as they are, sharing their memory.
@@ -212,6 +222,7 @@ class ExpertLinear(RecordedLayer):
             token_padding=token_padding,
             max_tokens=max_tokens,
             out_dtype=self.activation_dtype,
+            accumulation=self.accumulation,
         )
 
 

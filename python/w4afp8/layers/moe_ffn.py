@@ -20,6 +20,8 @@ from typing import Any
 from paddle import Tensor
 
 from w4afp8 import ops
+from w4afp8._extension import extension
+from w4afp8._routes import is_eager
 from w4afp8._tracing import run_as_written
 from w4afp8.layers.checks import check_activations, check_hadamard, check_multiple, check_share
 from w4afp8.layers.experts import (
@@ -73,6 +75,9 @@ class W4AFP8MoEFFN(QuantizedLayer):
             the orthonormal Walsh-Hadamard matrix before they are rounded to FP8; its weights must
             have been too. A power of two from 8 on that divides intermediate_size;
             -1: none.
+        accumulation: what the projections add up in: "default", "half" or "float32", see
+            `w4afp8.ops.group_gemm`. With float16 "half" is faster, and less precise, above 64
+            tokens an expert.
         has_router: hold a router's weight, for `forward` without logits.
         has_correction_bias: hold a bias, added to the scores where the experts are chosen and not
             where they are weighed.
@@ -111,6 +116,7 @@ class W4AFP8MoEFFN(QuantizedLayer):
         router_experts: int | None = None,
         first_expert: int = 0,
         hadamard_block_size: int = -1,
+        accumulation: ops.Accumulation = "default",
         has_router: bool = False,
         has_correction_bias: bool = False,
         has_up_gate_bias: bool = False,
@@ -143,6 +149,7 @@ class W4AFP8MoEFFN(QuantizedLayer):
             weight_format=weight_format,
             scale_dtype=scale_dtype,
             dtype=dtype,
+            accumulation=accumulation,
         )
 
     @classmethod
@@ -276,19 +283,39 @@ class W4AFP8MoEFFN(QuantizedLayer):
         self.up_gate_proj.check_loaded()
         self.down_proj.check_loaded()
         rows = as_rows(x)
-        topk_weights, topk_ids = self.router(rows, None if logits is None else contiguous(logits))
+        logits = self.router.logits_of(rows, None if logits is None else contiguous(logits))
+        run = self._in_one_call if is_eager() else self._by_operators
+        out = run(rows, logits, shared_output)
+        return out if x.ndim == 2 else out.reshape(shape_of(x))
+
+    def _in_one_call(self, rows: Tensor, logits: Tensor, shared_output: Tensor | None) -> Tensor:
+        """The six operators with one workspace between them: the same launches, the same bits."""
+        out: Tensor = extension().moe_ffn(
+            *(rows, logits, shared_output, self.router.routing),
+            *(self.up_gate_proj.operands, self.down_proj.operands),
+            *(self.up_gate_proj.weight_format, self.activation, self.hadamard_block_size),
+            *(self._hint(rows), self.first_expert),
+        )
+        return out
+
+    def _by_operators(self, rows: Tensor, logits: Tensor, shared_output: Tensor | None) -> Tensor:
+        """One registered operator after the other, as a traced program needs them."""
+        topk_weights, topk_ids = self.router(rows, logits)
         permuted, scale, tokens, row_index = ops.moe_dispatch(
             rows, topk_ids, experts=self.num_experts, first_expert=self.first_expert
         )
-        # The hint: most rows of a part are empty, and would tell the GEMM of more tokens.
         y = run_experts(
             *(self.up_gate_proj, self.down_proj, permuted, tokens, scale),
             activation=self.activation,
             hadamard_block_size=self.hadamard_block_size,
-            max_tokens=tokens_hint(rows.shape[0] * self.router.topk, self.router.num_experts),
+            max_tokens=self._hint(rows),
         )
-        out = ops.moe_combine(y, topk_weights, row_index, shared_output=shared_output)
-        return out if x.ndim == 2 else out.reshape(shape_of(x))
+        return ops.moe_combine(y, topk_weights, row_index, shared_output=shared_output)
+
+    def _hint(self, rows: Tensor) -> int:
+        # Of the router's experts: most rows of a part are empty, and would tell the GEMM of more
+        # tokens.
+        return tokens_hint(rows.shape[0] * self.router.topk, self.router.num_experts)
 
     def extra_repr(self) -> str:
         return (

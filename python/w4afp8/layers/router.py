@@ -127,7 +127,7 @@ class MoERouter(QuantizedLayer):
             ValueError: the logits do not fit, or are missing where the router has no weight.
         """
         return ops.moe_route(
-            self._logits(x) if logits is None else self._checked(logits, x),
+            self.logits_of(x, logits),
             topk=self.topk,
             correction_bias=self.correction_bias,
             score=self.scoring,
@@ -135,6 +135,18 @@ class MoERouter(QuantizedLayer):
             routed_scaling_factor=self.routed_scaling_factor,
             n_group=self.n_group,
             topk_group=self.topk_group,
+        )
+
+    def logits_of(self, x: Tensor, logits: Tensor | None) -> Tensor:
+        """The given logits, checked, or the router's own; as `forward` takes them."""
+        return self._logits(x) if logits is None else self._checked(logits, x)
+
+    @property
+    def routing(self) -> tuple[Tensor | None, int, str, bool, float, int, int]:
+        """What `w4afp8._ops.moe_ffn` wants to know of the router."""
+        return (
+            *(self.correction_bias, self.topk, self.scoring, self.norm_topk_prob),
+            *(self.routed_scaling_factor, self.n_group, self.topk_group),
         )
 
     def _logits(self, x: Tensor) -> Tensor:

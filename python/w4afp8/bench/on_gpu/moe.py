@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from w4afp8.testing.timing import num_rotations
 
 MOST_SETS = 16  # of weights to rotate over
 AROUND = tuple(name for name in KERNELS if name not in GEMMS)
+HADAMARD = "activation with a Hadamard transform"
 # With so few tokens memory binds, and the card stays far from its power limit.
 FEW_TOKENS, FEW_REST_SECONDS = 64, 0.02
 _LAUNCH_US = 2.0  # least time of anything that is launched, to guess how many fill a graph
@@ -95,7 +97,7 @@ class LayerBench:
             {
                 **cases[form].row_values(),
                 **row_times(medians, form),
-                "error": error,
+                **{"hadamard_us": round(medians[HADAMARD], 3), "error": error},
                 **best_of(peers_us),
             }
             for form, (_, error) in prepared.items()
@@ -118,7 +120,8 @@ class LayerBench:
         layer, first = self.layers[case.weight_format], self.sets[case.weight_format][0]
         moe_data.take_weights(layer, first)
         x, logits = from_torch(batch.x), from_torch(batch.logits)
-        steps = {"layer": lambda: layer(x, logits), **steps_of(layer, x, logits)}
+        parts = steps_of(layer, x, logits, self.model.hadamard_block_size)
+        steps = {"layer": lambda: layer(x, logits), **parts}
         expected = moe_data.reference(case, moe_data.dequantised(case, first), batch)
         out = moe_data.checked_output(steps["layer"])
         return steps, moe_data.relative_error(as_torch(out), expected)
@@ -128,6 +131,7 @@ class LayerBench:
         floors = case.floors_us()
         for name in AROUND:
             timed.add(name, [steps[name]], floors[name])
+        timed.add(HADAMARD, [steps[HADAMARD]], floors["activation"])
 
     def _add_cold(self, timed: Timed, case: MoECase, steps: dict[str, Launch]) -> None:
         """What reads weights: the layer, its GEMMs together and each of them."""
@@ -191,7 +195,9 @@ class LayerBench:
         torch.cuda.empty_cache()
 
 
-def steps_of(layer: W4AFP8MoEFFN, x: Any, logits: Any) -> dict[str, Launch]:
+def steps_of(
+    layer: W4AFP8MoEFFN, x: Any, logits: Any, hadamard_block_size: int
+) -> dict[str, Launch]:
     """Each launch of the layer on its own, on what the launches before it made."""
     topk_weights, topk_ids = layer.router(x, logits)
     experts = layer.num_experts
@@ -199,14 +205,16 @@ def steps_of(layer: W4AFP8MoEFFN, x: Any, logits: Any) -> dict[str, Launch]:
     copies = x.shape[0] * layer.router.topk
     hint = {"max_tokens": tokens_hint(copies, layer.router.num_experts)}  # as the layer gives it
     hidden = layer.up_gate_proj(permuted, tokens, scale, **hint)
-    activation = layer.activation
-    gated, gated_scale = ops.activation_quant(hidden, tokens, activation=activation)
+    activate = functools.partial(ops.activation_quant, activation=layer.activation)
+    rotate = functools.partial(activate, hadamard_block_size=hadamard_block_size)
+    gated, gated_scale = activate(hidden, tokens)
     y = layer.down_proj(gated, tokens, gated_scale, **hint)
     return {
         "route": lambda: layer.router(x, logits),
         "dispatch": lambda: ops.moe_dispatch(x, topk_ids, experts=experts),
         "gemm_1": lambda: layer.up_gate_proj(permuted, tokens, scale, **hint),
-        "activation": lambda: ops.activation_quant(hidden, tokens, activation=activation),
+        "activation": lambda: activate(hidden, tokens),
+        HADAMARD: lambda: rotate(hidden, tokens),
         "gemm_2": lambda: layer.down_proj(gated, tokens, gated_scale, **hint),
         "combine": lambda: ops.moe_combine(y, topk_weights, row_index),
     }

@@ -43,6 +43,8 @@ _CODE_SIZE = {"int4": math.sqrt(21.5), "mxfp4": math.sqrt(8.5625 * (1 - 4.0**-7)
 _SCALE_SIZE = math.sqrt(13 / 12) * 1e-3
 # Puts most sigmoid scores where float32 tells them apart: the best logits are about 4 below.
 _SHIFT = {"softmax": 0.0, "sigmoid": -6.0}
+# Deviation of biases: small beside that of the products, 1, so that the error bound stays right.
+_BIAS_SIZE = 0.1
 _DRAWN_TOKENS = 16_384  # of all draws together, of which the most typical is taken
 
 
@@ -96,6 +98,7 @@ def make_layer(model: MoEModel, weights: LayerWeights, bias: Any) -> W4AFP8MoEFF
         weights: the first that it has.
         bias: torch float32 ``[experts of the router]``.
     """
+    up_gate_bias, down_bias = (b.float().cpu().numpy() for b in make_biases(model))
     before = paddle.device.get_device()
     paddle.device.set_device("cpu")  # its zeros, which are replaced at once, cost less there
     try:
@@ -104,6 +107,8 @@ def make_layer(model: MoEModel, weights: LayerWeights, bias: Any) -> W4AFP8MoEFF
             topk=model.topk,
             activation=model.activation,
             correction_bias=bias.cpu().numpy() if model.has_correction_bias else None,
+            up_gate_bias=up_gate_bias if model.has_biases else None,
+            down_bias=down_bias if model.has_biases else None,
             scoring=model.scoring,
             n_group=model.n_group,
             topk_group=model.topk_group,
@@ -130,6 +135,17 @@ def make_bias(model: MoEModel) -> Any:
         return torch.zeros(model.router_experts, device="cuda")
     generator = torch.Generator(device="cuda").manual_seed(0)
     return 1e-3 * torch.randn(model.router_experts, device="cuda", generator=generator)
+
+
+def make_biases(model: MoEModel) -> tuple[Any, Any]:
+    """Both projections', bfloat16 ``[experts, outputs]``; zeros where there are none."""
+    size = _BIAS_SIZE if model.has_biases else 0.0
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    first, second = (
+        size * torch.randn(model.experts, outputs, device="cuda", generator=generator)
+        for outputs in (2 * model.intermediate, model.hidden)
+    )
+    return first.to(torch.bfloat16), second.to(torch.bfloat16)
 
 
 def make_batch(model: MoEModel, tokens: int, bias: Any) -> Batch:
@@ -212,7 +228,7 @@ def dequantised(case: MoECase, weights: LayerWeights) -> Matrices:
 def reference(case: MoECase, matrices: Matrices, batch: Batch) -> Any:
     """The layer in float64, of exact weights and unrounded activations: ``[tokens, hidden]``."""
     model = case.model
-    x = batch.x
+    x, biases = batch.x, make_biases(model)
     out = torch.zeros(x.shape, dtype=torch.float64, device="cuda")
     order = torch.argsort(batch.topk_ids.flatten(), stable=True)
     begins = np.concatenate([[0], np.cumsum(batch.counts)])
@@ -222,7 +238,8 @@ def reference(case: MoECase, matrices: Matrices, batch: Batch) -> Any:
         slots = order[begins[expert] : begins[expert] + count]
         token = slots // model.topk
         up_gate, down = matrices(expert)
-        y = activate(model, x[token].double() @ up_gate.t()) @ down.t()
+        inner = activate(model, x[token].double() @ up_gate.t() + biases[0][expert].double())
+        y = inner @ down.t() + biases[1][expert].double()
         out.index_add_(0, token, y * batch.topk_weights.flatten()[slots][:, None])
     return out
 

@@ -70,6 +70,7 @@ class PeerLayer:
         self.model, self.sets = model, sets
         self.slots = sum(batch.counts)
         self.x, self.logits, self.bias = batch.x, batch.logits, batch.bias
+        self.biases = moe_data.make_biases(model)
         self.bounds = torch.arange(1, model.experts + 1, device="cuda")
 
     def sort(self) -> Sorted:
@@ -80,6 +81,10 @@ class PeerLayer:
         order = order[: self.slots]
         token = order // self.model.topk
         return Sorted(token, weights.flatten()[order], experts[: self.slots], ends)
+
+    def with_bias(self, product: Any, which: int, experts: Any) -> Any:
+        """Adds the biases of the rows' experts, where the model has such."""
+        return product + self.biases[which][experts] if self.model.has_biases else product
 
     def combine(self, y: Any, copies: Sorted) -> Any:
         weighted = (y * copies.weight[:, None]).to(torch.bfloat16)
@@ -113,7 +118,9 @@ class BFloat16Layer(PeerLayer):
     def experts(self, weights: Any, copies: Sorted) -> Any:
         up_gate, down = (w.transpose(1, 2) for w in weights)
         hidden = torch._grouped_mm(self.x[copies.token], up_gate, offs=copies.ends)
-        return torch._grouped_mm(moe_data.activate(self.model, hidden), down, offs=copies.ends)
+        gated = moe_data.activate(self.model, self.with_bias(hidden, 0, copies.expert))
+        y = torch._grouped_mm(gated, down, offs=copies.ends)
+        return self.with_bias(y, 1, copies.expert)
 
     def gemms(self) -> Callable[[Any], object]:
         copies = self.sort()
@@ -139,9 +146,10 @@ class DeepGemmLayer(PeerLayer):
     def experts(self, weights: Any, copies: Sorted) -> Any:
         place, expert_of_row = self._places(copies)
         hidden = self._multiply(self.x, weights[0], expert_of_row, place, copies.token)
-        gated = moe_data.activate(self.model, hidden)
+        experts = expert_of_row.clamp(min=0)
+        gated = moe_data.activate(self.model, self.with_bias(hidden, 0, experts))
         y = self._multiply(gated, weights[1], expert_of_row, place, place)
-        return y[place]
+        return self.with_bias(y[place], 1, copies.expert)
 
     def _places(self, copies: Sorted) -> tuple[Any, Any]:
         """The row of each copy, and the expert of each row or -1."""

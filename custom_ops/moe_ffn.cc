@@ -1,0 +1,109 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// A mixture-of-experts layer in one call. What one operator hands to the next lies in a single
+// workspace from Paddle's allocator, which gets it back at once and so has it for the next layer. A
+// region is used again as soon as what was in it is dead, while its lines are still in L2: fewer of
+// them are ever written to memory.
+
+#include <algorithm>
+
+#include "check.h"
+#include "common/types.h"
+#include "moe_route/params.h"
+#include "ops.h"
+
+namespace w4afp8 {
+namespace {
+
+constexpr int64_t kAlignment = 1024;  // bytes; the kernels want 16, tensor maps 128
+
+// Bytes of what the operators hand on, and where in the workspace each begins.
+class WorkspaceLayout {
+ public:
+  WorkspaceLayout(int64_t slots, int64_t hidden, int64_t inner, int64_t gated, int64_t experts) {
+    topk_weights = add(slots * kWordBytes);
+    topk_ids = add(slots * kWordBytes);
+    row_index = add(slots * kWordBytes);
+    tokens = add((experts + 1) * kWordBytes);
+    scale = add(slots * kWordBytes);
+    gated_scale = add(slots * kWordBytes);
+    permuted = add(slots * std::max(hidden, gated));
+    activated = permuted;  // which the first product has read
+    inner_rows = add(slots * std::max(inner, hidden) * kHalfBytes);
+    y = inner_rows;  // which the activation has read
+  }
+
+  int64_t bytes() const { return end_; }
+
+  int64_t topk_weights, topk_ids, row_index, tokens, scale, gated_scale;
+  int64_t permuted, activated, inner_rows, y;
+
+ private:
+  static constexpr int64_t kWordBytes = 4, kHalfBytes = 2;
+
+  int64_t add(int64_t bytes) {
+    const int64_t begin = end_;
+    end_ += round_up(std::max<int64_t>(bytes, 1), kAlignment);
+    return begin;
+  }
+
+  int64_t end_ = 0;
+};
+
+// What the layout depends on; the operators check the rest.
+WorkspaceLayout layout_of(const MoeFfnArguments& a) {
+  check_tensor(a.x, "x");
+  check_rank(a.x, "x", 2, "[tokens, hidden]");
+  for (const Tensor* scale : {&a.up_gate.weight_scale, &a.down.weight_scale}) {
+    check_rank(*scale, "weight_scale", 2, "[experts, out_features]");
+  }
+  const int64_t tokens = a.x.dims()[0], inner = a.up_gate.weight_scale.dims()[1];
+  check_range(a.topk, "topk", 1, kMaxTopk);
+  check_range(tokens, "tokens of x", 0, INT32_MAX / a.topk);
+  const int64_t gated = a.activation == "gelu" ? inner : inner / 2;
+  return {tokens * a.topk, std::max(a.x.dims()[1], a.down.weight_scale.dims()[1]), inner, gated,
+          a.up_gate.weight_scale.dims()[0]};
+}
+
+Tensor product(const MoeFfnArguments& a, const ProjectionArguments& projection, const Tensor& x,
+               const Tensor& x_scale, const Tensor& tokens, void* out) {
+  return group_gemm(x, projection.weight, projection.weight_scale, tokens, projection.group_scale,
+                    &x_scale, projection.bias, a.weight_format, projection.group_size, 0,
+                    a.max_tokens, a.x.dtype() == PaddleType::FLOAT16 ? "float16" : "bfloat16",
+                    projection.accumulation, {out});
+}
+
+}  // namespace
+
+Tensor moe_ffn(const MoeFfnArguments& a) {
+  const WorkspaceLayout layout = layout_of(a);
+  Tensor workspace = paddle::empty({layout.bytes()}, PaddleType::UINT8, a.x.place());
+  const auto at = [&](int64_t begin) -> void* { return workspace.data<uint8_t>() + begin; };
+
+  const auto [weights, ids] = moe_route(
+      a.logits, a.correction_bias, a.topk, a.score, a.norm_topk_prob, a.routed_scaling_factor,
+      a.n_group, a.topk_group, {at(layout.topk_weights), at(layout.topk_ids)});
+  const auto [permuted, scale, tokens, row_index] = moe_dispatch(
+      a.x, ids, a.up_gate.weight.dims()[0], 0, a.first_expert,
+      {at(layout.permuted), at(layout.scale), at(layout.tokens), at(layout.row_index)});
+  const Tensor inner = product(a, a.up_gate, permuted, scale, tokens, at(layout.inner_rows));
+  const auto [activated, activated_scale] =
+      activation_quant(inner, tokens, a.activation, 0, a.hadamard_block_size,
+                       {at(layout.activated), at(layout.gated_scale)});
+  const Tensor y = product(a, a.down, activated, activated_scale, tokens, at(layout.y));
+  return moe_combine(y, weights, row_index, a.shared_output);
+}
+
+}  // namespace w4afp8
