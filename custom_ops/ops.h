@@ -51,7 +51,9 @@ std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int6
 Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
                    const Tensor* shared_output);
 
-Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale);
-Tensor mla_v_up(const Tensor& x, const Tensor& w_v, const Tensor& w_v_scale);
+Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale,
+                const Tensor* q_scale, std::string_view out_dtype);
+Tensor mla_v_up(const Tensor& x, const Tensor& w_v, const Tensor& w_v_scale, const Tensor* x_scale,
+                std::string_view out_dtype);
 
 }  // namespace w4afp8

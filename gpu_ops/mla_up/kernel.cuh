@@ -17,6 +17,7 @@
 #pragma once
 
 #include "mla_up/epilogue.cuh"
+#include "mla_up/float8_product.cuh"
 #include "mla_up/product.cuh"
 #include "mla_up/tokens.cuh"
 
@@ -64,13 +65,27 @@ class MlaKernel {
   __device__ __forceinline__ void load_next() {
     const uint32_t first = loaded_tile_ * Tile::kTokens;
     if (Tile::kOneTile || first < params_.tokens) {
-      load_tokens<Tile>(params_, first, loaded_part_, stages_ + loaded_stage_ * Tile::kStageBytes);
+      const uint32_t stage = stages_ + loaded_stage_ * Tile::kStageBytes;
+      load_tokens<Tile>(params_, first, loaded_part_, stage + part_offset(loaded_part_));
+      if (Tile::kFloat8 && loaded_part_ + 1 == Tile::kParts) {
+        load_token_scales<Tile>(params_, first, stages_ + scales_offset(loaded_stage_));
+      }
     }
     copy_async_commit();
+    ++loaded_part_;
     if constexpr (!Tile::kOneTile) {
-      if (++loaded_part_ == Tile::kParts) loaded_part_ = 0, loaded_tile_ += gridDim.z;
+      if (loaded_part_ == Tile::kParts) loaded_part_ = 0, loaded_tile_ += gridDim.z;
       if (++loaded_stage_ == Tile::kStages) loaded_stage_ = 0;
     }
+  }
+
+  // Where a part begins in its stage: a single tile has all parts in one.
+  __device__ __forceinline__ static uint32_t part_offset(int part) {
+    return Tile::kOneTile ? part * (Tile::kPartLines * Tile::kTokens * 128) : 0;
+  }
+
+  __device__ __forceinline__ static uint32_t scales_offset(int stage) {
+    return Tile::kScalesOffset + stage * Tile::kScaleBytes;
   }
 
   __device__ __forceinline__ void run_tile(uint32_t tile) {
@@ -85,13 +100,14 @@ class MlaKernel {
 
   template <int kPart>
   __device__ __forceinline__ void run_part(uint32_t tile, Sums& sums) {
-    copy_async_wait<Tile::kAhead - 1>();
+    copy_async_wait<Tile::kOneTile ? Tile::kParts - 1 - kPart : Tile::kAhead - 1>();
     fence_for_wgmma();
     __syncthreads();  // all copies of this part are here; nobody reads what is overwritten next
     if constexpr (!Tile::kOneTile) load_next();
-    const uint32_t tokens =
-        stages_ + stage_ * Tile::kStageBytes + split_ * (Tile::kOwnBlocks * Tile::kTokens * 128);
-    if (++stage_ == Tile::kStages) stage_ = 0;
+    const uint32_t tokens = stages_ + stage_ * Tile::kStageBytes + part_offset(kPart) +
+                            split_ * (Tile::kOwnBlocks * Tile::kTokens * 128);
+    const float* scales = reinterpret_cast<const float*>(shared_ + scales_offset(stage_));
+    if (!Tile::kOneTile && ++stage_ == Tile::kStages) stage_ = 0;
 #pragma unroll
     for (int m = 0; m < Tile::kOutBlocks; ++m) {
       product_[m].template run<kPart>(tokens, sums);
@@ -101,7 +117,7 @@ class MlaKernel {
           if (!add_splits(sums)) break;
         }
         if (out_ + m * 64 < static_cast<uint32_t>(params_.out_features)) {
-          epilogue_.store(sums, product_[m].weights(), tile * Tile::kTokens, out_ + m * 64);
+          epilogue_.store(sums, product_[m].weights(), scales, tile * Tile::kTokens, out_ + m * 64);
         }
       }
     }
@@ -144,7 +160,7 @@ class MlaKernel {
   uint32_t loaded_tile_;
   int loaded_part_ = 0, loaded_stage_ = 0;  // what is loaded next, and where to
   int stage_ = 0;
-  MlaProduct<Tile> product_[Tile::kOutBlocks];
+  MlaProductOf<Tile> product_[Tile::kOutBlocks];
   MlaEpilogue<Tile> epilogue_;
 };
 

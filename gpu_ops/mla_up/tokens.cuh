@@ -17,6 +17,8 @@
 // zeros.
 #pragma once
 
+#include <type_traits>
+
 #include "mla_up/tile.h"
 #include "ptx/barrier.cuh"
 
@@ -41,23 +43,42 @@ __device__ __forceinline__ void fence_for_wgmma() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Inputs of part `part` of the kTokens tokens from `first` on.
+// Inputs of part `part` of the kTokens tokens from `first` on; `shared` is where its first line goes.
 template <class Tile>
 __device__ __forceinline__ void load_tokens(const MlaUpParams& params, uint32_t first, int part,
                                             uint32_t shared) {
-  constexpr uint32_t kChunks = Tile::kPartBlocks * 8;  // of 16 bytes, in a row
+  constexpr uint32_t kSplitChunks = Tile::kPartBytes / 16;  // in a row, of one split
+  constexpr uint32_t kChunks = Tile::kSplits * kSplitChunks;
+  constexpr uint32_t kSplitLines = Tile::kLines / Tile::kSplits;
   constexpr uint32_t kAll = Tile::kTokens * kChunks;
-  const uint16_t* x = static_cast<const uint16_t*>(params.x) + blockIdx.y * params.x_head_stride +
-                      first * params.x_token_stride + part * (Tile::kPartBlocks * 64);
+  using Number = std::conditional_t<Tile::kFloat8, uint8_t, uint16_t>;
+  constexpr uint32_t kNumbers = 16 / sizeof(Number);  // of a chunk
+  const Number* x = static_cast<const Number*>(params.x) + blockIdx.y * params.x_head_stride +
+                    first * params.x_token_stride + part * (Tile::kPartBytes / sizeof(Number));
   const uint32_t rows = static_cast<uint32_t>(params.tokens) - first;
 #pragma unroll
   for (uint32_t i = 0; i < (kAll + Tile::kThreads - 1) / Tile::kThreads; ++i) {
     const uint32_t index = i * Tile::kThreads + threadIdx.x;
     if (kAll % Tile::kThreads != 0 && index >= kAll) break;
-    const uint32_t row = index / kChunks, chunk = index % kChunks;
-    copy_async(shared + chunk / 8 * (Tile::kTokens * 128) + row * 128 + ((chunk ^ row) % 8) * 16,
-               x + row * params.x_token_stride + chunk * 8, row < rows);
+    const uint32_t row = index / kChunks, split = index % kChunks / kSplitChunks;
+    const uint32_t chunk = index % kSplitChunks, line = split * kSplitLines + chunk / 8;
+    copy_async(shared + line * (Tile::kTokens * 128) + row * 128 + ((chunk ^ row) % 8) * 16,
+               x + row * params.x_token_stride + (split * kSplitLines * 8 + chunk) * kNumbers,
+               row < rows);
   }
+}
+
+// The scales of these tokens: float32, kTokens.
+template <class Tile>
+__device__ __forceinline__ void load_token_scales(const MlaUpParams& params, uint32_t first,
+                                                  uint32_t shared) {
+  static_assert(Tile::kTokens <= Tile::kThreads, "a thread loads one scale");
+  if (threadIdx.x >= Tile::kTokens) return;
+  const uint32_t token = first + threadIdx.x;
+  const bool exists = token < params.tokens;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared + threadIdx.x * 4),
+               "l"(params.x_scale + token * params.heads + blockIdx.y), "r"(exists ? 4 : 0)
+               : "memory");
 }
 
 }  // namespace w4afp8

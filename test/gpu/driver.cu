@@ -309,31 +309,37 @@ void group_gemm() {
 }
 
 // x is a view of wider rows, as q_nope is of the projected query.
-void mla_up_case(MlaUp op, DataType type, int64_t tokens, int64_t out, int64_t in) {
+void mla_up_case(MlaUp op, DataType type, bool is_float8, int64_t tokens, int64_t out, int64_t in) {
   const int64_t heads = 3, x_head = in + 64, x_token = heads * x_head;
   const MlaUpLayout layout = {op, out, in};
   std::vector<uint8_t> scale_bytes = random_bytes(heads * layout.head_scale_bytes());
   for (uint8_t& byte : scale_bytes) byte %= kMlaLargestScale + 1;
   // The view ends where the last head's inputs do.
-  const Tensor x(random_bytes((tokens * x_token - 64) * 2)), scales(scale_bytes);
+  const Tensor x(random_bytes((tokens * x_token - 64) * (is_float8 ? 1 : 2))), scales(scale_bytes);
+  const Tensor x_scale(random_bytes(tokens * heads * 4));
   const Tensor codes(random_bytes(heads * layout.head_bytes()));
   const Tensor result(poison(tokens * heads * out * 2));
   run("mla_up",
       MlaUpParams{x.as<void>(), codes.as<uint8_t>(), scales.as<uint8_t>(), result.as<void>(),
-                  x_token, x_head, tokens, heads, out, in, op, type},
+                  x_token, x_head, tokens, heads, out, in, op, type,
+                  is_float8 ? x_scale.as<float>() : nullptr},
       launch_mla_up);
   result.read("mla_up");
 }
 
 void mla_up() {
   for (const DataType type : {DataType::kBFloat16, DataType::kFloat16}) {
-    for (const int64_t tokens : {1, 17, 65, 130, 1000}) {
-      mla_up_case(MlaUp::kKUp, type, tokens, 512, 128);
-      mla_up_case(MlaUp::kVUp, type, tokens, 128, 512);
-    }
-    for (const int64_t lora : {256, 768}) {
-      for (const int64_t nope : {64, 192}) mla_up_case(MlaUp::kKUp, type, 70, lora, nope);
-      mla_up_case(MlaUp::kVUp, type, 70, 64, lora);
+    for (const bool is_float8 : {false, true}) {
+      for (const int64_t tokens : {1, 17, 65, 130, 1000}) {
+        mla_up_case(MlaUp::kKUp, type, is_float8, tokens, 512, 128);
+        mla_up_case(MlaUp::kVUp, type, is_float8, tokens, 128, 512);
+      }
+      for (const int64_t lora : {256, 768}) {
+        for (const int64_t nope : {64, 192}) {
+          mla_up_case(MlaUp::kKUp, type, is_float8, 70, lora, nope);
+        }
+        mla_up_case(MlaUp::kVUp, type, is_float8, 70, 64, lora);
+      }
     }
   }
 }
