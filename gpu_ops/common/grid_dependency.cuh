@@ -19,6 +19,8 @@
 // to global memory, reads and writes alike. So a kernel ends only after the one before it, and
 // nothing is read or overwritten too early, whatever ran before. launch_dependents() may then come
 // first of all: the next kernel's blocks start once all of this one's have, and wait in their turn.
+// Asking for data to be brought into L2 is no access: L2 sees every write, so what is read later is
+// right.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -18,6 +18,7 @@
 
 #include "grouped_gemm/wgmma.cuh"
 #include "mla_up/weights.cuh"
+#include "ptx/bulk_copy.cuh"
 
 namespace w4afp8 {
 
@@ -61,6 +62,18 @@ __device__ __forceinline__ uint32_t mla_weight_block(const MlaUpParams& params, 
   const uint32_t out_blocks = static_cast<uint32_t>(params.out_features) / 64;
   return (blockIdx.y * out_blocks + min(out / 64, out_blocks - 1)) * Tile::kInBlocks +
          split * Tile::kOwnBlocks;
+}
+
+// Asks for them to be brought into L2. That is no access: what an earlier kernel still writes there
+// is read later as it was written.
+template <class Tile>
+__device__ __forceinline__ void prefetch_mla_weights(const MlaUpParams& params, uint32_t out,
+                                                     uint32_t split) {
+  if (threadIdx.x % 128 != 0) return;
+  const uint64_t block = mla_weight_block<Tile>(params, out, split);
+  ptx::bulk_prefetch(params.weight + block * kMlaBlockBytes, Tile::kOwnBlocks * kMlaBlockBytes);
+  ptx::bulk_prefetch(params.weight_scale + block * kMlaBlockScaleBytes,
+                     Tile::kOwnBlocks * kMlaBlockScaleBytes);
 }
 
 // Asks for them.

@@ -38,12 +38,6 @@ struct MlaShape {
   static constexpr int kOut = 64 * kRows * kOutBlocks;
 };
 
-// Parts in which `lines` lines of a token arrive. Tiles so narrow that latency is all are not cut.
-constexpr int mla_parts(bool one_tile, int tokens, int lines) {
-  if (one_tile) return tokens < 64 ? 1 : lines;
-  return lines < 4 ? 1 : lines / 2;
-}
-
 // kFloat8: activations are E4M3 bytes with a scale for each token and head, and the products those of
 // FP8 tensor cores; kType is the outputs' then.
 template <MlaUp kOp_, DataType kType_, int kInBlocks_, class Shape, bool kFloat8_ = false>
@@ -56,15 +50,18 @@ struct MlaTile : Shape {
   // A token's inputs are lines of 128 bytes in shared memory, the last of them perhaps half used.
   static constexpr int kRowBytes = kInBlocks * (kFloat8 ? 64 : 128);
   static constexpr int kLines = (kRowBytes + 127) / 128;
-  // Inputs arrive in parts, so that the first are multiplied while the last are on their way: the
-  // same share of each split's.
-  static constexpr int kParts = mla_parts(Shape::kOneTile, Shape::kTokens, kLines / Shape::kSplits);
-  static constexpr int kPartLines = kLines / kParts / Shape::kSplits;
-  static constexpr int kPartBytes = kRowBytes / kParts / Shape::kSplits;
+  // A single tile of many tokens comes by tensor copies, 64 inputs each with a barrier of its own, and
+  // warpgroups need not wait for each other.
+  static constexpr bool kBoxes = kOp == MlaUp::kVUp && Shape::kOneTile && Shape::kTokens >= 64;
+  // Inputs arrive in parts, so that the first are multiplied while the last are on their way.
+  static constexpr int kParts = kBoxes                          ? kOwnBlocks
+                                : Shape::kOneTile || kLines < 4 ? 1
+                                                                : kLines / 2;
+  static constexpr int kPartLines = Shape::kOneTile ? kLines : kLines / kParts;
+  static constexpr int kPartBytes = kRowBytes / kParts;  // of a token, where there are no boxes
   static constexpr int kPartBlocks = kOwnBlocks / kParts;
-  // Parts that are on their way ahead of the first that is multiplied: all of a single tile. Else a
-  // stage stays free, or two where with several parts the tensor cores may still read the last one.
-  static constexpr int kAhead = Shape::kOneTile ? kParts : Shape::kStages - (kParts > 1 ? 2 : 1);
+  // Stages that are filled ahead. With several parts the tensor cores may still read the last one.
+  static constexpr int kAhead = Shape::kOneTile ? 1 : Shape::kStages - (kParts > 1 ? 2 : 1);
   // Dequantised once and kept in registers for all tokens, where that takes few enough.
   static constexpr bool kResident =
       kFloat8 || (!Shape::kOneTile && kInBlocks * Shape::kOutBlocks <= 3);
@@ -74,7 +71,7 @@ struct MlaTile : Shape {
   // Chosen for large outputs only, see the epilogue.
   static constexpr bool kStreams = Shape::kOut == 512;
 
-  static constexpr int kStageBytes = Shape::kTokens * 128 * (Shape::kOneTile ? kLines : kPartLines);
+  static constexpr int kStageBytes = Shape::kTokens * kPartLines * 128;
   // 64 outputs of a token, and 16 bytes more so that a column of tokens meets all banks.
   static constexpr int kStagedRowBytes = 64 * 2 + 16;
   static constexpr int kStagedBytes = Shape::kTokens * kStagedRowBytes;
@@ -88,12 +85,12 @@ struct MlaTile : Shape {
   static constexpr int kScalesOffset =
       kSumsOffset + (Shape::kSplits - 1) * Shape::kRows * kSumsBytes;
   static constexpr int kScaleBytes = kFloat8 ? Shape::kTokens * 4 : 0;
-  static constexpr int kSharedBytes = kScalesOffset + Shape::kStages * kScaleBytes;
+  static constexpr int kBarriersOffset = kScalesOffset + Shape::kStages * kScaleBytes;
+  static constexpr int kSharedBytes = kBarriersOffset + (kBoxes ? kParts * 8 : 0);
 
   static_assert(Shape::kTokens % 16 == 0 && Shape::kTokens <= 256,
                 "the epilogue stages 16 tokens at a time");
-  static_assert(kAhead >= 1 && kPartLines * kParts * Shape::kSplits == kLines,
-                "too few stages, or half a part");
+  static_assert(kAhead >= 1 && kOwnBlocks % kParts == 0, "too few stages, or half a part");
   static_assert(Shape::kSplits == 1 ||
                     (Shape::kOneTile && Shape::kOutBlocks == 1 && kInBlocks % Shape::kSplits == 0),
                 "only one tile with one fragment is split");
