@@ -36,7 +36,8 @@ using MlaVUp16Split = MlaShape<16, 1, 1, 4, 1, 1>;
 using MlaVUp16Heads = MlaShape<16, 1, 1, 4, 1, 2>;
 using MlaVUp32 = MlaShape<32, 1, 1, 2, 1, 2>;
 using MlaVUp64 = MlaShape<64, 1, 1, 2, 1, 2>;
-using MlaVUp64Rows = MlaShape<64, 2, 1, 2, 1, 1>;
+using MlaVUp64Rows = MlaShape<64, 2, 1, 1, 1, 2>;
+using MlaVUp128Half = MlaShape<128, 1, 1, 1, 1, 1>;
 using MlaVUp128 = MlaShape<128, 2, 1, 1, 1, 1>;
 using MlaVUpMany = MlaShape<128, 2, 1, 1, 4, 1>;
 
@@ -66,7 +67,9 @@ cudaError_t launch_k_up(const MlaUpParams& params, cudaStream_t stream) {
     return fragments<MlaKUp16>(params) < kWave ? launch(MlaKUp16{}) : launch(MlaKUp16Heads{});
   }
   if (params.tokens <= 32) return launch(MlaKUp32{});
-  if (fragments<MlaKUp64>(params) < kWave) return launch(MlaKUp64{});
+  // FP16 takes longer to make fragments: so few of them walk, two warpgroups beside each other.
+  const bool walks = kType == DataType::kFloat16 && fragments<MlaKUp64>(params) <= kWave / 4;
+  if (fragments<MlaKUp64>(params) < kWave && !walks) return launch(MlaKUp64{});
   // The registers of these blocks hold no more weights, nor FP16's.
   if constexpr (kType == DataType::kBFloat16 && kInBlocks <= 2) {
     // Heads alone fill the device, and few tokens leave each block few tiles.
@@ -111,6 +114,7 @@ cudaError_t launch_v_up(const MlaUpParams& params, cudaStream_t stream) {
   if (fragments<MlaVUp32>(params) <= most_of_32) return launch(MlaVUp32{});
   if (has_boxes(params)) {
     if (fragments<MlaVUp64>(params) <= kFew) return launch(MlaVUp64{});
+    if (fragments<MlaVUp128Half>(params) <= kFew) return launch(MlaVUp128Half{});
     if (blocks<MlaVUp64Rows>(params) <= kFew) return launch(MlaVUp64Rows{});
     if constexpr (kInBlocks <= 8) {  // longer ones do not fit
       if (blocks<MlaVUp128>(params) <= kFew) return launch(MlaVUp128{});

@@ -28,7 +28,7 @@ namespace w4afp8 {
 enum class Dependents {
   kAtOnce,      // few of them fit beside this grid
   kAfterLoads,  // else the grids of many launches wait on the device at a time: each becomes slower
-  kAtEnd,       // of a long kernel: those that start while its last blocks run are spread unevenly
+  kAtEnd,       // of a long kernel
 };
 
 // Activations as tensor copies see them: [tokens][heads][inputs].
@@ -58,9 +58,11 @@ class MlaKernel {
   __device__ __forceinline__ void run() {
     const Dependents dependents = choose_dependents();
     if (dependents == Dependents::kAtOnce) launch_dependents();
+    if (dependents != Dependents::kAtEnd) {
 #pragma unroll
-    for (int m = 0; m < Tile::kOutBlocks; ++m) {
-      prefetch_mla_weights<Tile>(params_, out_ + m * 64, split_);
+      for (int m = 0; m < Tile::kOutBlocks; ++m) {
+        prefetch_mla_weights<Tile>(params_, out_ + m * 64, split_);
+      }
     }
     if constexpr (Tile::kBoxes) make_barriers();
     wait_for_previous_grids();
@@ -84,9 +86,8 @@ class MlaKernel {
 
  private:
   __device__ __forceinline__ Dependents choose_dependents() const {
-    constexpr int64_t kManyRows = 1 << 16;                   // tokens times heads
     constexpr uint32_t kHalfFull = 66 * Tile::kBlocksPerSm;  // blocks, of 132 multiprocessors
-    if (params_.tokens * params_.heads >= kManyRows) return Dependents::kAtEnd;
+    if (!params_.starts_early()) return Dependents::kAtEnd;
     const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
     return blocks >= kHalfFull ? Dependents::kAtOnce : Dependents::kAfterLoads;
   }

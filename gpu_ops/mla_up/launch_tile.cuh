@@ -93,13 +93,13 @@ cudaError_t launch_mla_tile(const MlaUpParams& params, cudaStream_t stream) {
   if (encoded != cudaSuccess) return encoded;
   const cudaError_t error = prepare_mla_kernel<Tile>();
   if (error != cudaSuccess) return error;
-  // It may start before the kernel before it has ended: grid_dependency.cuh.
+  // See grid_dependency.cuh.
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t launch = {};
   launch.attrs = &attribute;
-  launch.numAttrs = 1;
+  launch.numAttrs = params.starts_early() ? 1 : 0;
   launch.gridDim =
       dim3(static_cast<unsigned>(ceil_div(params.out_features, Tile::kOut)),
            static_cast<unsigned>(params.heads), static_cast<unsigned>(chunks_of<Tile>(params)));

@@ -44,6 +44,10 @@ struct MlaUpParams {
   // nullptr, or float32 [tokens, heads], contiguous: x is E4M3 then, times the scale of its row.
   const float* x_scale;
 
+  // Whether blocks start before the kernel before has ended, and let the next one's start. Not those
+  // of many rows: long kernels gain nothing, and lose where their blocks begin one after another.
+  W4AFP8_HOST_DEVICE bool starts_early() const { return tokens * heads < 1 << 16; }
+
   W4AFP8_HOST_DEVICE MlaUpLayout layout() const { return {op, out_features, in_features}; }
 };
 
