@@ -27,7 +27,7 @@
 namespace w4afp8 {
 namespace {
 
-constexpr int64_t kStrideUnit = 8;  // elements of one 16-byte load
+constexpr int64_t kStrideBytes = 16;  // one load
 
 // Names of the operands in errors.
 struct Names {
@@ -38,11 +38,12 @@ struct Names {
   const char* weight;
   const char* out_features;
   const char* scale;
+  const char* x_scale;
 };
 constexpr Names kKUpNames{"q_nope", "tokens of q_nope", "heads of q_nope", "nope of q_nope",
-                          "w_k",    "lora of w_k",      "w_k_scale"};
+                          "w_k",    "lora of w_k",      "w_k_scale",       "q_scale"};
 constexpr Names kVUpNames{"x",   "tokens of x", "heads of x", "lora of x",
-                          "w_v", "v of w_v",    "w_v_scale"};
+                          "w_v", "v of w_v",    "w_v_scale",  "x_scale"};
 
 const Names& names_of(MlaUp op) { return op == MlaUp::kKUp ? kKUpNames : kVUpNames; }
 
@@ -51,8 +52,9 @@ const Names& names_of(MlaUp op) { return op == MlaUp::kKUp ? kKUpNames : kVUpNam
 int64_t stride_of(const Tensor& x, const char* name, int axis, int64_t contiguous) {
   if (x.dims()[axis] <= 1 || x.numel() == 0) return contiguous;
   const int64_t stride = x.strides()[axis];
-  if (on_gpu(x) && stride % kStrideUnit != 0) {
-    fail(name, "strides in multiples of 8",
+  const int64_t unit = kStrideBytes / static_cast<int64_t>(phi::SizeOf(x.dtype()));
+  if (on_gpu(x) && stride % unit != 0) {
+    fail(name, "strides in multiples of " + std::to_string(unit),
          "strides " + to_string(x.strides()) + "; call contiguous()");
   }
   return stride;
@@ -73,7 +75,6 @@ void check_gpu_inputs(const Names& names, const MlaUpParams& params) {
 void read_x(const Tensor& x, MlaUpParams* params) {
   const Names& names = names_of(params->op);
   check_view(x, names.x);
-  check_dtype(x, names.x, {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(x, names.x, 3,
              params->op == MlaUp::kKUp ? "[tokens, heads, nope]" : "[tokens, heads, lora]");
   params->tokens = x.dims()[0];
@@ -87,7 +88,37 @@ void read_x(const Tensor& x, MlaUpParams* params) {
   params->x_token_stride = stride_of(x, names.x, 0, params->heads * params->in_features);
   params->x_head_stride = stride_of(x, names.x, 1, params->in_features);
   params->x = x.data();
-  params->type = data_type_of(x);
+}
+
+// FP8 activations have scales, others have none.
+void read_x_scale(const Tensor& x, const Tensor* x_scale, MlaUpParams* params) {
+  const Names& names = names_of(params->op);
+  if (x_scale == nullptr) {
+    if (x.dtype() == PaddleType::FLOAT8_E4M3FN) {
+      if (params->tokens == 0) return;  // Paddle's dispatch drops optional tensors without elements
+      fail(names.x_scale, std::string("float32 scales, as ") + names.x + " is float8_e4m3fn",
+           "None");
+    }
+    return check_dtype(x, names.x, {PaddleType::BFLOAT16, PaddleType::FLOAT16});
+  }
+  if (x.dtype() != PaddleType::FLOAT8_E4M3FN) {
+    fail(names.x_scale, std::string("None, as ") + names.x + " is not float8_e4m3fn", "a tensor");
+  }
+  check_tensor(*x_scale, names.x_scale, x);
+  check_dtype(*x_scale, names.x_scale, {PaddleType::FLOAT32});
+  check_shape(*x_scale, names.x_scale, {params->tokens, params->heads});
+  params->x_scale = x_scale->data<float>();
+}
+
+// `out_dtype`: "" for x's own type, or bfloat16 where x is FP8.
+PaddleType out_type_of(PaddleType x, std::string_view out_dtype) {
+  if (x == PaddleType::FLOAT8_E4M3FN) {
+    return out_dtype.empty() ? PaddleType::BFLOAT16 : half_type_of(out_dtype, "out_dtype");
+  }
+  if (!out_dtype.empty() && half_type_of(out_dtype, "out_dtype") != x) {
+    fail("out_dtype", "the dtype of 16-bit activations", "'" + std::string(out_dtype) + "'");
+  }
+  return x;
 }
 
 void read_weight(const Tensor& x, const Tensor& weight, const Tensor& scale, MlaUpParams* params) {
@@ -112,63 +143,74 @@ void read_weight(const Tensor& x, const Tensor& weight, const Tensor& scale, Mla
   params->weight_scale = scale.data<uint8_t>();
 }
 
-Tensor mla_up(MlaUp op, const Tensor& x, const Tensor& weight, const Tensor& scale) {
+Tensor mla_up(MlaUp op, const Tensor& x, const Tensor& weight, const Tensor& scale,
+              const Tensor* x_scale, std::string_view out_dtype) {
   MlaUpParams params{};
   params.op = op;
   read_x(x, &params);
+  read_x_scale(x, x_scale, &params);
   read_weight(x, weight, scale, &params);
   if (on_gpu(x)) {
     check_aligned(x, names_of(op).x);
     check_aligned(weight, names_of(op).weight);
     check_aligned(scale, names_of(op).scale);
   }
-  Tensor out =
-      paddle::empty({params.tokens, params.heads, params.out_features}, x.dtype(), x.place());
+  Tensor out = paddle::empty({params.tokens, params.heads, params.out_features},
+                             out_type_of(x.dtype(), out_dtype), x.place());
   params.out = out.data();
+  params.type = data_type_of(out);
   if (params.tokens > 0) W4AFP8_RUN(mla_up, params, x);
   return out;
 }
 
 }  // namespace
 
-Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale) {
-  return mla_up(MlaUp::kKUp, q_nope, w_k, w_k_scale);
+Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale,
+                const Tensor* q_scale, std::string_view out_dtype) {
+  return mla_up(MlaUp::kKUp, q_nope, w_k, w_k_scale, q_scale, out_dtype);
 }
 
-Tensor mla_v_up(const Tensor& x, const Tensor& w_v, const Tensor& w_v_scale) {
-  return mla_up(MlaUp::kVUp, x, w_v, w_v_scale);
+Tensor mla_v_up(const Tensor& x, const Tensor& w_v, const Tensor& w_v_scale, const Tensor* x_scale,
+                std::string_view out_dtype) {
+  return mla_up(MlaUp::kVUp, x, w_v, w_v_scale, x_scale, out_dtype);
 }
 
 namespace {
 
-std::vector<Tensor> mla_k_up_kernel(const Tensor& q_nope, const Tensor& w_k,
-                                    const Tensor& w_k_scale) {
-  return registered([&] { return std::vector<Tensor>{mla_k_up(q_nope, w_k, w_k_scale)}; });
+template <MlaUp kOp>
+std::vector<Tensor> mla_up_kernel(const Tensor& x, const Tensor& weight, const Tensor& scale,
+                                  const OptionalTensor& x_scale, const std::string& out_dtype) {
+  return registered([&] {
+    return std::vector<Tensor>{mla_up(kOp, x, weight, scale, pointer_to(x_scale), out_dtype)};
+  });
 }
 
-std::vector<Tensor> mla_v_up_kernel(const Tensor& x, const Tensor& w_v, const Tensor& w_v_scale) {
-  return registered([&] { return std::vector<Tensor>{mla_v_up(x, w_v, w_v_scale)}; });
-}
-
-std::vector<Shape> mla_up_shape(const Shape& x, const Shape& weight, const Shape&) {
+std::vector<Shape> mla_up_shape(const Shape& x, const Shape& weight, const Shape&,
+                                const OptionalShape&, const std::string& out_dtype) {
   return {with_last(x, size_at(weight, 1))};
 }
 
-std::vector<PaddleType> mla_up_type(PaddleType x, PaddleType, PaddleType) { return {x}; }
+std::vector<PaddleType> mla_up_type(PaddleType x, PaddleType, PaddleType, const OptionalType&,
+                                    const std::string& out_dtype) {
+  if (x != PaddleType::FLOAT8_E4M3FN) return {x};
+  return {out_dtype == "float16" ? PaddleType::FLOAT16 : PaddleType::BFLOAT16};
+}
 
 }  // namespace
 }  // namespace w4afp8
 
 PD_BUILD_OP(w4afp8_mla_k_up)
-    .Inputs({"q_nope", "w_k", "w_k_scale"})
+    .Inputs({"q_nope", "w_k", "w_k_scale", paddle::Optional("q_scale")})
     .Outputs({"out"})
-    .SetKernelFn(PD_KERNEL(w4afp8::mla_k_up_kernel))
+    .Attrs({"out_dtype: std::string"})
+    .SetKernelFn(PD_KERNEL(w4afp8::mla_up_kernel<w4afp8::MlaUp::kKUp>))
     .SetInferShapeFn(PD_INFER_SHAPE(w4afp8::mla_up_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(w4afp8::mla_up_type));
 
 PD_BUILD_OP(w4afp8_mla_v_up)
-    .Inputs({"x", "w_v", "w_v_scale"})
+    .Inputs({"x", "w_v", "w_v_scale", paddle::Optional("x_scale")})
     .Outputs({"out"})
-    .SetKernelFn(PD_KERNEL(w4afp8::mla_v_up_kernel))
+    .Attrs({"out_dtype: std::string"})
+    .SetKernelFn(PD_KERNEL(w4afp8::mla_up_kernel<w4afp8::MlaUp::kVUp>))
     .SetInferShapeFn(PD_INFER_SHAPE(w4afp8::mla_up_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(w4afp8::mla_up_type));

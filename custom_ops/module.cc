@@ -215,16 +215,22 @@ py::object moe_ffn_py(py::handle x, py::handle logits, py::handle shared_output,
   return to_python(without_gil([&] { return moe_ffn(arguments); }));
 }
 
-py::object mla_k_up_py(py::handle q_nope, py::handle w_k, py::handle w_k_scale) {
+py::object mla_k_up_py(py::handle q_nope, py::handle w_k, py::handle w_k_scale, py::handle q_scale,
+                       py::handle out_dtype) {
   const Tensor &q = tensor_of(q_nope, "q_nope"), &weight = tensor_of(w_k, "w_k"),
                &scale = tensor_of(w_k_scale, "w_k_scale");
-  return to_python(without_gil([&] { return mla_k_up(q, weight, scale); }));
+  const Tensor* rows = optional_tensor_of(q_scale, "q_scale");
+  const std::string_view type = str_of(out_dtype, "out_dtype");
+  return to_python(without_gil([&] { return mla_k_up(q, weight, scale, rows, type); }));
 }
 
-py::object mla_v_up_py(py::handle x, py::handle w_v, py::handle w_v_scale) {
+py::object mla_v_up_py(py::handle x, py::handle w_v, py::handle w_v_scale, py::handle x_scale,
+                       py::handle out_dtype) {
   const Tensor &x_ = tensor_of(x, "x"), &weight = tensor_of(w_v, "w_v"),
                &scale = tensor_of(w_v_scale, "w_v_scale");
-  return to_python(without_gil([&] { return mla_v_up(x_, weight, scale); }));
+  const Tensor* rows = optional_tensor_of(x_scale, "x_scale");
+  const std::string_view type = str_of(out_dtype, "out_dtype");
+  return to_python(without_gil([&] { return mla_v_up(x_, weight, scale, rows, type); }));
 }
 
 py::dict build_info() {
@@ -258,8 +264,10 @@ PYBIND11_MODULE(_ops, m) {
   m.def("pack_weight", pack_weight_py, arg("codes"), arg("weight_format"));
   m.def("unpack_weight", unpack_weight_py, arg("packed"), arg("weight_format"), arg("out_features"),
         arg("in_features"));
-  m.def("mla_k_up", mla_k_up_py, arg("q_nope"), arg("w_k"), arg("w_k_scale"));
-  m.def("mla_v_up", mla_v_up_py, arg("x"), arg("w_v"), arg("w_v_scale"));
+  m.def("mla_k_up", mla_k_up_py, arg("q_nope"), arg("w_k"), arg("w_k_scale"), arg("q_scale"),
+        arg("out_dtype"));
+  m.def("mla_v_up", mla_v_up_py, arg("x"), arg("w_v"), arg("w_v_scale"), arg("x_scale"),
+        arg("out_dtype"));
   m.def("quant_per_token", quant_per_token_py, arg("x"));
   m.def("activation_quant", activation_quant_py, arg("h"), arg("tokens"), arg("activation"),
         arg("token_padding"), arg("hadamard_block_size"));

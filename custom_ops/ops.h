@@ -92,7 +92,9 @@ struct MoeFfnArguments {
 // allocated. For eager tensors only: no operator is registered for it.
 Tensor moe_ffn(const MoeFfnArguments& arguments);
 
-Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale);
-Tensor mla_v_up(const Tensor& x, const Tensor& w_v, const Tensor& w_v_scale);
+Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale,
+                const Tensor* q_scale, std::string_view out_dtype);
+Tensor mla_v_up(const Tensor& x, const Tensor& w_v, const Tensor& w_v_scale, const Tensor* x_scale,
+                std::string_view out_dtype);
 
 }  // namespace w4afp8

@@ -32,8 +32,7 @@ constexpr int64_t kMaxChunkRows = 256;  // rows of x in one matmul
 constexpr int64_t kMaxBlockOut = 512;   // outputs in one matmul, a multiple of kMlaBlock
 // Of FP16: a weight is 2^13 at the largest scale of its output, and nothing 36 binades below it.
 // Half a unit of E2M1 is then 2^-24, float16's smallest number. The sum gets 2^(largest - 127 - 13).
-constexpr int kFloat16Shift = 13;
-constexpr int kFloat16Spread = 36;
+constexpr int kRelativeSpread = 36;  // binades; smaller weights count as zero
 constexpr int kE8m0Bias = 127;
 
 // One piece of work: some outputs of one head, for all tokens.
@@ -89,19 +88,32 @@ class HeadWeight {
 
 // Fills row `out` of the block's weights and returns what its sums are multiplied with.
 float dequantize_row(const MlaUpParams& params, const HeadWeight& head, int64_t out, float* row) {
-  if (params.type == DataType::kBFloat16) {
+  const bool is_float8 = params.x_scale != nullptr;
+  if (params.type == DataType::kBFloat16 && !is_float8) {
     for (int64_t in = 0; in < params.in_features; ++in) {
       row[in] = head.code_value(out, in) * power_of_two(head.scale(out, in) - kE8m0Bias);
     }
     return 1.0f;
   }
   const int largest = head.largest_scale(out);
+  const int shift = is_float8 ? kMlaFloat8Shift : kMlaFloat16Shift;
   for (int64_t in = 0; in < params.in_features; ++in) {
     const int below = largest - head.scale(out, in);
-    const float scale = below > kFloat16Spread ? 0.0f : power_of_two(kFloat16Shift - below);
+    const float scale = below > kRelativeSpread ? 0.0f : power_of_two(shift - below);
     row[in] = head.code_value(out, in) * scale;
+    if (is_float8) row[in] = float8_values()[float_to_float8(row[in])];
   }
-  return std::ldexp(1.0f, largest - kE8m0Bias - kFloat16Shift);
+  return std::ldexp(1.0f, largest - kE8m0Bias - shift);
+}
+
+// The inputs of a token and head.
+void load_row(const MlaUpParams& params, int64_t token, int64_t head, float* row) {
+  const int64_t offset = token * params.x_token_stride + head * params.x_head_stride;
+  if (params.x_scale == nullptr) {
+    return load_floats(params.type, params.x, offset, params.in_features, row);
+  }
+  const uint8_t* bytes = static_cast<const uint8_t*>(params.x) + offset;
+  for (int64_t i = 0; i < params.in_features; ++i) row[i] = float8_values()[bytes[i]];
 }
 
 void run_block(const MlaUpParams& params, const Block& block) {
@@ -120,15 +132,14 @@ void run_block(const MlaUpParams& params, const Block& block) {
     const int64_t rows = std::min(kMaxChunkRows, params.tokens - first);
     paddle::Tensor x = host_floats(rows);
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t offset =
-          (first + i) * params.x_token_stride + block.head * params.x_head_stride;
-      load_floats(params.type, params.x, offset, in, x.data<float>() + i * in);
+      load_row(params, first + i, block.head, x.data<float>() + i * in);
     }
     paddle::Tensor product = paddle::matmul(x, weight, false, true);
     for (int64_t i = 0; i < rows; ++i) {
       float* values = product.data<float>() + i * block_out;
-      for (int64_t j = 0; j < block_out; ++j) values[j] *= residual[j];
       const int64_t row = (first + i) * params.heads + block.head;
+      const float x_scale = params.x_scale == nullptr ? 1.0f : params.x_scale[row];
+      for (int64_t j = 0; j < block_out; ++j) values[j] = values[j] * residual[j] * x_scale;
       store_floats(params.type, values, block_out, params.out, row * out + block.begin);
     }
   }

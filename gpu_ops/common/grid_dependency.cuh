@@ -22,6 +22,8 @@
 // turn. Right behind the wait, so that no more than two kernels are on the device at a time: where it
 // came first, blocks of many waiting kernels crowded (on an H100 routers of 512 tokens, one behind the
 // other, took 8.3 us each instead of 2.6). A kernel that fills multiprocessors alone may call it first.
+// Asking for data to be brought into L2 is no access: L2 sees every write, so what is read later is
+// right.
 #pragma once
 
 #include <cuda_runtime.h>

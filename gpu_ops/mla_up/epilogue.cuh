@@ -33,14 +33,14 @@ class MlaEpilogue {
   __device__ MlaEpilogue(const MlaUpParams& params, uint8_t* staged)
       : params_(params), staged_(staged), thread_(threadIdx.x % 128) {}
 
-  // Stores the outputs [out, out + 64) of the tokens from `first` on.
+  // Stores the outputs [out, out + 64) of the tokens from `first` on; kFloat8: `scales` are theirs.
   __device__ __forceinline__ void store(const Sums& sums, const MlaWeights<Tile>& weights,
-                                        uint32_t first, uint32_t out) {
+                                        const float* scales, uint32_t first, uint32_t out) {
     uint8_t* staged = staged_ + buffer_ * Tile::kStagedBytes;
     const float residual[2] = {weights.residual(0), weights.residual(1)};
 #pragma unroll
     for (int token = 0; token < Tile::kTokens; token += 16) {
-      stage_16_tokens(sums, residual, staged, token);
+      stage_16_tokens(sums, residual, scales, staged, token);
     }
     ptx::named_barrier_sync(1 + threadIdx.x / 128, 128);
     write_rows(staged, first, out);
@@ -62,13 +62,19 @@ class MlaEpilogue {
 
   // 16 tokens x 16 outputs of each warp: matrix i holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
   __device__ __forceinline__ void stage_16_tokens(const Sums& sums, const float (&residual)[2],
-                                                  uint8_t* staged, int token) const {
+                                                  const float* scales, uint8_t* staged,
+                                                  int token) const {
     uint32_t matrix[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = (token + i / 2 * 8) / 2 + i % 2 * 2;
       float y0 = sums[at], y1 = sums[at + 1];
-      if constexpr (Tile::kType == DataType::kFloat16) y0 *= residual[i % 2], y1 *= residual[i % 2];
+      if constexpr (MlaWeights<Tile>::kIsRelative) y0 *= residual[i % 2], y1 *= residual[i % 2];
+      if constexpr (Tile::kFloat8) {
+        const float2 scale =
+            *reinterpret_cast<const float2*>(scales + token + i / 2 * 8 + thread_ % 4 * 2);
+        y0 *= scale.x, y1 *= scale.y;
+      }
       matrix[i] = round_pair(y0, y1);
     }
     const uint32_t lane = thread_ % 32, warp = thread_ / 32;

@@ -25,5 +25,8 @@ cudaError_t launch_k_up_bf16(const MlaUpParams& params, cudaStream_t stream);
 cudaError_t launch_k_up_fp16(const MlaUpParams& params, cudaStream_t stream);
 cudaError_t launch_v_up_bf16(const MlaUpParams& params, cudaStream_t stream);
 cudaError_t launch_v_up_fp16(const MlaUpParams& params, cudaStream_t stream);
+// FP8 activations, outputs of either type.
+cudaError_t launch_k_up_float8(const MlaUpParams& params, cudaStream_t stream);
+cudaError_t launch_v_up_float8(const MlaUpParams& params, cudaStream_t stream);
 
 }  // namespace w4afp8

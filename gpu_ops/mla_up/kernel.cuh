@@ -16,11 +16,25 @@
 // registers and walks its token tiles, whose copies run kStages - 1 tiles ahead.
 #pragma once
 
+#include "common/grid_dependency.cuh"
 #include "mla_up/epilogue.cuh"
+#include "mla_up/float8_product.cuh"
 #include "mla_up/product.cuh"
 #include "mla_up/tokens.cuh"
 
 namespace w4afp8 {
+
+// When a block lets the next kernel's blocks start.
+enum class Dependents {
+  kAtOnce,      // few of them fit beside this grid
+  kAfterLoads,  // else the grids of many launches wait on the device at a time: each becomes slower
+  kAtEnd,       // of a long kernel
+};
+
+// Activations as tensor copies see them: [tokens][heads][inputs].
+struct NoTokenMap {};
+template <class Tile>
+using MlaTokenMap = std::conditional_t<Tile::kBoxes, CUtensorMap, NoTokenMap>;
 
 // Grid: outputs (x, fastest), heads (y), so that blocks that run together write neighbouring memory,
 // and chunks of tokens (z): a block has every gridDim.z-th token tile.
@@ -29,8 +43,9 @@ class MlaKernel {
  public:
   using Sums = float[Tile::kTokens / 2];
 
-  __device__ MlaKernel(const MlaUpParams& params, uint8_t* shared)
+  __device__ MlaKernel(const MlaUpParams& params, const MlaTokenMap<Tile>& map, uint8_t* shared)
       : params_(params),
+        map_(map),
         shared_(shared),
         stages_(ptx::shared_address(shared)),
         row_(threadIdx.x / 128 % Tile::kRows),
@@ -41,12 +56,22 @@ class MlaKernel {
                               row_ * Tile::kStagedBuffers * Tile::kStagedBytes) {}
 
   __device__ __forceinline__ void run() {
+    const Dependents dependents = choose_dependents();
+    if (dependents == Dependents::kAtOnce) launch_dependents();
+    if (dependents != Dependents::kAtEnd) {
+#pragma unroll
+      for (int m = 0; m < Tile::kOutBlocks; ++m) {
+        prefetch_mla_weights<Tile>(params_, out_ + m * 64, split_);
+      }
+    }
+    if constexpr (Tile::kBoxes) make_barriers();
+    wait_for_previous_grids();
 #pragma unroll
     for (int m = 0; m < Tile::kOutBlocks; ++m) {
       product_[m].load(params_, out_ + m * 64, split_);
     }
-#pragma unroll
-    for (int i = 0; i < Tile::kAhead; ++i) load_next();
+    load_first();
+    if (dependents == Dependents::kAfterLoads) launch_dependents();
 #pragma unroll
     for (int m = 0; m < Tile::kOutBlocks; ++m) product_[m].prepare();
     if constexpr (Tile::kOneTile) {
@@ -60,17 +85,56 @@ class MlaKernel {
   }
 
  private:
+  __device__ __forceinline__ Dependents choose_dependents() const {
+    constexpr uint32_t kHalfFull = 66 * Tile::kBlocksPerSm;  // blocks, of 132 multiprocessors
+    if (!params_.starts_early()) return Dependents::kAtEnd;
+    const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
+    return blocks >= kHalfFull ? Dependents::kAtOnce : Dependents::kAfterLoads;
+  }
+
+  __device__ __forceinline__ void make_barriers() {
+    if (threadIdx.x != 0) return;
+    ptx::prefetch_tensor_map(&map_);
+#pragma unroll
+    for (int part = 0; part < Tile::kParts; ++part) ptx::mbarrier_init(&barriers()[part], 1);
+    ptx::fence_mbarrier_init();
+  }
+
+  __device__ __forceinline__ uint64_t* barriers() const {
+    return reinterpret_cast<uint64_t*>(shared_ + Tile::kBarriersOffset);
+  }
+
+  __device__ __forceinline__ void load_first() {
+    if constexpr (Tile::kBoxes) {
+      if (threadIdx.x == 0) {
+        load_boxes<Tile>(map_, blockIdx.z * Tile::kTokens, stages_, barriers());
+      }
+      __syncthreads();  // the barriers are made
+    } else {
+#pragma unroll
+      for (int i = 0; i < Tile::kAhead; ++i) load_next();
+    }
+  }
+
   // Starts the copies of one part; past the last an empty group, as the waits count groups.
   __device__ __forceinline__ void load_next() {
     const uint32_t first = loaded_tile_ * Tile::kTokens;
     if (Tile::kOneTile || first < params_.tokens) {
-      load_tokens<Tile>(params_, first, loaded_part_, stages_ + loaded_stage_ * Tile::kStageBytes);
+      const uint32_t stage = stages_ + loaded_stage_ * Tile::kStageBytes;
+      load_tokens<Tile>(params_, first, loaded_part_, stage);
+      if (Tile::kFloat8 && loaded_part_ + 1 == Tile::kParts) {
+        load_token_scales<Tile>(params_, first, stages_ + scales_offset(loaded_stage_));
+      }
     }
     copy_async_commit();
     if constexpr (!Tile::kOneTile) {
       if (++loaded_part_ == Tile::kParts) loaded_part_ = 0, loaded_tile_ += gridDim.z;
       if (++loaded_stage_ == Tile::kStages) loaded_stage_ = 0;
     }
+  }
+
+  __device__ __forceinline__ static uint32_t scales_offset(int stage) {
+    return Tile::kScalesOffset + stage * Tile::kScaleBytes;
   }
 
   __device__ __forceinline__ void run_tile(uint32_t tile) {
@@ -85,13 +149,18 @@ class MlaKernel {
 
   template <int kPart>
   __device__ __forceinline__ void run_part(uint32_t tile, Sums& sums) {
-    copy_async_wait<Tile::kAhead - 1>();
-    fence_for_wgmma();
-    __syncthreads();  // all copies of this part are here; nobody reads what is overwritten next
-    if constexpr (!Tile::kOneTile) load_next();
-    const uint32_t tokens =
-        stages_ + stage_ * Tile::kStageBytes + split_ * (Tile::kOwnBlocks * Tile::kTokens * 128);
-    if (++stage_ == Tile::kStages) stage_ = 0;
+    if constexpr (Tile::kBoxes) {
+      ptx::mbarrier_wait(&barriers()[kPart], 0);
+    } else {
+      copy_async_wait<Tile::kAhead - 1>();
+      fence_for_wgmma();
+      __syncthreads();  // all copies of this part are here; nobody reads what is overwritten next
+      if constexpr (!Tile::kOneTile) load_next();
+    }
+    const int block = split_ * Tile::kOwnBlocks + (Tile::kBoxes ? kPart : 0);
+    const uint32_t tokens = stages_ + stage_ * Tile::kStageBytes + block * (Tile::kTokens * 128);
+    const float* scales = reinterpret_cast<const float*>(shared_ + scales_offset(stage_));
+    if (!Tile::kOneTile && ++stage_ == Tile::kStages) stage_ = 0;
 #pragma unroll
     for (int m = 0; m < Tile::kOutBlocks; ++m) {
       product_[m].template run<kPart>(tokens, sums);
@@ -101,7 +170,7 @@ class MlaKernel {
           if (!add_splits(sums)) break;
         }
         if (out_ + m * 64 < static_cast<uint32_t>(params_.out_features)) {
-          epilogue_.store(sums, product_[m].weights(), tile * Tile::kTokens, out_ + m * 64);
+          epilogue_.store(sums, product_[m].weights(), scales, tile * Tile::kTokens, out_ + m * 64);
         }
       }
     }
@@ -137,6 +206,7 @@ class MlaKernel {
   }
 
   const MlaUpParams& params_;
+  const MlaTokenMap<Tile>& map_;
   uint8_t* shared_;
   const uint32_t stages_;  // address of the first stage
   const uint32_t row_, split_;
@@ -144,15 +214,16 @@ class MlaKernel {
   uint32_t loaded_tile_;
   int loaded_part_ = 0, loaded_stage_ = 0;  // what is loaded next, and where to
   int stage_ = 0;
-  MlaProduct<Tile> product_[Tile::kOutBlocks];
+  MlaProductOf<Tile> product_[Tile::kOutBlocks];
   MlaEpilogue<Tile> epilogue_;
 };
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
-    mla_up_kernel(const __grid_constant__ MlaUpParams params) {
+    mla_up_kernel(const __grid_constant__ MlaUpParams params,
+                  const __grid_constant__ MlaTokenMap<Tile> map) {
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
-  MlaKernel<Tile>(params, shared_bytes).run();
+  MlaKernel<Tile>(params, map, shared_bytes).run();
 }
 
 }  // namespace w4afp8

@@ -15,6 +15,8 @@
 // Host side of one kernel instance: shared memory, grid, launch.
 #pragma once
 
+#include <cudaTypedefs.h>
+
 #include <algorithm>
 #include <atomic>
 
@@ -22,6 +24,9 @@
 #include "mla_up/kernel.cuh"
 
 namespace w4afp8 {
+
+// cuTensorMapEncodeTiled, or nullptr where there is no driver: grouped_gemm/dispatch.cu.
+PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder();
 
 // Raises the kernel's shared-memory limit once per device.
 template <class Tile>
@@ -45,21 +50,63 @@ int64_t chunks_of(const MlaUpParams& params) {
   const int64_t blocks = ceil_div(params.out_features, Tile::kOut) * params.heads;
   const int64_t tiles = ceil_div(params.tokens, Tile::kTokens);
   if (Tile::kOneTile) return tiles;
-  return std::clamp<int64_t>(int64_t{sm_count()} * Tile::kBlocksPerSm / blocks, 1, tiles);
+  const int64_t chunks =
+      std::clamp<int64_t>(int64_t{sm_count()} * Tile::kBlocksPerSm / blocks, 1, tiles);
+  // Many heads fill the device without chunks, but not evenly, and the last of long blocks end late.
+  constexpr int64_t kMostTiles = 32;
+  const bool cuts = Tile::kOp == MlaUp::kKUp && Tile::kOutBlocks == 1;
+  return cuts ? std::max(chunks, ceil_div(tiles, kMostTiles)) : chunks;
+}
+
+// Whether tensor copies can read x: tokens apart by whole rows of heads, heads by whole inputs.
+inline bool has_boxes(const MlaUpParams& params) {
+  return params.x_head_stride >= params.in_features &&
+         params.x_token_stride >= params.heads * params.x_head_stride &&
+         params.x_token_stride % params.x_head_stride == 0;
+}
+
+// Boxes of 64 inputs x kTokens tokens of a head.
+template <class Tile>
+cudaError_t encode_token_map(const MlaUpParams& params, MlaTokenMap<Tile>* map) {
+  if constexpr (Tile::kBoxes) {
+    const auto encode = tensor_map_encoder();
+    if (encode == nullptr) return cudaErrorNotSupported;
+    const auto size_of = [](int64_t size) { return static_cast<cuuint64_t>(size); };
+    const cuuint64_t size[3] = {size_of(params.in_features), size_of(params.heads),
+                                size_of(params.tokens)};
+    const cuuint64_t stride[2] = {size_of(params.x_head_stride * 2),
+                                  size_of(params.x_token_stride * 2)};
+    const cuuint32_t box[3] = {64, 1, Tile::kTokens}, element_stride[3] = {1, 1, 1};
+    const CUresult result =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(params.x), size, stride,
+               box, element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS) return cudaErrorInvalidValue;
+  }
+  return cudaSuccess;
 }
 
 template <class Tile>
 cudaError_t launch_mla_tile(const MlaUpParams& params, cudaStream_t stream) {
+  MlaTokenMap<Tile> map = {};
+  const cudaError_t encoded = encode_token_map<Tile>(params, &map);
+  if (encoded != cudaSuccess) return encoded;
   const cudaError_t error = prepare_mla_kernel<Tile>();
   if (error != cudaSuccess) return error;
+  // See grid_dependency.cuh.
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t launch = {};
+  launch.attrs = &attribute;
+  launch.numAttrs = params.starts_early() ? 1 : 0;
   launch.gridDim =
       dim3(static_cast<unsigned>(ceil_div(params.out_features, Tile::kOut)),
            static_cast<unsigned>(params.heads), static_cast<unsigned>(chunks_of<Tile>(params)));
   launch.blockDim = dim3(Tile::kThreads);
   launch.dynamicSmemBytes = Tile::kSharedBytes;
   launch.stream = stream;
-  return cudaLaunchKernelEx(&launch, mla_up_kernel<Tile>, params);
+  return cudaLaunchKernelEx(&launch, mla_up_kernel<Tile>, params, map);
 }
 
 }  // namespace w4afp8

@@ -44,6 +44,11 @@ constexpr int64_t kMlaBlockBytes = 2048;      // codes of a block
 constexpr int64_t kMlaBlockScaleBytes = 128;  // scales of a block
 constexpr int32_t kMlaLargestScale = 252;     // E8M0; 6 * 2^(253 - 127) is more than bfloat16 holds
 
+// Where scales are relative: the power of two that the largest one of an output becomes. 6 times it
+// is below 65504 (float16) and 448 (E4M3).
+constexpr int32_t kMlaFloat16Shift = 13;
+constexpr int32_t kMlaFloat8Shift = 6;
+
 struct MlaUpLayout {
   MlaUp op;
   int64_t out_features;

@@ -39,6 +39,10 @@ const char* check(const MlaUpParams& params) {
 
 cudaError_t launch_mla_up(const MlaUpParams& params, cudaStream_t stream) {
   if (params.tokens == 0 || params.heads == 0) return cudaSuccess;
+  if (params.x_scale != nullptr) {
+    return params.op == MlaUp::kKUp ? launch_k_up_float8(params, stream)
+                                    : launch_v_up_float8(params, stream);
+  }
   const bool half = params.type == DataType::kFloat16;
   if (params.op == MlaUp::kKUp) {
     return half ? launch_k_up_fp16(params, stream) : launch_k_up_bf16(params, stream);

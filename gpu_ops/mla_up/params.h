@@ -27,20 +27,26 @@
 namespace w4afp8 {
 
 struct MlaUpParams {
-  const void* x;                // type [tokens, heads, in_features], strides below, 16-byte aligned
+  const void* x;                // [tokens, heads, in_features], strides below, 16-byte aligned
   const uint8_t* weight;        // packed codes (layout.h) of all heads, 16-byte aligned
   const uint8_t* weight_scale;  // packed scales, 0 .. kMlaLargestScale, 16-byte aligned
   void* out;                    // type [tokens, heads, out_features], contiguous, 16-byte aligned
 
-  int64_t x_token_stride;  // elements, multiple of 8; the last dimension is contiguous
-  int64_t x_head_stride;   // elements, multiple of 8
+  int64_t x_token_stride;  // elements, multiple of 16 bytes; the last dimension is contiguous
+  int64_t x_head_stride;   // elements, multiple of 16 bytes
   int64_t tokens;
   int64_t heads;
   int64_t out_features;  // multiple of 64
   int64_t in_features;   // multiple of 64, at most kMlaMostInputs
 
   MlaUp op;
-  DataType type;  // of x and out: kBFloat16 or kFloat16
+  DataType type;  // of out, and of x where x_scale is absent: kBFloat16 or kFloat16
+  // nullptr, or float32 [tokens, heads], contiguous: x is E4M3 then, times the scale of its row.
+  const float* x_scale;
+
+  // Whether blocks start before the kernel before has ended, and let the next one's start. Not those
+  // of many rows: long kernels gain nothing, and lose where their blocks begin one after another.
+  W4AFP8_HOST_DEVICE bool starts_early() const { return tokens * heads < 1 << 16; }
 
   W4AFP8_HOST_DEVICE MlaUpLayout layout() const { return {op, out_features, in_features}; }
 };

@@ -18,6 +18,7 @@
 
 #include "grouped_gemm/wgmma.cuh"
 #include "mla_up/weights.cuh"
+#include "ptx/bulk_copy.cuh"
 
 namespace w4afp8 {
 
@@ -52,22 +53,45 @@ __device__ __forceinline__ void multiply_block(float (&sums)[Tile::kTokens / 2],
   }
 }
 
+// The first block of the weights of the outputs from `out` on and of this warpgroup's inputs. Past
+// the last output those of the last block: a warpgroup with nothing to store takes part in everything
+// else, as wgmmas on a divergent path would be serialised.
+template <class Tile>
+__device__ __forceinline__ uint32_t mla_weight_block(const MlaUpParams& params, uint32_t out,
+                                                     uint32_t split) {
+  const uint32_t out_blocks = static_cast<uint32_t>(params.out_features) / 64;
+  return (blockIdx.y * out_blocks + min(out / 64, out_blocks - 1)) * Tile::kInBlocks +
+         split * Tile::kOwnBlocks;
+}
+
+// Asks for them to be brought into L2. That is no access: what an earlier kernel still writes there
+// is read later as it was written.
+template <class Tile>
+__device__ __forceinline__ void prefetch_mla_weights(const MlaUpParams& params, uint32_t out,
+                                                     uint32_t split) {
+  if (threadIdx.x % 128 != 0) return;
+  const uint64_t block = mla_weight_block<Tile>(params, out, split);
+  ptx::bulk_prefetch(params.weight + block * kMlaBlockBytes, Tile::kOwnBlocks * kMlaBlockBytes);
+  ptx::bulk_prefetch(params.weight_scale + block * kMlaBlockScaleBytes,
+                     Tile::kOwnBlocks * kMlaBlockScaleBytes);
+}
+
+// Asks for them.
+template <class Tile>
+__device__ __forceinline__ void load_mla_weights(const MlaUpParams& params, uint32_t out,
+                                                 uint32_t split, MlaWeights<Tile>* weights) {
+  const uint64_t block = mla_weight_block<Tile>(params, out, split);
+  weights->load(params.weight + block * kMlaBlockBytes,
+                params.weight_scale + block * kMlaBlockScaleBytes, threadIdx.x % 128, split);
+}
+
 template <class Tile>
 class MlaProduct {
  public:
   using Sums = float[Tile::kTokens / 2];
 
-  // Asks for the weights of the outputs from `out` on and of this warpgroup's inputs. Past the last
-  // output those of the last block: a warpgroup with nothing to store takes part in everything else,
-  // as wgmmas on a divergent path would be serialised.
   __device__ __forceinline__ void load(const MlaUpParams& params, uint32_t out, uint32_t split) {
-    const uint32_t out_blocks = static_cast<uint32_t>(params.out_features) / 64;
-    const uint32_t block =
-        (blockIdx.y * out_blocks + min(out / 64, out_blocks - 1)) * Tile::kInBlocks +
-        split * Tile::kOwnBlocks;
-    weights_.load(params.weight + uint64_t{block} * kMlaBlockBytes,
-                  params.weight_scale + uint64_t{block} * kMlaBlockScaleBytes, threadIdx.x % 128,
-                  split);
+    load_mla_weights<Tile>(params, out, split, &weights_);
   }
 
   __device__ __forceinline__ void prepare() {
@@ -82,17 +106,15 @@ class MlaProduct {
   // tensor cores work on the block before.
   template <int kPart>
   __device__ __forceinline__ void run(uint32_t tokens, Sums& sums) {
-    constexpr int kBlocks =
-        Tile::kOwnBlocks < Tile::kPartBlocks ? Tile::kOwnBlocks : Tile::kPartBlocks;
     constexpr int kFirst = kPart * Tile::kPartBlocks;
     const uint64_t descriptor = token_tile_descriptor(tokens);
     if constexpr (!Tile::kResident && !Tile::kOneTile && kPart == 0) weights_.forget();
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
+    for (int i = 0; i < Tile::kPartBlocks; ++i) {
       MlaFragment(&a)[4] = a_[(kFirst + i) % kBuffers];
       if constexpr (!Tile::kResident) {
-        if (kFirst + i >= 2) wgmma_wait<1>();
-        if (!Tile::kOneTile || i > 0) weights_.dequantise(kFirst + i, a);
+        if (kFirst + i >= kBuffers) wgmma_wait<kBuffers - 1>();
+        if (!Tile::kOneTile || kFirst + i > 0) weights_.dequantise(kFirst + i, a);
       }
       wgmma_fence();
       multiply_block<Tile>(sums, a, descriptor + i * (Tile::kTokens * 128 / 16), kFirst + i > 0,
@@ -109,7 +131,7 @@ class MlaProduct {
   __device__ __forceinline__ const MlaWeights<Tile>& weights() const { return weights_; }
 
  private:
-  static constexpr int kBuffers = Tile::kResident ? Tile::kOwnBlocks : 2;
+  static constexpr int kBuffers = Tile::kResident ? Tile::kOwnBlocks : Tile::kBuffers;
   MlaWeights<Tile> weights_;
   MlaFragment a_[kBuffers][4];
 };

@@ -38,24 +38,40 @@ struct MlaShape {
   static constexpr int kOut = 64 * kRows * kOutBlocks;
 };
 
-template <MlaUp kOp_, DataType kType_, int kInBlocks_, class Shape>
+// kFloat8: activations are E4M3 bytes with a scale for each token and head, and the products those of
+// FP8 tensor cores; kType is the outputs' then.
+template <MlaUp kOp_, DataType kType_, int kInBlocks_, class Shape, bool kFloat8_ = false>
 struct MlaTile : Shape {
   static constexpr MlaUp kOp = kOp_;
   static constexpr DataType kType = kType_;
+  static constexpr bool kFloat8 = kFloat8_;
   static constexpr int kInBlocks = kInBlocks_;                   // 64 inputs each
   static constexpr int kOwnBlocks = kInBlocks / Shape::kSplits;  // of a warpgroup
+  // A token's inputs are lines of 128 bytes in shared memory, the last of them perhaps half used.
+  static constexpr int kRowBytes = kInBlocks * (kFloat8 ? 64 : 128);
+  static constexpr int kLines = (kRowBytes + 127) / 128;
+  // A single tile of many tokens comes by tensor copies, 64 inputs each with a barrier of its own, and
+  // warpgroups need not wait for each other.
+  static constexpr bool kBoxes = kOp == MlaUp::kVUp && Shape::kOneTile && Shape::kTokens >= 64;
   // Inputs arrive in parts, so that the first are multiplied while the last are on their way.
-  static constexpr int kPartBlocks = Shape::kOneTile || kInBlocks < 4 ? kInBlocks : 2;
-  static constexpr int kParts = kInBlocks / kPartBlocks;
+  static constexpr int kParts = kBoxes                          ? kOwnBlocks
+                                : Shape::kOneTile || kLines < 4 ? 1
+                                                                : kLines / 2;
+  static constexpr int kPartLines = Shape::kOneTile ? kLines : kLines / kParts;
+  static constexpr int kPartBytes = kRowBytes / kParts;  // of a token, where there are no boxes
+  static constexpr int kPartBlocks = kOwnBlocks / kParts;
   // Stages that are filled ahead. With several parts the tensor cores may still read the last one.
   static constexpr int kAhead = Shape::kOneTile ? 1 : Shape::kStages - (kParts > 1 ? 2 : 1);
   // Dequantised once and kept in registers for all tokens, where that takes few enough.
-  static constexpr bool kResident = !Shape::kOneTile && kInBlocks * Shape::kOutBlocks <= 3;
+  static constexpr bool kResident =
+      kFloat8 || (!Shape::kOneTile && kInBlocks * Shape::kOutBlocks <= 3);
+  // Of the fragments of a block, else: two, or one where threads get no more than 64 registers.
+  static constexpr int kBuffers = Shape::kThreads * Shape::kMostBlocks < 1024 ? 2 : 1;
 
   // Chosen for large outputs only, see the epilogue.
   static constexpr bool kStreams = Shape::kOut == 512;
 
-  static constexpr int kStageBytes = Shape::kTokens * kPartBlocks * 128;
+  static constexpr int kStageBytes = Shape::kTokens * kPartLines * 128;
   // 64 outputs of a token, and 16 bytes more so that a column of tokens meets all banks.
   static constexpr int kStagedRowBytes = 64 * 2 + 16;
   static constexpr int kStagedBytes = Shape::kTokens * kStagedRowBytes;
@@ -65,16 +81,22 @@ struct MlaTile : Shape {
   static constexpr int kSumsOffset =
       kStagedOffset + Shape::kRows * kStagedBuffers * kStagedBytes;  // of the other splits
   static constexpr int kSumsBytes = 64 * Shape::kTokens * 4;         // of one warpgroup
-  static constexpr int kSharedBytes =
+  // Scales of the tokens, in turns with the stages.
+  static constexpr int kScalesOffset =
       kSumsOffset + (Shape::kSplits - 1) * Shape::kRows * kSumsBytes;
+  static constexpr int kScaleBytes = kFloat8 ? Shape::kTokens * 4 : 0;
+  static constexpr int kBarriersOffset = kScalesOffset + Shape::kStages * kScaleBytes;
+  static constexpr int kSharedBytes = kBarriersOffset + (kBoxes ? kParts * 8 : 0);
 
   static_assert(Shape::kTokens % 16 == 0 && Shape::kTokens <= 256,
                 "the epilogue stages 16 tokens at a time");
-  static_assert(kAhead >= 1 && kInBlocks % kPartBlocks == 0, "too few stages, or half a part");
+  static_assert(kAhead >= 1 && kOwnBlocks % kParts == 0, "too few stages, or half a part");
   static_assert(Shape::kSplits == 1 ||
                     (Shape::kOneTile && Shape::kOutBlocks == 1 && kInBlocks % Shape::kSplits == 0),
                 "only one tile with one fragment is split");
+  static_assert(!kFloat8 || Shape::kSplits == 1, "FP8's fragments are of all inputs");
   static_assert(kParts == 1 || Shape::kOutBlocks == 1, "parts are multiplied in order");
+
   // CUDA keeps 1 KB of the multiprocessor's 228 KB for each block.
   static constexpr int kFitting = 228 * 1024 / (kSharedBytes + 1024);
   static constexpr int kBlocksPerSm = kFitting < Shape::kMostBlocks ? kFitting : Shape::kMostBlocks;

@@ -159,6 +159,10 @@ struct MlaBlock {
 template <class Tile>
 class MlaWeights {
  public:
+  // Scales count relative to the largest one of their output, as float16's range asks for.
+  static constexpr DataType kNumbers = Tile::kFloat8 ? DataType::kFloat16 : Tile::kType;
+  static constexpr bool kIsRelative = kNumbers == DataType::kFloat16;
+
   // `codes` and `scales` are those of this warpgroup's inputs, the `split`-th share of all.
   __device__ __forceinline__ void load(const uint8_t* codes, const uint8_t* scales, uint32_t thread,
                                        uint32_t split) {
@@ -178,7 +182,7 @@ class MlaWeights {
 
   // Looks at the scales, which waits for them: call it as late as possible.
   __device__ __forceinline__ void prepare() {
-    if constexpr (Tile::kType == DataType::kFloat16) {
+    if constexpr (kIsRelative) {
       make_relative();
     } else {
       uint32_t any = 0;
@@ -193,7 +197,7 @@ class MlaWeights {
   }
 
   __device__ __forceinline__ void dequantise(int block, MlaFragment (&a)[4]) const {
-    if constexpr (Tile::kType == DataType::kFloat16) {
+    if constexpr (kIsRelative) {
       blocks_[block].template dequantise<false>(a);
     } else if (is_small_) {
       blocks_[block].template dequantise<true>(a);
@@ -216,8 +220,9 @@ class MlaWeights {
 
   // What the sums of row g (half 0) and g + 8 (half 1) are multiplied by.
   __device__ __forceinline__ float residual(int half) const {
-    if constexpr (Tile::kType == DataType::kBFloat16) return 1.0f;
-    return ldexpf(1.0f, static_cast<int>(largest_ >> (8 * half) & 0xFF) - 140);
+    if constexpr (!kIsRelative) return 1.0f;
+    constexpr int kBias = Tile::kFloat8 ? 127 + kMlaFloat8Shift : 127 + kMlaFloat16Shift;
+    return ldexpf(1.0f, static_cast<int>(largest_ >> (8 * half) & 0xFF) - kBias);
   }
 
  private:
@@ -248,9 +253,9 @@ class MlaWeights {
     }
   }
 
-  using Block = MlaBlock<Tile::kOp, Tile::kType>;
+  using Block = MlaBlock<Tile::kOp, kNumbers>;
   // FP16's largest scale is that of all inputs, of which a warpgroup may have a share only.
-  static constexpr bool kSeesOthers = Tile::kType == DataType::kFloat16 && Tile::kSplits > 1;
+  static constexpr bool kSeesOthers = kIsRelative && Tile::kSplits > 1;
 
   Block blocks_[Tile::kOwnBlocks];
   Block others_[kSeesOthers ? Tile::kInBlocks : 1];  // their scales alone

@@ -37,6 +37,11 @@ __device__ __forceinline__ void bulk_copy(void* destination, const void* source,
       : "memory");
 }
 
+// Asks for `bytes` contiguous bytes to be brought into L2.
+__device__ __forceinline__ void bulk_prefetch(const void* source, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
+}
+
 // One box of a two-dimensional tensor map; what lies outside the tensor arrives as zeros.
 __device__ __forceinline__ void tensor_copy(void* destination, const CUtensorMap* map,
                                             int32_t column, int32_t row, uint64_t* barrier,
@@ -51,6 +56,16 @@ __device__ __forceinline__ void tensor_copy(void* destination, const CUtensorMap
 
 // The same box into the same place of every block of the cluster named by `blocks`, each completing
 // on its own barrier.
+__device__ __forceinline__ void tensor_copy_3d(uint32_t destination, const CUtensorMap* map,
+                                               int32_t column, int32_t middle, int32_t row,
+                                               uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(destination),
+      "l"(map), "r"(column), "r"(middle), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+}
+
 __device__ __forceinline__ void tensor_copy_multicast(void* destination, const CUtensorMap* map,
                                                       int32_t column, int32_t row,
                                                       uint64_t* barrier, uint16_t blocks,

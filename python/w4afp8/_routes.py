@@ -45,8 +45,12 @@ _PARAMETERS = {
     "unpack_weight": {
         **{"packed": "t", "weight_format": "s", "out_features": "i", "in_features": "i"},
     },
-    "mla_k_up": {"q_nope": "v", "w_k": "t", "w_k_scale": "t"},
-    "mla_v_up": {"x": "v", "w_v": "t", "w_v_scale": "t"},
+    "mla_k_up": {
+        **{"q_nope": "v", "w_k": "t", "w_k_scale": "t", "q_scale": "o", "out_dtype": "s"},
+    },
+    "mla_v_up": {
+        **{"x": "v", "w_v": "t", "w_v_scale": "t", "x_scale": "o", "out_dtype": "s"},
+    },
     "quant_per_token": {"x": "t"},
     "activation_quant": {
         **{"h": "t", "tokens": "t", "activation": "s", "token_padding": "i"},

@@ -34,7 +34,7 @@ from paddle import Tensor
 from w4afp8._moe_ops import activation_quant, moe_combine, moe_dispatch, moe_route
 from w4afp8._routes import call, force_route
 from w4afp8._tracing import run_as_written
-from w4afp8._up_projections import mla_k_up, mla_v_up
+from w4afp8._up_projections import mla_k_up, mla_v_up, quant_per_token_and_head
 
 __all__ = [
     "activation_quant",
@@ -47,6 +47,7 @@ __all__ = [
     "moe_route",
     "pack_weight",
     "quant_per_token",
+    "quant_per_token_and_head",
     "unpack_weight",
 ]
 

@@ -308,32 +308,60 @@ void group_gemm() {
   group_gemm_case(kExperts[0], {72, 96}, formats[1]);
 }
 
-// x is a view of wider rows, as q_nope is of the projected query.
-void mla_up_case(MlaUp op, DataType type, int64_t tokens, int64_t out, int64_t in) {
-  const int64_t heads = 3, x_head = in + 64, x_token = heads * x_head;
-  const MlaUpLayout layout = {op, out, in};
+struct MlaCase {
+  MlaUp op;
+  DataType type;
+  bool is_float8;
+  int64_t tokens, out, in;
+};
+
+// x is a view of wider rows, as q_nope is of the projected query; `padding`: of a token, behind its
+// heads. With it no tensor map can describe the view.
+void mla_up_case(const MlaCase& c, int64_t padding) {
+  const int64_t heads = 3, x_head = c.in + 64, x_token = heads * x_head + padding;
+  const MlaUpLayout layout = {c.op, c.out, c.in};
   std::vector<uint8_t> scale_bytes = random_bytes(heads * layout.head_scale_bytes());
   for (uint8_t& byte : scale_bytes) byte %= kMlaLargestScale + 1;
   // The view ends where the last head's inputs do.
-  const Tensor x(random_bytes((tokens * x_token - 64) * 2)), scales(scale_bytes);
+  const int64_t numbers = c.tokens * x_token - padding - 64;
+  const Tensor x(random_bytes(numbers * (c.is_float8 ? 1 : 2))), scales(scale_bytes);
+  const Tensor x_scale(random_bytes(c.tokens * heads * 4));
   const Tensor codes(random_bytes(heads * layout.head_bytes()));
-  const Tensor result(poison(tokens * heads * out * 2));
+  const Tensor result(poison(c.tokens * heads * c.out * 2));
   run("mla_up",
       MlaUpParams{x.as<void>(), codes.as<uint8_t>(), scales.as<uint8_t>(), result.as<void>(),
-                  x_token, x_head, tokens, heads, out, in, op, type},
+                  x_token, x_head, c.tokens, heads, c.out, c.in, c.op, c.type,
+                  c.is_float8 ? x_scale.as<float>() : nullptr},
       launch_mla_up);
   result.read("mla_up");
 }
 
 void mla_up() {
+  constexpr int64_t kPadding = 16;
   for (const DataType type : {DataType::kBFloat16, DataType::kFloat16}) {
-    for (const int64_t tokens : {1, 17, 65, 130, 1000}) {
-      mla_up_case(MlaUp::kKUp, type, tokens, 512, 128);
-      mla_up_case(MlaUp::kVUp, type, tokens, 128, 512);
+    for (const bool is_float8 : {false, true}) {
+      for (const int64_t tokens : {1, 17, 65, 130, 1000}) {
+        mla_up_case({MlaUp::kKUp, type, is_float8, tokens, 512, 128}, kPadding);
+        mla_up_case({MlaUp::kVUp, type, is_float8, tokens, 128, 512}, kPadding);
+      }
+      for (const int64_t lora : {256, 768}) {
+        for (const int64_t nope : {64, 192}) {
+          mla_up_case({MlaUp::kKUp, type, is_float8, 70, lora, nope}, kPadding);
+        }
+        mla_up_case({MlaUp::kVUp, type, is_float8, 70, 64, lora}, kPadding);
+      }
+    }
+  }
+}
+
+// The tiles that tensor copies fetch: of 64 tokens, with 64 outputs and with 128, and of 128.
+void mla_up_boxes() {
+  for (const DataType type : {DataType::kBFloat16, DataType::kFloat16}) {
+    for (const int64_t tokens : {1000, 2500, 3001}) {
+      mla_up_case({MlaUp::kVUp, type, false, tokens, 128, 512}, 0);
     }
     for (const int64_t lora : {256, 768}) {
-      for (const int64_t nope : {64, 192}) mla_up_case(MlaUp::kKUp, type, 70, lora, nope);
-      mla_up_case(MlaUp::kVUp, type, 70, 64, lora);
+      mla_up_case({MlaUp::kVUp, type, false, 1001, 128, lora}, 0);
     }
   }
 }
@@ -346,7 +374,8 @@ int main_of(int argc, char** argv) {
       {"moe_route", moe_route},
       {"moe_dispatch", moe_dispatch_and_combine},
       {"group_gemm", group_gemm},
-      {"mla_up", mla_up}};
+      {"mla_up", mla_up},
+      {"mla_up_boxes", mla_up_boxes}};
   std::vector<std::string> wanted;
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--exact") {

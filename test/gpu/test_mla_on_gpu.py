@@ -25,6 +25,7 @@ from test_mla_up import *  # noqa: F403
 from test_mla_up import DTYPES, OPS, check_within, packed, run
 from test_streams_and_graphs import captured
 
+from w4afp8 import ops
 from w4afp8._routes import force_route
 from w4afp8.layers import MLAUpProjections
 from w4afp8.testing.compare import Accumulator, assert_bits_equal
@@ -164,6 +165,35 @@ def test_sizes_that_only_the_cpu_does(
     x = float_tensor(np.zeros((3, 2, p.in_features(op))), "bfloat16", place)
     with pytest.raises(ValueError, match=message):
         run(op, x, packed(place, p, random_kv_b_proj(p)))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("tokens", "heads"), [(1, 16), (1, 128), (100, 128)])
+def test_weights_that_the_kernel_before_has_written(
+    place: Any, op: Op, tokens: int, heads: int
+) -> None:
+    """Blocks start, and fetch weights, before the kernels before have ended: also our own ones."""
+    p = MLAProblem(tokens, heads)
+    first, second = (packed(place, p, random_kv_b_proj(p, seed)) for seed in (0, 1))
+    x = float_tensor(random_activations(p, op, "bfloat16"), "bfloat16", place)
+    small = float_tensor(np.ones((1, 64)), "bfloat16", place)
+    expected = [tensor_bits(run(op, x, up)) for up in (first, second)]
+    name = "w_k" if op == "k_up" else "w_v"
+    with torch_on_paddle_stream(place):
+        codes, scale = (as_torch(getattr(first, name + end)) for end in ("", "_scale"))
+        flips = [
+            mine ^ as_torch(getattr(second, name + end))
+            for mine, end in ((codes, ""), (scale, "_scale"))
+        ]
+        found = []
+        for i in range(20):
+            codes.bitwise_xor_(flips[0])
+            scale.bitwise_xor_(flips[1])
+            for _ in range(i % 3):  # kernels that let the next one start
+                ops.quant_per_token(small)
+            found.append(run(op, x, first))
+    for i, out in enumerate(found):
+        assert_bits_equal(tensor_bits(out), expected[(i + 1) % 2], f"run {i}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -25,7 +25,8 @@ import setup_ops
 from w4afp8.testing.gpu import gpu_place
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# The tool knows ordinary barriers only: it cannot follow the GEMM's copy engine and mbarriers.
+# The tool knows ordinary barriers only: it cannot follow the copy engine and mbarriers, of the GEMM
+# and of mla_up_boxes.
 RACECHECKED = (
     *("weight_pack", "quant_per_token", "activation_quant", "moe_route", "moe_dispatch"),
     "mla_up",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bad_input_tensors import Zeros
+from bad_input_tensors import FP8, Zeros
 
 TOKENS = 6
 HEADS, NOPE, LORA, V = 2, 64, 256, 64
@@ -30,6 +30,10 @@ V_UP = {
     "x": Zeros("float16", (TOKENS, HEADS, LORA)),
     "w_v": Zeros("uint8", (HEADS, V, LORA // 2)),
     "w_v_scale": Zeros("uint8", (HEADS, V, LORA // 32)),
+}
+FLOAT8 = {
+    "x": Zeros(FP8, (TOKENS, HEADS, LORA)),
+    "x_scale": Zeros("float32", (TOKENS, HEADS)),
 }
 
 # Operator, expected, got, change of the right arguments.
@@ -58,4 +62,23 @@ MLA_CASES: list[tuple[str, str, str, dict[str, Any]]] = [
      {"w_v_scale": Zeros("uint8", (HEADS, LORA // 32, V))}),
     ("mla_v_up", "x: expected dtype bfloat16 or float16", "float32",
      {"x": Zeros("float32", (TOKENS, HEADS, LORA))}),
+    ("mla_v_up", "x: expected dtype bfloat16 or float16", "int8",
+     {"x": Zeros("int8", (TOKENS, HEADS, LORA))}),
+    # FP8 activations.
+    ("mla_v_up", "x_scale: expected float32 scales, as x is float8_e4m3fn", "None",
+     {"x": FLOAT8["x"]}),
+    ("mla_k_up", "q_scale: expected None, as q_nope is not float8_e4m3fn", "a tensor",
+     {"q_scale": FLOAT8["x_scale"]}),
+    ("mla_v_up", "x_scale: expected the shape [6, 2]", "[6]",
+     {**FLOAT8, "x_scale": Zeros("float32", (TOKENS,))}),
+    ("mla_v_up", "x_scale: expected dtype float32", "float16",
+     {**FLOAT8, "x_scale": Zeros("float16", (TOKENS, HEADS))}),
+    ("mla_v_up", "x_scale: expected a paddle.Tensor", "list", {**FLOAT8, "x_scale": [1.0]}),
+    ("mla_v_up", "x_scale: expected a contiguous tensor", "strides",
+     {**FLOAT8, "x_scale": Zeros("float32", (TOKENS, HEADS), "strided")}),
+    ("mla_v_up", "out_dtype: expected 'bfloat16' or 'float16'", "'float32'",
+     {**FLOAT8, "out_dtype": "float32"}),
+    ("mla_k_up", "out_dtype: expected the dtype of 16-bit activations", "'float16'",
+     {"out_dtype": "float16"}),
+    ("mla_k_up", "out_dtype: expected 'bfloat16' or 'float16'", "'int8'", {"out_dtype": "int8"}),
 ]  # fmt: skip

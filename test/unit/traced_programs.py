@@ -235,4 +235,21 @@ PROGRAMS = {
         ((0, 1), (0, 1), (0,)),
         traced=([-1, -1, -1],),
     ),
+    "mla_v_up of float8": Program(
+        lambda x, w_v, w_v_scale, x_scale: ops.mla_v_up(x, w_v, w_v_scale, x_scale, "float16"),
+        lambda rng, tokens: [
+            float8s(rng, tokens, 2, 128),
+            int_tensor(rng.integers(0, 256, (2, 64, 64)), "uint8", CPU),
+            int_tensor(rng.integers(120, 130, (2, 64, 4)), "uint8", CPU),
+            floats(rng, tokens, 2),
+        ],
+        ((0,), (), (), (0,)),
+        traced=([-1, 2, 64],),
+    ),
+    "quant_per_token_and_head": Program(
+        ops.quant_per_token_and_head,
+        lambda rng, tokens: [halves(rng, tokens, 2, 96)],
+        ((0,),),
+        traced=([-1, 2, 96], [-1, 2]),
+    ),
 }

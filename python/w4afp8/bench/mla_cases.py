@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from w4afp8.bench.cases import READ_GBS
+from w4afp8.bench.cases import READ_GBS, TENSOR_TFLOPS
 
 # Of the H100 that the goals were set on; see docs/performance.md.
 COPY_GBS = 2810.0  # read and written together
@@ -35,6 +35,7 @@ Op = Literal["k_up", "v_up"]
 HEADS = (16, 32, 64, 128)
 TOKENS = (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 FLOAT16_TOKENS = (1, 128, 2048)
+FLOAT8_TOKENS = (1, 128, 512, 2048, 8192)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class MLACase:
     lora: int = 512
     v: int = 128
     out_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    act_scale: Literal["none", "token"] = "none"  # token: FP8, a scale for each token and head
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> MLACase:
@@ -62,6 +64,10 @@ class MLACase:
     def out_features(self) -> int:
         return self.lora if self.op == "k_up" else self.v
 
+    @property
+    def is_float8(self) -> bool:
+        return self.act_scale == "token"
+
     def has_many_rows(self) -> bool:
         return self.tokens * self.heads >= MANY_ROWS
 
@@ -71,8 +77,9 @@ class MLACase:
 
     def moved_bytes(self) -> int:
         """Bytes that one call must move: weights, scales, activations and output, each once."""
-        rows = self.tokens * self.heads
-        return self.weight_bytes() + 2 * rows * (self.in_features + self.out_features)
+        inputs = self.in_features + 4 if self.is_float8 else 2 * self.in_features
+        row_bytes = inputs + 2 * self.out_features
+        return self.weight_bytes() + self.tokens * self.heads * row_bytes
 
     def operations(self) -> int:
         return 2 * self.tokens * self.heads * self.in_features * self.out_features
@@ -80,7 +87,8 @@ class MLACase:
     def floor_us(self) -> float:
         """Bytes over bandwidth or operations over the tensor cores' rate, whichever is more."""
         rate = COPY_GBS if self.has_many_rows() else READ_GBS
-        return max(self.moved_bytes() / rate / 1e3, self.operations() / BFLOAT16_TFLOPS / 1e6)
+        tflops = TENSOR_TFLOPS if self.is_float8 else BFLOAT16_TFLOPS
+        return max(self.moved_bytes() / rate / 1e3, self.operations() / tflops / 1e6)
 
     def error_bound(self) -> float:
         """Relative error (2-norm) that the number formats explain.
@@ -88,9 +96,11 @@ class MLACase:
         Half a unit of the output is at most 2^-8 (bfloat16) or 2^-11 (float16) of each element,
         hence of the norm. The weights are exact. Sums in float32 are off by some 2^-23 of the
         largest addend a step: with up to 48 steps, random signs and 17 addends, well under 2^-17.
+        FP8 activations are each off by up to 2^-4; FP8 tensor cores by some 2^-13 of the largest
+        addend a step: with up to 24 steps and 33 addends, under 2^-8.
         """
         half = 2.0**-8 if self.out_dtype == "bfloat16" else 2.0**-11
-        return half + 2.0**-17
+        return half + (2.0**-4 + 2.0**-8 if self.is_float8 else 2.0**-17)
 
     def row_values(self) -> dict[str, Any]:
         """The case's keys of a row of results."""
@@ -98,7 +108,6 @@ class MLACase:
             **dataclasses.asdict(self),
             "format": "mxfp4",
             "group_size": 32,
-            "act_scale": "none",
             "floor_us": round(self.floor_us(), 3),
             "error_bound": self.error_bound(),
         }
@@ -115,13 +124,15 @@ class MLAVerdict:
 def mla_verdict(row: Mapping[str, Any]) -> MLAVerdict | None:
     """Holds a row of ``mla.jsonl`` against its goal; None without a peer, which is a part of it.
 
+    None too for FP8 activations, which have no goal.
+
     The goal: ``max(floor + 2.5 us, 1.12 floor)`` and no slower than torch.bmm; with many rows
     ``1.05 floor`` and at most ``1.02`` times torch.bmm. The floor is scaled by the bandwidth that
     was measured in the run.
     """
-    if row["peer_us"] is None:
-        return None
     case = MLACase.from_row(row)
+    if row["peer_us"] is None or case.is_float8:
+        return None
     floor = case.floor_us() * READ_GBS / row["hbm_gbs"]
     goal = 1.05 * floor if case.has_many_rows() else max(floor + 2.5, 1.12 * floor)
     most = TOLERANCE * row["peer_us"] if case.has_many_rows() else row["peer_us"]
@@ -129,12 +140,16 @@ def mla_verdict(row: Mapping[str, Any]) -> MLAVerdict | None:
 
 
 def mla_cases() -> list[tuple[MLACase, ...]]:
-    """Cases that are timed in turns: BF16 everywhere, FP16 beside it for some numbers of tokens."""
+    """Cases that are timed in turns: BF16, and others beside it for some numbers of tokens."""
     found: list[tuple[MLACase, ...]] = []
     for heads in HEADS:
         for op in ("k_up", "v_up"):
             for tokens in TOKENS:
                 case = MLACase(op, heads, tokens)
                 half = dataclasses.replace(case, out_dtype="float16")
-                found.append((case, half) if tokens in FLOAT16_TOKENS else (case,))
+                float8 = dataclasses.replace(case, act_scale="token")
+                others = (half,) * (tokens in FLOAT16_TOKENS) + (float8,) * (
+                    tokens in FLOAT8_TOKENS
+                )
+                found.append((case, *others))
     return found

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from w4afp8.bench.mla_cases import mla_verdict
-from w4afp8.bench.mla_tables import FIGURE
+from w4afp8.bench.mla_tables import FIGURE, main_rows
 from w4afp8.bench.plots import drawing
 
 Row = Mapping[str, Any]
@@ -32,7 +32,7 @@ def write_mla_plot(rows: Sequence[Row], folder: pathlib.Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    main = [row for row in rows if row["out_dtype"] == "bfloat16"]
+    main = main_rows(rows)
     folder.mkdir(parents=True, exist_ok=True)
     with drawing() as pyplot:
         figure = _draw(pyplot, main)

@@ -29,6 +29,10 @@ _HEADER = (
     *("op, heads", "tokens", "us", "GB/s", "floor", "of floor", "goal", "met"),
     *("torch.bmm us", "times faster", "FP16 us", "met"),
 )
+_FLOAT8_HEADER = (
+    *("op, heads", "tokens", "us", "floor", "BF16 us", "times faster"),
+    *("error", "error of BF16"),
+)
 
 
 def mla_section(rows: Sequence[Row]) -> str:
@@ -37,7 +41,14 @@ def mla_section(rows: Sequence[Row]) -> str:
         return ""
     parts = ["### MLA up projections", _machine_line(rows), _summary(rows)]
     parts += [f"![{FIGURE}](figures/{FIGURE})", _table(rows)]
+    if any(row["act_scale"] == "token" for row in rows):
+        parts += ["#### FP8 activations", _float8_table(rows)]
     return "\n\n".join(parts)
+
+
+def main_rows(rows: Sequence[Row]) -> list[Row]:
+    """Those of BF16 activations."""
+    return [r for r in rows if r["out_dtype"] == "bfloat16" and r["act_scale"] == "none"]
 
 
 def _machine_line(rows: Sequence[Row]) -> str:
@@ -51,7 +62,7 @@ def _machine_line(rows: Sequence[Row]) -> str:
 
 def _summary(rows: Sequence[Row]) -> str:
     found = [v for row in rows if (v := mla_verdict(row)) is not None]
-    rivals = [row for row in rows if row["peer_us"] is not None]
+    rivals = [r for r in rows if r["peer_us"] is not None and r["act_scale"] == "none"]
     wrong = sum(not row["error"] <= row["error_bound"] for row in rows)
     lines = [
         f"- goals met: {sum(v.met for v in found)} of {len(found)}",
@@ -64,8 +75,27 @@ def _summary(rows: Sequence[Row]) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     halves = {_place(row): row for row in rows if row["out_dtype"] == "float16"}
-    main = [row for row in rows if row["out_dtype"] == "bfloat16"]
-    return markdown_table(_HEADER, (_line(row, halves.get(_place(row))) for row in main))
+    lines = (_line(row, halves.get(_place(row))) for row in main_rows(rows))
+    return markdown_table(_HEADER, lines)
+
+
+def _float8_table(rows: Sequence[Row]) -> str:
+    main = {_place(row): row for row in main_rows(rows)}
+    float8 = [row for row in rows if row["act_scale"] == "token"]
+    return markdown_table(_FLOAT8_HEADER, (_float8_line(row, main[_place(row)]) for row in float8))
+
+
+def _float8_line(row: Row, beside: Row) -> list[str]:
+    return [
+        f"{row['op']}, {row['heads']}",
+        str(row["tokens"]),
+        f"{row['us']:.1f}",
+        f"{row['floor_us']:.1f}",
+        f"{beside['us']:.1f}",
+        f"{beside['us'] / row['us']:.2f}",
+        f"{row['error']:.1e}",
+        f"{beside['error']:.1e}",
+    ]
 
 
 def _place(row: Row) -> tuple[object, ...]:

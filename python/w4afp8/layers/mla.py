@@ -170,46 +170,52 @@ class MLAUpProjections(RecordedLayer):
         return sum(int(getattr(self, name).size) for name in _OPERANDS)
 
     @run_as_written
-    def absorb_q(self, q_nope: Tensor) -> Tensor:
+    def absorb_q(self, q_nope: Tensor, q_scale: Tensor | None = None) -> Tensor:
         """Brings queries into the space of the latent cache: ``q_nope @ W_K`` of each head.
 
         Args:
             q_nope: ``[tokens, heads, nope]`` of the layer's `activation_dtype`. May be a view of
-                the projected query whose last dimension is contiguous.
+                the projected query whose last dimension is contiguous. Or float8_e4m3fn.
+            q_scale: float32 ``[tokens, heads]`` of FP8 queries, else None.
 
         Returns:
-            ``[tokens, heads, lora]``, to be multiplied with the latent cache ``[.., lora]``.
+            ``[tokens, heads, lora]`` of the layer's `activation_dtype`, to be multiplied with the
+            latent cache ``[.., lora]``.
 
         Raises:
             ValueError: q_nope does not fit the layer, or other weights were loaded.
         """
-        self._check("q_nope", q_nope, self.nope)
-        return ops.mla_k_up(q_nope, self.w_k, self.w_k_scale)
+        self._check("q_nope", q_nope, self.nope, q_scale)
+        return ops.mla_k_up(q_nope, self.w_k, self.w_k_scale, q_scale, self.activation_dtype)
 
     @run_as_written
-    def project_v(self, x: Tensor) -> Tensor:
+    def project_v(self, x: Tensor, x_scale: Tensor | None = None) -> Tensor:
         """Brings what each head attended to into the space of values: ``x @ W_V`` of each head.
 
         Args:
             x: ``[tokens, heads, lora]`` of the layer's `activation_dtype`: the latent cache as each
-                head's attention weighs it. May be a view whose last dimension is contiguous.
+                head's attention weighs it. May be a view whose last dimension is contiguous. Or
+                float8_e4m3fn.
+            x_scale: float32 ``[tokens, heads]`` of FP8 activations, else None.
 
         Returns:
-            ``[tokens, heads, v]``.
+            ``[tokens, heads, v]`` of the layer's `activation_dtype`.
 
         Raises:
             ValueError: x does not fit the layer, or other weights were loaded.
         """
-        self._check("x", x, self.lora)
-        return ops.mla_v_up(x, self.w_v, self.w_v_scale)
+        self._check("x", x, self.lora, x_scale)
+        return ops.mla_v_up(x, self.w_v, self.w_v_scale, x_scale, self.activation_dtype)
 
     def forward(self, q_nope: Tensor) -> Tensor:
         """As `absorb_q`: Paddle's layers have one."""
         return self.absorb_q(q_nope)
 
-    def _check(self, name: str, x: Tensor, features: int) -> None:
+    def _check(self, name: str, x: Tensor, features: int, scale: Tensor | None) -> None:
         self.check_loaded()
-        if dtype_name(x.dtype) != self.activation_dtype:
+        # The operator tells whether FP8 and scales go together.
+        is_float8 = scale is not None or x.dtype == paddle.float8_e4m3fn
+        if not is_float8 and dtype_name(x.dtype) != self.activation_dtype:
             raise ValueError(
                 f"{name}: expected {self.activation_dtype}, the layer's type (cast {name}, or "
                 f"convert the layer with .bfloat16() or .float16()), got {dtype_name(x.dtype)}"

@@ -23,6 +23,10 @@ A result differs from the float64 product of the activations and the exactly deq
    at most 2^-23 S. The worst case: 17 (n / 16) 2^-23 S.
 2. **The output**: half a unit in the last place of bfloat16 or float16 (`compare.OUTPUT_UNIT`). The
    power of two that FP16 leaves out of the weights rounds nothing before that.
+
+FP8 activations: `float8_weights` are the weights that count, the accumulation is as
+`w4afp8.testing.compare` has it of float32 or of FP8 tensor cores, and the product with the token's
+scale rounds once more.
 """
 
 from __future__ import annotations
@@ -35,11 +39,19 @@ from numpy.typing import NDArray
 
 from w4afp8.quant.quantize import dequantize
 from w4afp8.quant.weights import QuantizedWeight
-from w4afp8.testing.compare import FLOAT32_UNIT, LAMBDA, OUTPUT_UNIT, Accumulator
+from w4afp8.testing import float8
+from w4afp8.testing.compare import (
+    FLOAT32_UNIT,
+    LAMBDA,
+    OUTPUT_UNIT,
+    Accumulator,
+    accumulation_error,
+)
 from w4afp8.testing.tensors import bits_of, values_of
 
 Op = Literal["k_up", "v_up"]
 Float64 = NDArray[np.float64]
+FLOAT8_SHIFT = 6  # E4M3 weights: the largest scale of an output becomes 2^6
 WGMMA_DEPTH = 16  # products of one step of bfloat16 or float16 tensor cores
 
 
@@ -105,3 +117,53 @@ def up_bound(x: NDArray[Any], weight: Float64, out_dtype: str, accumulator: Accu
         error = LAMBDA * np.sqrt(n + 2) * FLOAT32_UNIT * magnitudes
     relative, least = OUTPUT_UNIT[out_dtype]
     return error + np.maximum(relative * (np.abs(reference(x, weight)) + error), least)
+
+
+def float8_activations(
+    p: MLAProblem, op: Op, seed: int = 0
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Codes of normal numbers ``[tokens, heads, in]`` and scales ``[tokens, heads]``."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((p.tokens, p.heads, p.in_features(op)), np.float32)
+    scale = rng.uniform(0.25, 4.0, (p.tokens, p.heads)).astype(np.float32)
+    return float8.encode(drawn), scale
+
+
+def float8_weights(p: MLAProblem, kv_b_proj: QuantizedWeight) -> dict[Op, Float64]:
+    """As `up_weights`, rounded to E4M3 relative to the largest scale of each output.
+
+    Of W_K that is the largest of all inputs in the output's group of 32, of W_V that of the
+    output's groups.
+    """
+    scale = kv_b_proj.scale[0].astype(np.int64).reshape(p.heads, p.nope + p.v, p.lora // 32)
+    of_k = np.repeat(scale[:, : p.nope].max(axis=1), 32, axis=1)
+    of_v = scale[:, p.nope :].max(axis=2)
+    weights = up_weights(p, kv_b_proj)
+    largest: dict[Op, NDArray[np.int64]] = {"k_up": of_k, "v_up": of_v}
+    rounded: dict[Op, Float64] = {}
+    for op, weight in weights.items():
+        unit = np.exp2(largest[op] - 127.0 - FLOAT8_SHIFT)[:, :, None]
+        rounded[op] = float8.decode(float8.encode(weight / unit)) * unit
+    return rounded
+
+
+def float8_bound(
+    x: Float64, x_scale: NDArray[Any], weight: Float64, out_dtype: str, accumulator: Accumulator
+) -> Float64:
+    """Largest right distance of ``reference(x * x_scale, weight)``, by the module's derivation.
+
+    Args:
+        x: decoded activations ``[tokens, heads, in]``.
+        x_scale: ``[tokens, heads]``.
+        weight: of `float8_weights`, ``[heads, out, in]``.
+        out_dtype: of the outputs.
+        accumulator: that of the kernel.
+    """
+    by_head = [
+        accumulation_error(x[:, head], weight[head], "tensor cores", accumulator).bound()
+        for head in range(x.shape[1])
+    ]
+    expected = np.abs(reference(x * x_scale[..., None], weight))
+    error = np.stack(by_head, axis=1) * x_scale[..., None] + FLOAT32_UNIT * expected
+    relative, least = OUTPUT_UNIT[out_dtype]
+    return error + np.maximum(relative * (expected + error), least)

@@ -28,7 +28,7 @@ from w4afp8.bench.on_gpu.device import find_gpu, say, this_machine
 from w4afp8.bench.on_gpu.gemm import contender_of
 from w4afp8.bench.rows import write_rows
 from w4afp8.bench.turns import medians_in_turns
-from w4afp8.testing.gpu import as_torch, from_torch, torch_on_paddle_stream
+from w4afp8.testing.gpu import as_torch, torch_on_paddle_stream
 
 # A launch in a graph takes that long at least: few tokens' floors are far below.
 LAUNCH_US = 2.5
@@ -73,7 +73,7 @@ def run_contest(
     # Everything that a launch reads is made before the first capture: the outputs of a captured
     # graph are memory that is free to be allocated again.
     inputs = {case: mla_data.make_activations(case) for case in cases}
-    operands = {case: from_torch(x) for case, x in inputs.items()}
+    operands = {case: mla_data.Operand.of(case, x) for case, x in inputs.items()}
     errors = {
         case: mla_data.relative_error(
             weights.values,
@@ -86,7 +86,7 @@ def run_contest(
     ours, peer = weights.for_case(first)
     beside = mla_data.peer_launches(first, inputs[first], peer)
     launches: dict[str, list[mla_data.Launch]] = {
-        case.out_dtype: [_launch(case, operands[case], one) for one in ours] for case in cases
+        label_of(case): [_launch(case, operands[case], one) for one in ours] for case in cases
     }
     launches |= beside
     contenders = {
@@ -98,7 +98,7 @@ def run_contest(
     return [
         {
             **case.row_values(),
-            "us": round(medians[case.out_dtype], 3),
+            "us": round(medians[label_of(case)], 3),
             "error": errors[case],
             "peer": PEER,
             "peer_us": round(peer_us, 3),
@@ -107,8 +107,15 @@ def run_contest(
     ]
 
 
-def _launch(case: MLACase, x: Any, weights: mla_data.WeightSet) -> mla_data.Launch:
-    return lambda: mla_data.mla_up(case, x, weights)
+def label_of(case: MLACase) -> str:
+    """What tells the cases of one contest apart."""
+    return "float8" if case.is_float8 else case.out_dtype
+
+
+def _launch(
+    case: MLACase, operand: mla_data.Operand, weights: mla_data.WeightSet
+) -> mla_data.Launch:
+    return lambda: mla_data.mla_up(case, operand, weights)
 
 
 def run(*, rows_file: pathlib.Path, commit: str, rounds: int) -> int:
@@ -156,12 +163,12 @@ def measure_ceilings() -> dict[str, float]:
 
 def summary_line(row: dict[str, Any]) -> str:
     """One line for a person who watches."""
-    found = mla_verdict(row)
+    found, label = mla_verdict(row), label_of(MLACase.from_row(row))
     verdict = (
         "" if found is None else f", goal {found.goal_us:.1f} {'met' if found.met else 'MISSED'}"
     )
     return (
-        f"{row['op']} {row['heads']} heads {row['tokens']} tokens {row['out_dtype']}: "
+        f"{row['op']} {row['heads']} heads {row['tokens']} tokens {label}: "
         f"{row['us']:.2f} us, floor {row['floor_us']:.2f}, {PEER} {row['peer_us']:.2f}{verdict}, "
         f"error {row['error']:.1e} of {row['error_bound']:.1e}"
     )

@@ -32,6 +32,8 @@ from w4afp8.testing.gpu import as_torch, from_torch
 from w4afp8.testing.timing import COLD_BYTES
 
 SCALES = (118, 128)  # E8M0 bytes, both ends occur
+LARGEST_FLOAT8 = 448.0
+QUANTISED_TOKENS = 1024  # at a time, in float32
 REFERENCE_HEADS = 8  # at a time: float64 of 128 heads and 8192 tokens would take 8 GB
 
 Launch = Callable[[], object]
@@ -65,18 +67,38 @@ def make_activations(case: MLACase) -> Any:
     return torch.randn(shape, device="cuda").to(getattr(torch, case.out_dtype))
 
 
-def mla_up(case: MLACase, x: Any, weights: WeightSet) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """Activations as the operator takes them."""
+
+    x: Any
+    scale: Any | None = None  # of FP8: float32 [tokens, heads]
+
+    @classmethod
+    def of(cls, case: MLACase, x: Any) -> Operand:
+        """Of `make_activations`, which the case may quantise: ``scale = absmax / 448``."""
+        if not case.is_float8:
+            return cls(from_torch(x))
+        scale = x.abs().amax(dim=2).float() / LARGEST_FLOAT8
+        codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device="cuda")
+        for begin in range(0, x.shape[0], QUANTISED_TOKENS):
+            some = slice(begin, begin + QUANTISED_TOKENS)
+            codes[some] = (x[some].float() / scale[some, :, None]).to(codes.dtype)
+        return cls(from_torch(codes), from_torch(scale))
+
+
+def mla_up(case: MLACase, operand: Operand, weights: WeightSet) -> Any:
     """The operator on Paddle tensors."""
     run = ops.mla_k_up if case.op == "k_up" else ops.mla_v_up
-    return run(x, weights.codes, weights.scale)
+    return run(operand.x, weights.codes, weights.scale, operand.scale, case.out_dtype)
 
 
-def checked_output(case: MLACase, x: Any, weights: WeightSet) -> Any:
+def checked_output(case: MLACase, operand: Operand, weights: WeightSet) -> Any:
     """The output of a launch into memory that was filled with NaN before."""
-    poisoned = mla_up(case, x, weights)
+    poisoned = mla_up(case, operand, weights)
     as_torch(poisoned).fill_(float("nan"))
     del poisoned  # the block is free now, and the next output of its size gets it
-    return mla_up(case, x, weights)
+    return mla_up(case, operand, weights)
 
 
 def dequantised(case: MLACase, weights: WeightSet) -> Any:
