@@ -81,8 +81,8 @@ class MlaFloat8Product {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       constexpr int kLine = Tile::kTokens * 128 / 16;
-      wgmma<Tile::kTokens>(sums, a_[kPart * kSteps + i], descriptor + i / 4 * kLine + i % 4 * 2,
-                           kPart > 0 || i > 0);
+      wgmma<Tile::kTokens, E4M3>(sums, a_[kPart * kSteps + i],
+                                 descriptor + i / 4 * kLine + i % 4 * 2, kPart > 0 || i > 0);
     }
     wgmma_commit();
     if constexpr (kPart > 0) wgmma_wait<1>();  // so the stage of the part before is free
