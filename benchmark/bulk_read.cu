@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(32, 1) bulk_read_kernel(const uint8_t* data, i
   for (uint64_t& barrier : arrived) w4afp8::ptx::mbarrier_init(&barrier, 1);
   w4afp8::ptx::fence_mbarrier_init();
 
-  const uint64_t policy = w4afp8::ptx::policy_evict_first();
+  const auto policy = w4afp8::ptx::CachePolicy::EVICT_FIRST;
   const int64_t mine = (pieces - blockIdx.x + gridDim.x - 1) / gridDim.x;
   const auto copy = [&](int64_t i, int place) {
     const int64_t piece = blockIdx.x + i * gridDim.x;

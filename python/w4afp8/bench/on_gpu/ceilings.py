@@ -62,7 +62,9 @@ def build_bulk_read(folder: str) -> Callable[..., int]:
     setup_ops = import_setup_ops()
     nvcc = str(setup_ops.find_toolkit().home / "bin" / "nvcc")
     flags = [*setup_ops.NVCC_FLAGS, "-shared", "-Xcompiler", "-fPIC"]
-    subprocess.run([nvcc, *flags, "-I", str(ROOT / "gpu_ops"), source, "-o", library], check=True)
+    for include in (ROOT / "gpu_ops", setup_ops.find_cutlass()[0]):
+        flags += ["-I", str(include)]
+    subprocess.run([nvcc, *flags, source, "-o", library], check=True)
     function = ctypes.CDLL(library).bulk_read
     function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     return function  # type: ignore[no-any-return]
