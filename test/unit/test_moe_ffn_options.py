@@ -140,3 +140,31 @@ def test_the_hint_is_the_mean_over_the_routers_experts(
     logits = np.random.default_rng(1).standard_normal((TOKENS, router_experts))
     layer(inputs(place)[0], float_tensor(logits, "float32", place))
     assert seen == ([hint] if route == "pybind" else [hint, hint])
+
+
+@pytest.mark.parametrize("accumulation", ["default", "half", "float32"])
+def test_both_products_sum_as_the_layer_says(
+    accumulation: Any, place: Any, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    run, run_all = ops.group_gemm, extension().moe_ffn
+
+    def recording(*operands: Any, **options: Any) -> Any:
+        seen.append(options["accumulation"])
+        return run(*operands, **options)
+
+    def recording_all(*arguments: Any) -> Any:
+        seen.extend(projection[-1] for projection in arguments[4:6])
+        return run_all(*arguments)
+
+    monkeypatch.setattr(ops, "group_gemm", recording)
+    monkeypatch.setattr(extension(), "moe_ffn", recording_all)
+    layer = W4AFP8MoEFFN.from_float(**weights(), topk=2, accumulation=accumulation)
+    layer.to(device=place)
+    layer(*inputs(place))
+    assert seen == [accumulation] * 2
+
+
+def test_unknown_accumulation_is_refused() -> None:
+    with pytest.raises(ValueError, match="accumulation: expected one of default, half, float32"):
+        W4AFP8MoEFFN.from_float(**weights(), topk=2, accumulation="float16")

@@ -82,8 +82,9 @@ def load_moe_ffn(
         place: where the layer shall be; None for Paddle's current device.
         progress: show a bar on standard error.
         report: called once with the error of each expert.
-        **layer_options: scoring, norm_topk_prob, routed_scaling_factor, n_group, topk_group, as
-            `MoERouter` has them; by default as the config says.
+        **layer_options: accumulation, as `W4AFP8MoEFFN` has it; scoring, norm_topk_prob,
+            routed_scaling_factor, n_group, topk_group, as `MoERouter` has them, by default as the
+            config says.
 
     Returns:
         W4AFP8MoEFFN: with the checkpoint's own codes and scales, bit for bit, unless the layer's

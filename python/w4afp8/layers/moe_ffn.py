@@ -323,5 +323,6 @@ class W4AFP8MoEFFN(QuantizedLayer):
             f"num_experts={self.num_experts}, topk={self.router.topk}, "
             f"weight_format={self.up_gate_proj.weight_format}, "
             f"group_size={self.up_gate_proj.group_size}, activation={self.activation}, "
-            f"hadamard_block_size={self.hadamard_block_size}, dtype={self.activation_dtype}"
+            f"hadamard_block_size={self.hadamard_block_size}, "
+            f"accumulation={self.up_gate_proj.accumulation}, dtype={self.activation_dtype}"
         )
