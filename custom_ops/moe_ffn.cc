@@ -96,7 +96,7 @@ Tensor moe_ffn(const MoeFfnArguments& a) {
       a.logits, a.correction_bias, a.topk, a.score, a.norm_topk_prob, a.routed_scaling_factor,
       a.n_group, a.topk_group, {at(layout.topk_weights), at(layout.topk_ids)});
   const auto [permuted, scale, tokens, row_index] = moe_dispatch(
-      a.x, ids, a.up_gate.weight.dims()[0], 0, a.first_expert,
+      a.x, ids, a.up_gate.weight_scale.dims()[0], 0, a.first_expert,
       {at(layout.permuted), at(layout.scale), at(layout.tokens), at(layout.row_index)});
   const Tensor inner = product(a, a.up_gate, permuted, scale, tokens, at(layout.inner_rows));
   const auto [activated, activated_scale] =

@@ -30,9 +30,9 @@ namespace {
 
 constexpr int64_t kMaxChunkRows = 256;  // rows of x in one matmul
 constexpr int64_t kMaxBlockOut = 512;   // outputs in one matmul, a multiple of kMlaBlock
-// Of FP16: a weight is 2^13 at the largest scale of its output, and nothing 36 binades below it.
-// Half a unit of E2M1 is then 2^-24, float16's smallest number. The sum gets 2^(largest - 127 - 13).
-constexpr int kRelativeSpread = 36;  // binades; smaller weights count as zero
+// Of weights that count relative to their output's largest scale: how many binades below it they are
+// nothing, as layout.h has them.
+constexpr int kRelativeSpread = 36;
 constexpr int kE8m0Bias = 127;
 
 // One piece of work: some outputs of one head, for all tokens.

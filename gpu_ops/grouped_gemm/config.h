@@ -75,7 +75,6 @@ using TileSmall = TileShape<4, 64, 16, 5, 1>;      // 256 x 64
 using TileMedium = TileShape<4, 128, 32, 5, 1>;    // 256 x 128
 using TileLarge = TileShape<2, 256, 64, 4, 2>;     // 128 x 256
 using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
-// 128 x 128, sums in float32 fit
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
 

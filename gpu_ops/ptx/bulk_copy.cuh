@@ -54,8 +54,7 @@ __device__ __forceinline__ void tensor_copy(void* destination, const CUtensorMap
       : "memory");
 }
 
-// The same box into the same place of every block of the cluster named by `blocks`, each completing
-// on its own barrier.
+// One box of a three-dimensional tensor map, to an address in the shared state space.
 __device__ __forceinline__ void tensor_copy_3d(uint32_t destination, const CUtensorMap* map,
                                                int32_t column, int32_t middle, int32_t row,
                                                uint64_t* barrier) {
@@ -66,6 +65,8 @@ __device__ __forceinline__ void tensor_copy_3d(uint32_t destination, const CUten
       : "memory");
 }
 
+// A two-dimensional box into the same place of every block of the cluster named by `blocks`, each
+// completing on its own barrier.
 __device__ __forceinline__ void tensor_copy_multicast(void* destination, const CUtensorMap* map,
                                                       int32_t column, int32_t row,
                                                       uint64_t* barrier, uint16_t blocks,

@@ -263,6 +263,7 @@ struct GemmFormat {
   WeightFormat weight_format;
   GroupScaleType scale_type;
   int64_t group_size;
+  Accumulation accumulation = Accumulation::kDefault;
 
   int64_t scale_bytes(const WeightLayout& layout) const {  // of one expert
     const int64_t out = layout.out_features;
@@ -288,16 +289,20 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
                       has_groups ? group_scale.as<void>() : nullptr, x_scale.as<float>(),
                       bias.as<void>(), result.as<void>(), experts.layout(tokens), out, in,
                       format.group_size, -1, format.weight_format, format.scale_type,
-                      ActivationScaleMode::kPerToken, DataType::kBFloat16},
+                      ActivationScaleMode::kPerToken, DataType::kBFloat16, format.accumulation},
       launch_group_gemm);
   check_rows("group_gemm", experts, result.read("group_gemm"));
 }
 
 void group_gemm() {
-  const GemmFormat formats[] = {{WeightFormat::kInt4, GroupScaleType::kNone, -1},
-                                {WeightFormat::kInt4, GroupScaleType::kFloat32, 32},
-                                {WeightFormat::kInt4, GroupScaleType::kBFloat16, 128},
-                                {WeightFormat::kMxfp4, GroupScaleType::kE8M0, 32}};
+  const GemmFormat formats[] = {
+      {WeightFormat::kInt4, GroupScaleType::kNone, -1},
+      {WeightFormat::kInt4, GroupScaleType::kFloat32, 32},
+      {WeightFormat::kInt4, GroupScaleType::kBFloat16, 128},
+      {WeightFormat::kMxfp4, GroupScaleType::kE8M0, 32},
+      {WeightFormat::kInt4, GroupScaleType::kNone, -1, Accumulation::kFloat32},
+      {WeightFormat::kInt4, GroupScaleType::kBFloat16, 128, Accumulation::kFloat32},
+      {WeightFormat::kMxfp4, GroupScaleType::kE8M0, 32, Accumulation::kFloat32}};
   const WeightLayout layouts[] = {{72, 128}, {328, 640}};
   for (const Experts& experts : kExperts) {
     for (const WeightLayout& layout : layouts) {

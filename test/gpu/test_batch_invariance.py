@@ -34,7 +34,9 @@ from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import NAN_BYTE, GemmInputs, GemmProblem, random_inputs
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor, tensor_bits
 
+# Group sizes; "in float32": summed so.
 FORMATS = {"int4": -1, "int4 groups of 32": 32, "int4 groups of 128": 128, "mxfp4": 32}
+FORMATS |= {"int4 in float32": -1, "int4 groups of 128 in float32": 128, "mxfp4 in float32": 32}
 TOKENS = 300
 EXPERTS = 2
 CUTS = (1, 8, 17, 64, 65, 129, 257, 300)
@@ -71,6 +73,7 @@ class Batches:
 
     def __init__(self, place: Any, form: str) -> None:
         self._place, self._inputs = place, inputs_of(form)
+        self._accumulation: Any = "float32" if form.endswith("in float32") else "default"
         self._packed = pack(self._inputs.weight, place=place)
 
     def run(
@@ -98,6 +101,7 @@ class Batches:
             group_size=p.group_size,
             token_padding=padding,
             max_tokens=hint,
+            accumulation=self._accumulation,
         )
         bits = tensor_bits(out).reshape(-1, OUT_FEATURES)
         return [bits[begin : begin + n] for begin, n in zip(rows, counts, strict=True)]

@@ -29,7 +29,9 @@ from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor
 
 RUNS = 100
 COUNTS = (257, 3, 0, 40, 300, 1, 128, 64)
+# Group sizes; "in float32": summed so.
 FORMATS = {"int4": -1, "int4 groups of 32": 32, "int4 groups of 128": 128, "mxfp4": 32}
+FORMATS |= {"int4 in float32": -1, "int4 groups of 128 in float32": 128, "mxfp4 in float32": 32}
 # Tokens per expert by which the tile is chosen: decode, small, medium, prefill.
 TILE_HINTS = (1, 64, 128, 4096)
 LOAD_SIZE = 2048  # of the matrix products beside: shorter than a launch, so that they interleave
@@ -51,8 +53,10 @@ def inputs_of(form: str) -> GemmInputs:
     )
 
 
-def launcher(place: Any, inputs: GemmInputs, hint: int) -> Callable[[], Any]:
+def launcher(place: Any, form: str, hint: int) -> Callable[[], Any]:
     """The operator on operands that are on the GPU already."""
+    inputs = inputs_of(form)
+    accumulation: Any = "float32" if form.endswith("in float32") else "default"
     p, packed = inputs.problem, pack(inputs.weight, place=place)
     x, tokens = float8_tensor(inputs.x, place), int_tensor(p.tokens(), "int64", place)
     scale = float_tensor(inputs.x_scale, "float32", place)  # type: ignore[arg-type]
@@ -68,6 +72,7 @@ def launcher(place: Any, inputs: GemmInputs, hint: int) -> Callable[[], Any]:
         weight_format=p.weight_format,
         group_size=p.group_size,
         max_tokens=hint,
+        accumulation=accumulation,
     )
 
 
@@ -75,7 +80,7 @@ def launcher(place: Any, inputs: GemmInputs, hint: int) -> Callable[[], Any]:
 @pytest.mark.parametrize("form", FORMATS)
 def test_same_bits_in_a_hundred_runs_beside_load(place: Any, form: str, hint: int) -> None:
     torch = pytest.importorskip("torch", reason="needs PyTorch")
-    launch = launcher(place, inputs_of(form), hint)
+    launch = launcher(place, form, hint)
     beside = torch.cuda.Stream()
     a = torch.randn(LOAD_SIZE, LOAD_SIZE, dtype=torch.bfloat16, device="cuda")
     product = torch.empty_like(a)

@@ -24,8 +24,8 @@ All is derived, nothing fitted; u = 2^-24 is float32's unit.
 1. Activations to FP8: repeated here bit for bit (scale = absmax / 448 and x * (1 / scale) in
    float32), so it adds no error.
 2. First product: the kernel's accumulation (`accumulation_error`: drift is bounded, variance is
-   variance; MXFP4 folded into FP8 adds `weight_error` times the channel's largest scale for each
-   weight), 4 u for scales and bias, then rounding to the output type (`OUTPUT_UNIT`).
+   variance; MXFP4 folded into FP8 adds `folding_error`), 4 u for scales and bias, then rounding to
+   the output type (`OUTPUT_UNIT`).
 3. Activation function: Lipschitz constants max |silu'| = 1.0999 and max |gelu'| = 1.1290; gpt-oss's
    gate is silu(1.702 g) / 1.702 after clamping, so silu's constant holds. Its own evaluation in
    float32: 2^-20 (|gate| + |activated gate|) (|up| + 1) covers exp and erf to 8 units.
@@ -175,7 +175,7 @@ def product(
     accumulation = accumulation_error(x, values, how, accumulator)
     bounded = np.abs(accumulation.drift) + 4 * FLOAT32_UNIT * (np.abs(out) + np.abs(bias))
     if weight.weight_format == "mxfp4":
-        bounded += folding_error(x, weight.scale[expert].max(axis=1), how, accumulator)
+        bounded += folding_error(x, values, weight.scale[expert].max(axis=1), how, accumulator)
     return out, Error(bounded, accumulation.variance + output_variance(out, dtype))
 
 

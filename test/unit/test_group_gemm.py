@@ -24,12 +24,17 @@ import pytest
 from numpy.typing import NDArray
 
 from w4afp8 import ops
-from w4afp8.quant import pack
+from w4afp8.quant import QuantizedWeight, pack
+from w4afp8.quant.codes import join_nibbles
+from w4afp8.quant.quantize import dequantize
+from w4afp8.testing import float8
 from w4afp8.testing.compare import (
     Accumulator,
     assert_bits_equal,
     assert_within,
+    folded,
     gemm_bound,
+    summation,
 )
 from w4afp8.testing.gemm_inputs import (
     GemmInputs,
@@ -149,10 +154,13 @@ def test_exact_for_every_shape(place: Any, shape: LinearShape) -> None:
     check_exact(place, problem((3, 0, 17), shape))
 
 
+@pytest.mark.parametrize("max_tokens", [1, 4096])
+@pytest.mark.parametrize("accumulation", ["half", "float32"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_exact_for_every_format(place: Any, form: str) -> None:
+def test_exact_for_every_format(place: Any, form: str, accumulation: str, max_tokens: int) -> None:
     p = problem((9, 0, 70), LinearShape(200, 384), form, x_scale="token", has_bias=True)
-    check_exact(place, p, out_dtype="float16")
+    options = {"accumulation": accumulation, "max_tokens": max_tokens}
+    check_exact(place, p, out_dtype="float16", **options)
 
 
 @pytest.mark.parametrize(
@@ -273,14 +281,40 @@ def test_accuracy_for_positive_numbers(place: Any, accumulator: Accumulator) -> 
     check_close(place, accumulator, inputs)
 
 
+@pytest.mark.parametrize("accumulation", ["half", "float32"])
 @pytest.mark.parametrize("spread", [12, 20, 60])
 def test_accuracy_for_distant_mxfp4_groups(
-    place: Any, accumulator: Accumulator, spread: int
+    place: Any, accumulator: Accumulator, spread: int, accumulation: str
 ) -> None:
     inputs = random_inputs(problem((20, 3), LinearShape(72, 512), "mxfp4", x_scale="token"))
     scale = np.random.default_rng(2).integers(120 - spread, 121, inputs.weight.scale.shape)
     weight = dataclasses.replace(inputs.weight, scale=scale.astype(np.uint8))
-    check_close(place, accumulator, dataclasses.replace(inputs, weight=weight))
+    inputs = dataclasses.replace(inputs, weight=weight)
+    check_close(place, accumulator, inputs, accumulation=accumulation)
+
+
+@pytest.mark.parametrize("accumulation", ["half", "float32"])
+def test_every_mxfp4_code_with_every_distance(
+    place: Any, accumulator: Accumulator, accumulation: str
+) -> None:
+    """One weight an output, multiplied by 1: what the kernel takes it for shows as it is."""
+    distances, codes = np.arange(48), np.arange(16)
+    shape = (1, len(distances) * len(codes), 64)
+    nibbles = np.zeros(shape, np.uint8)
+    nibbles[0, :, 32] = np.tile(codes, len(distances))
+    scale = np.full((*shape[:2], 2), 127, np.uint8)  # of the first group, which is all zeros
+    scale[0, :, 1] -= np.repeat(distances, len(codes)).astype(np.uint8)
+    weight = QuantizedWeight(join_nibbles(nibbles), scale, "mxfp4", 32, "float32")
+    p = GemmProblem((2,), shape[1], 64, "mxfp4", 32, x_scale="none")
+    x = np.zeros((2, 64))
+    x[:, 32] = 1.0, -1.0
+    inputs = GemmInputs(p, float8.encode(x.astype(np.float32)), weight, None, None)
+    expected = dequantize(weight)[0].astype(np.float64)
+    if accumulator.is_tensor_core:
+        how = summation("mxfp4", 32, "bfloat16", accumulation)
+        expected = folded(expected, scale[0].max(axis=1), how)
+    out = values_of(run(place, inputs, accumulation=accumulation), "bfloat16")
+    np.testing.assert_array_equal(out, x @ expected.T)
 
 
 def test_nan_stays_in_its_row(place: Any) -> None:

@@ -43,7 +43,7 @@ A grouped GEMM's result differs from the float64 product of the same dequantised
    beside that.
 
    *Folded MXFP4*: the kernel rounds a weight that is far below the channel's largest group to the
-   E5M2 grid. That costs at most `folding_error` times the largest scale per weight.
+   E5M2 grid. `folding_error` repeats that, bit for bit.
 
 2. **The epilogue**: scales, bias and rounding in float32, at most four roundings: 4 u |value|.
 
@@ -69,6 +69,7 @@ TENSOR_CORE_BITS = 13
 TENSOR_CORE_STEP = 32  # in_features of one wgmma
 HALF_UNIT = 2.0**-11
 K_BLOCK = 128
+E5M2_GRID = 16  # binades from 1 to its smallest number
 # Half a unit in the last place: of the value, and at least.
 OUTPUT_UNIT = {"bfloat16": (2.0**-8, 2.0**-134), "float16": (2.0**-11, 2.0**-25)}
 
@@ -118,7 +119,7 @@ def gemm_bound(
         error[rows] = accumulation_error(x, weight[expert], how, accumulator).bound()
         if p.weight_format == "mxfp4":
             largest = inputs.weight.scale[expert].max(axis=1)
-            error[rows] += folding_error(x, largest, how, accumulator)
+            error[rows] += folding_error(x, weight[expert], largest, how, accumulator)
     error *= row_scales(inputs)[:, None]
     bias = 0.0 if inputs.bias is None else np.abs(inputs.bias).max()
     error += 4 * FLOAT32_UNIT * (np.abs(reference) + bias)
@@ -192,15 +193,28 @@ def _tensor_core_error(x: Float64, weight: Float64, rounding: float = 0.0) -> Ac
     return AccumulationError(drift, variance)
 
 
+def folded(weight: Float64, largest: NDArray[np.uint8], how: Summation) -> Float64:
+    """MXFP4 weights ``[out, n]`` as the kernel multiplies with them: E5M2 numbers.
+
+    `largest`: E8M0 byte of each output's largest group, 2^-3 in halves and 2^12 in float32.
+    """
+    top = -3 if how == "halves" else 12
+    unit = np.exp2(largest.astype(np.float64) - 127 - top - E5M2_GRID)[:, None]
+    # E2M1 has two significant bits: above the grid of the subnormal numbers all are E5M2's.
+    return np.round(weight / unit) * unit
+
+
 def folding_error(
-    x: Float64, largest: NDArray[np.uint8], how: Summation, accumulator: Accumulator
+    x: Float64,
+    weight: Float64,
+    largest: NDArray[np.uint8],
+    how: Summation,
+    accumulator: Accumulator,
 ) -> Float64:
-    """What rounding folded weights costs, ``[rows, out]``; `largest`: E8M0 byte of each output."""
-    # Half of the E5M2 grid of 2^-16, with the largest group at 2^-3 (halves) or 2^12.
-    unit = 2.0**-17 / (2.0**-3 if how == "halves" else 2.0**12)
+    """What rounding folded weights costs, ``[rows, out]``; see `folded`."""
     if not accumulator.is_tensor_core:
-        unit = 0.0
-    return unit * np.abs(x).sum(axis=1)[:, None] * np.exp2(largest.astype(np.float64) - 127)
+        return np.zeros((len(x), len(weight)))
+    return np.abs(x) @ np.abs(folded(weight, largest, how) - weight).T
 
 
 def assert_within(actual: NDArray[Any], expected: Float64, bound: Float64, what: str = "") -> None:
