@@ -117,48 +117,50 @@ def test_what_the_rotation_is(place: Any) -> None:
     assert_bits_equal(tensor_bits(out), tensor_bits(float_tensor(expected, "bfloat16", place)))
 
 
-@pytest.mark.parametrize(("router_experts", "hint"), [(12, 7), (36, 3)])
-def test_the_hint_is_the_mean_over_the_routers_experts(
-    router_experts: int, hint: int, place: Any, route: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """40 tokens, 2 experts each: the empty rows of a part must not pass for tokens."""
-    seen: list[int] = []
+def record_products(monkeypatch: pytest.MonkeyPatch, option: str, place_of: Any) -> list[Any]:
+    """What each product of a layer is given as `option`, from now on.
+
+    `place_of`: where both products' values are among the arguments of the call that is the whole
+    layer.
+    """
+    seen: list[Any] = []
     run, run_all = ops.group_gemm, extension().moe_ffn
 
     def recording(*operands: Any, **options: Any) -> Any:
-        seen.append(options["max_tokens"])
+        seen.append(options[option])
         return run(*operands, **options)
 
     def recording_all(*arguments: Any) -> Any:
-        seen.append(arguments[-2])
+        seen.extend(place_of(arguments))
         return run_all(*arguments)
 
     monkeypatch.setattr(ops, "group_gemm", recording)
     monkeypatch.setattr(extension(), "moe_ffn", recording_all)
+    return seen
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize(("router_experts", "hint"), [(12, 7), (36, 3)])
+def test_the_hint_is_the_mean_over_the_routers_experts(
+    router_experts: int, hint: int, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 tokens, 2 experts each: the empty rows of a part must not pass for tokens."""
+    seen = record_products(monkeypatch, "max_tokens", lambda arguments: [arguments[-2]] * 2)
     layer = W4AFP8MoEFFN.from_float(**weights(), topk=2, router_experts=router_experts)
     layer.to(device=place)
     logits = np.random.default_rng(1).standard_normal((TOKENS, router_experts))
     layer(inputs(place)[0], float_tensor(logits, "float32", place))
-    assert seen == ([hint] if route == "pybind" else [hint, hint])
+    assert seen == [hint] * 2
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("accumulation", ["default", "half", "float32"])
 def test_both_products_sum_as_the_layer_says(
-    accumulation: Any, place: Any, route: str, monkeypatch: pytest.MonkeyPatch
+    accumulation: Any, place: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[str] = []
-    run, run_all = ops.group_gemm, extension().moe_ffn
-
-    def recording(*operands: Any, **options: Any) -> Any:
-        seen.append(options["accumulation"])
-        return run(*operands, **options)
-
-    def recording_all(*arguments: Any) -> Any:
-        seen.extend(projection[-1] for projection in arguments[4:6])
-        return run_all(*arguments)
-
-    monkeypatch.setattr(ops, "group_gemm", recording)
-    monkeypatch.setattr(extension(), "moe_ffn", recording_all)
+    seen = record_products(
+        monkeypatch, "accumulation", lambda arguments: [part[-1] for part in arguments[4:6]]
+    )
     layer = W4AFP8MoEFFN.from_float(**weights(), topk=2, accumulation=accumulation)
     layer.to(device=place)
     layer(*inputs(place))
