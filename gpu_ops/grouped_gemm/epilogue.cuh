@@ -22,6 +22,7 @@
 
 #include "grouped_gemm/scheduler.cuh"
 #include "ptx/stmatrix.cuh"
+#include "ptx/store.cuh"
 
 namespace w4afp8 {
 
@@ -105,6 +106,8 @@ class Epilogue {
     const int64_t row = tile.row_begin + thread_ / 8;
     uint16_t* destination = static_cast<uint16_t*>(params_.out) + row * params_.out_features + out;
     const int tokens = out < params_.out_features ? tile.num_tokens - thread_ / 8 : 0;
+    const auto policy =
+        streams_outputs(params_) ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
@@ -120,8 +123,11 @@ class Epilogue {
 #pragma unroll
       for (int token = 0; token < Tile::kStagedTokens; token += 16) {
         if (chunk * Tile::kStagedTokens + token < tokens) {
-          *reinterpret_cast<uint4*>(destination) = *reinterpret_cast<const uint4*>(
-              staged + (token + thread_ / 8) * Storage::kStagedRowBytes + thread_ % 8 * 16);
+          ptx::store(
+              destination,
+              *reinterpret_cast<const uint4*>(
+                  staged + (token + thread_ / 8) * Storage::kStagedRowBytes + thread_ % 8 * 16),
+              policy);
         }
         destination += 16 * params_.out_features;
       }

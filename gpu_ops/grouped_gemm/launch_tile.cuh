@@ -106,7 +106,7 @@ template <class Format>
 cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
-  if constexpr (Format::kSumsInHalves) {
+  if constexpr (Format::kSummation != Summation::kPromoted) {
     return tile == TileKind::kLarge ? launch_tile<TileLarge, Format>(params, stream)
                                     : launch_tile<TileMedium, Format>(params, stream);
   } else {
