@@ -165,6 +165,23 @@ __device__ __forceinline__ RawChunk<kWidth, T> load_raw(const T* x) {
   return raw;
 }
 
+// The same for what nobody reads again: it need not stay in L2.
+template <int kWidth, typename T>
+__device__ __forceinline__ RawChunk<kWidth, T> load_raw_once(const T* x) {
+  using Raw = RawChunk<kWidth, T>;
+  if constexpr (Raw::kBytes != 16) {
+    return load_raw<kWidth>(x);
+  } else {
+    const uint4 four = __ldcs(reinterpret_cast<const uint4*>(x));
+    Raw raw;
+    raw.words[0] = four.x;
+    raw.words[1] = four.y;
+    raw.words[2] = four.z;
+    raw.words[3] = four.w;
+    return raw;
+  }
+}
+
 template <int kWidth, typename T>
 __device__ __forceinline__ Chunk<kWidth> load_chunk(const T* x) {
   return load_raw<kWidth>(x).floats();

@@ -114,7 +114,7 @@ class RowAdder {
 #pragma unroll
     for (int c = 0; c < kCombineChunks; ++c) {
       const int i = first_ + c * kStride;
-      if (i < hidden_) chunks[c] = load_raw<kWidth>(row + i);
+      if (i < hidden_) chunks[c] = load_raw_once<kWidth>(row + i);
     }
   }
 
