@@ -103,7 +103,10 @@ Tensor moe_ffn(const MoeFfnArguments& a) {
       activation_quant(inner, tokens, a.activation, 0, a.hadamard_block_size,
                        {at(layout.activated), at(layout.gated_scale)});
   const Tensor y = product(a, a.down, activated, activated_scale, tokens, at(layout.y));
-  return moe_combine(y, weights, row_index, a.shared_output);
+  // The second product triggers at once, the activation before it behind its wait: what the router and
+  // the dispatch wrote can be read when this starts. The output is new, and nothing in between uses it.
+  constexpr bool kIsSettled = true;
+  return moe_combine(y, weights, row_index, a.shared_output, kIsSettled);
 }
 
 }  // namespace w4afp8

@@ -52,8 +52,9 @@ std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_b
 std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
                                    int64_t token_padding, int64_t first_expert,
                                    Outputs outputs = {});
+// `is_settled`: see MoeCombineParams.
 Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
-                   const Tensor* shared_output);
+                   const Tensor* shared_output, bool is_settled = false);
 
 // A mixture-of-experts layer's weights of one projection.
 struct ProjectionArguments {

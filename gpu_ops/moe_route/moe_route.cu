@@ -66,14 +66,20 @@ int combine_parts(const MoeCombineParams& params) {
   return static_cast<int>(std::min(most, ceil_div(kBlocksEach * sm_count(), params.num_tokens)));
 }
 
+// A shared output's tokens are not zeros.
+int combine_zero_blocks(const MoeCombineParams& params) {
+  const bool has_zeros = params.is_settled && params.shared_output == nullptr;
+  return has_zeros ? static_cast<int>(ceil_div(params.num_tokens, kZeroedTokens)) : 0;
+}
+
 template <int kWidth>
 cudaError_t launch_combine(const MoeCombineParams& params, cudaStream_t stream) {
   if (params.num_tokens == 0) return cudaSuccess;
   auto kernel = params.type == DataType::kBFloat16 ? moe_combine_kernel<kWidth, __nv_bfloat16>
                                                    : moe_combine_kernel<kWidth, __half>;
-  const int parts = combine_parts<kWidth>(params);
-  return launch_dependent_kernel(kernel, params.num_tokens * parts, kCombineThreads, stream, params,
-                                 parts);
+  const CombineGrid grid{combine_zero_blocks(params), combine_parts<kWidth>(params)};
+  return launch_dependent_kernel(kernel, grid.zero_blocks + params.num_tokens * grid.parts,
+                                 kCombineThreads, stream, params, grid);
 }
 
 }  // namespace

@@ -88,6 +88,9 @@ struct MoeCombineParams {
   int64_t topk;
   DataType type;                        // kBFloat16 or kFloat16
   const void* shared_output = nullptr;  // nullptr or type [num_tokens, hidden]
+  // The exception in common/grid_dependency.cuh holds: topk_weights and row_index may be read, and
+  // `out` written, while the kernel before is still running.
+  bool is_settled = false;
 };
 
 }  // namespace w4afp8

@@ -73,6 +73,32 @@ def test_one_call_gives_the_bits_of_the_operators(shape: str, tokens: int, place
     assert_bits_equal(tensor_bits(layer(x, logits, shared_output=x)), expected, shape)
 
 
+def poison(shape: list[int], place: Any) -> None:
+    """Leaves NaN in the memory that the next tensor of this shape probably gets."""
+    float_tensor(np.full(shape, np.nan), "bfloat16", place)
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 300])
+@pytest.mark.parametrize("elsewhere", [0.0, 50.0], ids=["some", "all"])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_tokens_whose_experts_are_elsewhere(
+    is_shared: bool, elsewhere: float, tokens: int, place: Any
+) -> None:
+    """Of a rank's share, whose zeros may be written while the second product runs."""
+    layer = build(128, 96, "swiglu", place, router_experts=4 * EXPERTS)
+    x, _ = inputs(tokens, layer.hidden_size, place)
+    logits = np.random.default_rng(1).standard_normal((tokens, 4 * EXPERTS))
+    logits[:, EXPERTS:] += elsewhere
+    options = {"logits": float_tensor(logits, "float32", place)}
+    options |= {"shared_output": x} if is_shared else {}
+    with force_route("registered"):
+        expected = tensor_bits(layer(x, **options))
+    poison(x.shape, place)
+    assert_bits_equal(tensor_bits(layer(x, **options)), expected)
+    if elsewhere and not is_shared:
+        assert not expected.any()
+
+
 def workspace_bytes(layer: W4AFP8MoEFFN, tokens: int) -> int:
     """What the operators hand on, each a multiple of 1024; outputs lie over the tokens."""
     slots = tokens * TOPK
