@@ -44,16 +44,15 @@ struct CombineStorage {
   int count;
 };
 
-// One warp. What is read before the wait is read from L2: this multiprocessor's L1 may still have what
-// an earlier layer had there.
+// One warp.
 __device__ __forceinline__ void find_slots(const MoeCombineParams& p, CombineStorage& shared,
                                            int64_t token) {
   const int lane = threadIdx.x;
   int32_t row = -1;
   float weight = 0.0f;
   if (lane < p.topk) {
-    row = __ldcg(p.row_index + token * p.topk + lane);
-    weight = __ldcg(p.topk_weights + token * p.topk + lane);
+    row = load_word<Access::kPastL1>(p.row_index + token * p.topk + lane);
+    weight = load_word<Access::kPastL1>(p.topk_weights + token * p.topk + lane);
   }
   const bool counts = row >= 0 && row < p.num_rows;
   const unsigned all = __ballot_sync(0xFFFFFFFFu, counts);
@@ -125,7 +124,7 @@ class RowAdder {
 #pragma unroll
     for (int c = 0; c < kCombineChunks; ++c) {
       const int i = first_ + c * kStride;
-      if (i < hidden_) chunks[c] = load_raw_once<kWidth>(row + i);
+      if (i < hidden_) chunks[c] = load_raw<kWidth, Access::kOnce>(row + i);
     }
   }
 
@@ -137,7 +136,8 @@ class RowAdder {
 
 __device__ __forceinline__ bool has_row(const MoeCombineParams& p, int64_t token) {
   const int lane = threadIdx.x % 32;
-  const int32_t row = lane < p.topk ? __ldcg(p.row_index + token * p.topk + lane) : -1;
+  const int32_t row =
+      lane < p.topk ? load_word<Access::kPastL1>(p.row_index + token * p.topk + lane) : -1;
   return __any_sync(0xFFFFFFFFu, row >= 0 && row < p.num_rows);
 }
 
