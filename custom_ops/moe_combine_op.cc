@@ -25,7 +25,7 @@
 namespace w4afp8 {
 
 Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
-                   const Tensor* shared_output) {
+                   const Tensor* shared_output, bool is_settled) {
   check_tensor(y, "y");
   check_dtype(y, "y", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   if (y.dims().size() != 3) check_rank(y, "y", 2, "[rows, hidden] or [experts, rows, hidden]");
@@ -56,7 +56,8 @@ Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& ro
                                   hidden,
                                   topk,
                                   data_type_of(y),
-                                  shared_output ? shared_output->data() : nullptr};
+                                  shared_output ? shared_output->data() : nullptr,
+                                  is_settled};
     W4AFP8_RUN(moe_combine, params, y);
   }
   return out;

@@ -24,7 +24,8 @@
 namespace w4afp8 {
 
 std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
-                                   int64_t token_padding, int64_t first_expert, Outputs outputs) {
+                                   int64_t token_padding, int64_t first_expert, Outputs outputs,
+                                   bool is_settled) {
   check_tensor(x, "x");
   check_dtype(x, "x", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(x, "x", 2, "[tokens, hidden]");
@@ -62,7 +63,8 @@ std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int6
                                  topk,
                                  data_type_of(x),
                                  token_padding,
-                                 static_cast<int32_t>(first_expert)};
+                                 static_cast<int32_t>(first_expert),
+                                 is_settled};
   W4AFP8_RUN(moe_dispatch, params, x);
   return {permuted, scale, sums, row_index};
 }

@@ -48,12 +48,13 @@ std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_b
                                 std::string_view score, bool norm_topk_prob,
                                 double routed_scaling_factor, int64_t n_group, int64_t topk_group,
                                 Outputs outputs = {});
-// permuted, scale, tokens, row_index.
+// permuted, scale, tokens, row_index. `is_settled`: see MoeDispatchParams.
 std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
                                    int64_t token_padding, int64_t first_expert,
-                                   Outputs outputs = {});
+                                   Outputs outputs = {}, bool is_settled = false);
+// `is_settled`: see MoeCombineParams.
 Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
-                   const Tensor* shared_output);
+                   const Tensor* shared_output, bool is_settled = false);
 
 // A mixture-of-experts layer's weights of one projection.
 struct ProjectionArguments {

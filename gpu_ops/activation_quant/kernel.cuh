@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   __shared__ int32_t row_sums[kMaxExperts];
   extern __shared__ float4 hadamard_exchange[];  // hadamard_bytes
   wait_for_previous_grids();
-  launch_large_dependents();  // the second product
+  launch_large_dependents();  // the second product; behind the wait, as the layer's combine relies on
 
   constexpr int kHeld = kHadamard ? kHeldChunks : kHeldActivated;
   constexpr int kHalves = kActivation == Activation::kGelu ? 1 : 2;

@@ -145,29 +145,43 @@ __device__ __forceinline__ float largest_magnitude(const RawChunk<kWidth, T> (&c
   return fmaxf(to_float(largest.x), to_float(largest.y));
 }
 
+// How caches take a read.
+enum class Access {
+  kNormal,
+  kOnce,    // nobody reads it again: it need not stay in L2
+  kPastL1,  // before the wait (grid_dependency.cuh): L1 may still have what was there earlier
+};
+
+template <Access kAccess, typename Word>
+__device__ __forceinline__ Word load_word(const Word* x) {
+  if constexpr (kAccess == Access::kOnce) return __ldcs(x);
+  if constexpr (kAccess == Access::kPastL1) return __ldcg(x);
+  return *x;
+}
+
 // Reads kWidth features; `x` is aligned to all of them (to 16 bytes if they are more).
-template <int kWidth, typename T>
+template <int kWidth, Access kAccess = Access::kNormal, typename T>
 __device__ __forceinline__ RawChunk<kWidth, T> load_raw(const T* x) {
   using Raw = RawChunk<kWidth, T>;
   Raw raw;
   if constexpr (Raw::kBytes >= 16) {
 #pragma unroll
     for (int i = 0; i < Raw::kWords; i += 4) {
-      const uint4 four = reinterpret_cast<const uint4*>(x)[i / 4];
+      const uint4 four = load_word<kAccess>(reinterpret_cast<const uint4*>(x) + i / 4);
       raw.words[i] = four.x;
       raw.words[i + 1] = four.y;
       raw.words[i + 2] = four.z;
       raw.words[i + 3] = four.w;
     }
   } else {
-    raw.words[0] = *reinterpret_cast<const typename Word<Raw::kBytes>::Type*>(x);
+    raw.words[0] = load_word<kAccess>(reinterpret_cast<const typename Word<Raw::kBytes>::Type*>(x));
   }
   return raw;
 }
 
-template <int kWidth, typename T>
+template <int kWidth, Access kAccess = Access::kNormal, typename T>
 __device__ __forceinline__ Chunk<kWidth> load_chunk(const T* x) {
-  return load_raw<kWidth>(x).floats();
+  return load_raw<kWidth, kAccess>(x).floats();
 }
 
 // Rounds to T (to nearest even) and writes.

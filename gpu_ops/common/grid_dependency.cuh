@@ -24,6 +24,13 @@
 // other, took 8.3 us each instead of 2.6). A kernel that fills multiprocessors alone may call it first.
 // Asking for data to be brought into L2 is no access: L2 sees every write, so what is read later is
 // right.
+//
+// The exception: a kernel whose caller knows what runs before it may touch memory earlier. Say the
+// kernel before is B, before that come A and others. That this kernel's blocks run says that all of B's
+// have triggered: where B triggers behind its wait, A has ended. Where B triggers at once, all of its
+// blocks run, and the same goes for A as for B: if A triggers behind its wait, all that came before A
+// has ended. What these kernels wrote may then be read, and what only they used be written. The kernel
+// must still end after B: one of its blocks at least waits.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -47,12 +47,21 @@ cudaError_t launch_route(const MoeRouteParams& params, cudaStream_t stream) {
                                  stream, params, groups_of(params));
 }
 
+template <int kWidth, int kTeamThreads, typename T>
+auto dispatch_kernel(bool is_early) {
+  constexpr bool kCanBeEarly = kWidth > 1;  // few layers have other widths
+  return is_early ? moe_dispatch_kernel<kWidth, kTeamThreads, T, kCanBeEarly>
+                  : moe_dispatch_kernel<kWidth, kTeamThreads, T, false>;
+}
+
 template <int kWidth, int kTeamThreads>
 cudaError_t launch_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
-  auto kernel = params.in_type == DataType::kBFloat16
-                    ? moe_dispatch_kernel<kWidth, kTeamThreads, __nv_bfloat16>
-                    : moe_dispatch_kernel<kWidth, kTeamThreads, __half>;
   const int64_t groups = std::clamp<int64_t>(params.num_tokens, 1, sm_count());
+  const bool is_early = params.is_settled && params.num_tokens <= groups;
+  auto kernel = dispatch_kernel<kWidth, kTeamThreads, __half>(is_early);
+  if (params.in_type == DataType::kBFloat16) {
+    kernel = dispatch_kernel<kWidth, kTeamThreads, __nv_bfloat16>(is_early);
+  }
   const int64_t splits = std::clamp<int64_t>(sm_count() / groups, 1, params.topk);
   return launch_dependent_kernel(kernel, groups * splits, kDispatchThreads, stream, params,
                                  DispatchGrid{static_cast<int>(splits)});
@@ -66,14 +75,20 @@ int combine_parts(const MoeCombineParams& params) {
   return static_cast<int>(std::min(most, ceil_div(kBlocksEach * sm_count(), params.num_tokens)));
 }
 
+// A shared output's tokens are not zeros.
+int combine_zero_blocks(const MoeCombineParams& params) {
+  const bool has_zeros = params.is_settled && params.shared_output == nullptr;
+  return has_zeros ? static_cast<int>(ceil_div(params.num_tokens, kZeroedTokens)) : 0;
+}
+
 template <int kWidth>
 cudaError_t launch_combine(const MoeCombineParams& params, cudaStream_t stream) {
   if (params.num_tokens == 0) return cudaSuccess;
   auto kernel = params.type == DataType::kBFloat16 ? moe_combine_kernel<kWidth, __nv_bfloat16>
                                                    : moe_combine_kernel<kWidth, __half>;
-  const int parts = combine_parts<kWidth>(params);
-  return launch_dependent_kernel(kernel, params.num_tokens * parts, kCombineThreads, stream, params,
-                                 parts);
+  const CombineGrid grid{combine_zero_blocks(params), combine_parts<kWidth>(params)};
+  return launch_dependent_kernel(kernel, grid.zero_blocks + params.num_tokens * grid.parts,
+                                 kCombineThreads, stream, params, grid);
 }
 
 }  // namespace

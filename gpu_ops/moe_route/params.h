@@ -64,6 +64,9 @@ struct MoeDispatchParams {
   DataType in_type;           // kBFloat16 or kFloat16
   int64_t token_padding = 0;  // 0, or rows of `permuted` for each expert
   int32_t first_expert = 0;
+  // The exception in common/grid_dependency.cuh holds: x may be read while the kernel before is still
+  // running.
+  bool is_settled = false;
 
   W4AFP8_HOST_DEVICE int64_t num_rows() const {
     return token_padding > 0 ? experts * token_padding : num_tokens * topk;
@@ -88,6 +91,9 @@ struct MoeCombineParams {
   int64_t topk;
   DataType type;                        // kBFloat16 or kFloat16
   const void* shared_output = nullptr;  // nullptr or type [num_tokens, hidden]
+  // The exception in common/grid_dependency.cuh holds: topk_weights and row_index may be read, and
+  // `out` written, while the kernel before is still running.
+  bool is_settled = false;
 };
 
 }  // namespace w4afp8

@@ -223,7 +223,8 @@ void moe_route() {
   }
 }
 
-void dispatch_and_combine_case(int64_t num_tokens, int64_t hidden, int64_t padding) {
+void dispatch_and_combine_case(int64_t num_tokens, int64_t hidden, int64_t padding,
+                               bool is_settled) {
   const int64_t experts = 9, topk = 3, slots = num_tokens * topk;
   const int64_t rows = padding > 0 ? experts * padding : slots;
   std::vector<int32_t> chosen(slots);
@@ -234,7 +235,7 @@ void dispatch_and_combine_case(int64_t num_tokens, int64_t hidden, int64_t paddi
   run("moe_dispatch",
       MoeDispatchParams{x.as<void>(), ids.as<int32_t>(), permuted.as<uint8_t>(), scale.as<float>(),
                         tokens.as<int32_t>(), row_index.as<int32_t>(), num_tokens, hidden, experts,
-                        topk, DataType::kBFloat16, padding, 0},
+                        topk, DataType::kBFloat16, padding, 0, is_settled},
       launch_moe_dispatch);
   permuted.read("moe_dispatch, permuted");
   scale.read("moe_dispatch, scale");
@@ -245,17 +246,20 @@ void dispatch_and_combine_case(int64_t num_tokens, int64_t hidden, int64_t paddi
   const Tensor shared(random_bytes(num_tokens * hidden * 2)), out(poison(num_tokens * hidden * 2));
   run("moe_combine",
       MoeCombineParams{y.as<void>(), weights.as<float>(), row_index.as<int32_t>(), out.as<void>(),
-                       num_tokens, rows, hidden, topk, DataType::kBFloat16, shared.as<void>()},
+                       num_tokens, rows, hidden, topk, DataType::kBFloat16,
+                       is_settled ? nullptr : shared.as<void>(), is_settled},
       launch_moe_combine);
   out.read("moe_combine, out");
 }
 
 void moe_dispatch_and_combine() {
-  for (const int64_t padding : {0, 5}) {
-    dispatch_and_combine_case(70, 20, padding);
-    dispatch_and_combine_case(70, 1024, padding);
-    // Several tokens for each block.
-    dispatch_and_combine_case(3000, 64, padding);
+  for (const bool is_settled : {false, true}) {
+    for (const int64_t padding : {0, 5}) {
+      dispatch_and_combine_case(70, 20, padding, is_settled);
+      dispatch_and_combine_case(70, 1024, padding, is_settled);
+      // Several tokens for each block.
+      dispatch_and_combine_case(3000, 64, padding, is_settled);
+    }
   }
 }
 

@@ -67,6 +67,7 @@ CASES = {
     "own router": Case(logits="router", has_correction_bias=True),
     "one expert": Case(experts=1, routing=Routing(1)),
     "empty experts": Case(experts=8, logits="last"),
+    "many experts": Case(experts=512, hidden=32, intermediate=32, routing=Routing(16)),
     "one token": Case(tokens=1),
     "padded sizes": Case(hidden=160, intermediate=96, weight_format="mxfp4"),
     "groups of experts": Case(
@@ -88,9 +89,8 @@ def build(case: Case, rng: np.random.Generator) -> tuple[W4AFP8MoEFFN, MoEWeight
     e, h, i = case.experts, case.hidden, case.intermediate
     up_gate, down = normal(e, gates * i, h, size=h**-0.5), normal(e, h, i, size=i**-0.5)
     # Multiples of 1/16 below 4 are exact in bfloat16 and float16.
-    biases = [
-        np.rint(16 * normal(e, n).clip(-3, 3)).astype(np.float32) / 16 for n in (gates * i, h)
-    ]
+    sizes = (gates * i, h)
+    biases = [np.rint(16 * normal(e, n).clip(-3, 3)).astype(np.float32) / 16 for n in sizes]
     router = {
         "gate_weight": normal(h, e) if case.logits == "router" else None,
         "correction_bias": normal(e, size=0.3) if case.has_correction_bias else None,

@@ -20,8 +20,6 @@ from typing import Any
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8._extension import extension
-from w4afp8._routes import is_eager
 from w4afp8._tracing import run_as_written
 from w4afp8.layers.checks import check_activations, check_hadamard, check_multiple, check_share
 from w4afp8.layers.experts import (
@@ -29,9 +27,8 @@ from w4afp8.layers.experts import (
     fill_projection,
     fill_router,
     make_projections,
-    run_experts,
-    tokens_hint,
 )
+from w4afp8.layers.moe_launches import run_layer
 from w4afp8.layers.operands import (
     Array,
     as_packed,
@@ -284,38 +281,8 @@ class W4AFP8MoEFFN(QuantizedLayer):
         self.down_proj.check_loaded()
         rows = as_rows(x)
         logits = self.router.logits_of(rows, None if logits is None else contiguous(logits))
-        run = self._in_one_call if is_eager() else self._by_operators
-        out = run(rows, logits, shared_output)
+        out = run_layer(self, rows, logits, shared_output)
         return out if x.ndim == 2 else out.reshape(shape_of(x))
-
-    def _in_one_call(self, rows: Tensor, logits: Tensor, shared_output: Tensor | None) -> Tensor:
-        """The six operators with one workspace between them: the same launches, the same bits."""
-        out: Tensor = extension().moe_ffn(
-            *(rows, logits, shared_output, self.router.routing),
-            *(self.up_gate_proj.operands, self.down_proj.operands),
-            *(self.up_gate_proj.weight_format, self.activation, self.hadamard_block_size),
-            *(self._hint(rows), self.first_expert),
-        )
-        return out
-
-    def _by_operators(self, rows: Tensor, logits: Tensor, shared_output: Tensor | None) -> Tensor:
-        """One registered operator after the other, as a traced program needs them."""
-        topk_weights, topk_ids = self.router(rows, logits)
-        permuted, scale, tokens, row_index = ops.moe_dispatch(
-            rows, topk_ids, experts=self.num_experts, first_expert=self.first_expert
-        )
-        y = run_experts(
-            *(self.up_gate_proj, self.down_proj, permuted, tokens, scale),
-            activation=self.activation,
-            hadamard_block_size=self.hadamard_block_size,
-            max_tokens=self._hint(rows),
-        )
-        return ops.moe_combine(y, topk_weights, row_index, shared_output=shared_output)
-
-    def _hint(self, rows: Tensor) -> int:
-        # Of the router's experts: most rows of a part are empty, and would tell the GEMM of more
-        # tokens.
-        return tokens_hint(rows.shape[0] * self.router.topk, self.router.num_experts)
 
     def extra_repr(self) -> str:
         return (
