@@ -16,9 +16,7 @@
 // bytes of a 64 x 64 block are its fragments of four k steps (layout.h).
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "mla_up/numbers.cuh"
 #include "mla_up/tile.h"
 
 namespace w4afp8 {
@@ -38,66 +36,6 @@ __device__ __forceinline__ uint32_t load_streamed(const uint32_t* address) {
   asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(address));
   return v;
 }
-
-// A number format: codes to `magnitude * 2^-bias` by bit fields alone, then exact products by powers
-// of two. All functions work on two numbers in a word.
-template <DataType kType>
-struct MlaNumbers;
-
-template <>
-struct MlaNumbers<DataType::kBFloat16> {
-  // The exponent's two low bits and the first fraction bit: magnitude * 2^-126, subnormal below 1.
-  __device__ __forceinline__ static uint32_t field(uint32_t word, int fragment) {
-    if (fragment == 0) return word & 0x81C081C0u;
-    if (fragment == 1) return (word << 3) & 0x81C081C0u;
-    if (fragment == 2) return ((word << 6) & 0x01C001C0u) | ((word << 1) & 0x80008000u);
-    return ((word >> 3) & 0x01C001C0u) | ((word << 2) & 0x80008000u);
-  }
-  __device__ __forceinline__ static uint32_t multiply(uint32_t a, uint32_t b) {
-    uint32_t product;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-  }
-  // Two powers of two for a pair of scale bytes s: their product is 2^(s - 127 + 126). The first
-  // holds both where every s is below 128 (kSmall), as weights' scales are.
-  template <bool kSmall>
-  __device__ __forceinline__ static uint2 powers(uint32_t pair) {
-    if constexpr (kSmall) return make_uint2(shift_and_add(pair, 128, 0x3F003F00u), 0);
-    // s = 0 too: 0x0040 is 2^-127.
-    return make_uint2(0x7E807E80u, __vmaxu2(pair << 7, 0x00400040u));
-  }
-
- private:
-  // One instruction, where the compiler would take a shift, a mask and an addition.
-  __device__ __forceinline__ static uint32_t shift_and_add(uint32_t x, uint32_t power,
-                                                           uint32_t term) {
-    uint32_t sum;
-    asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(power), "r"(term));
-    return sum;
-  }
-};
-
-template <>
-struct MlaNumbers<DataType::kFloat16> {
-  // The exponent's two low bits and the first fraction bit: magnitude * 2^-14.
-  __device__ __forceinline__ static uint32_t field(uint32_t word, int fragment) {
-    if (fragment == 0) return ((word << 3) & 0x0E000E00u) | (word & 0x80008000u);
-    if (fragment == 1) return ((word << 6) & 0x0E000E00u) | ((word << 3) & 0x80008000u);
-    if (fragment == 2) return ((word << 9) & 0x0E000E00u) | ((word << 1) & 0x80008000u);
-    return (word & 0x0E000E00u) | ((word << 2) & 0x80008000u);
-  }
-  __device__ __forceinline__ static uint32_t multiply(uint32_t a, uint32_t b) {
-    uint32_t product;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-  }
-  // Of a pair of relative scales t = s - largest + 37: the product is 2^(t - 24 + 14), zero for 0.
-  template <bool>
-  __device__ __forceinline__ static uint2 powers(uint32_t pair) {
-    const uint32_t second = __vminu2(pair, 0x001E001Eu);
-    return make_uint2((pair - second + 0x00140014u) << 10, second << 10);
-  }
-};
 
 // Codes and scales of one 64 x 64 block, for one thread.
 template <MlaUp kOp, DataType kType>
