@@ -98,17 +98,12 @@ cudaError_t launch_k_up(const MlaUpParams& params, cudaStream_t stream) {
 template <DataType kType, int kInBlocks>
 cudaError_t launch_v_up(const MlaUpParams& params, cudaStream_t stream) {
   constexpr int64_t kWave = 256, kFew = 128;  // fragments
-  // FP16's look at all scales leaves no registers for it.
-  constexpr bool kSplitsHeads = kType == DataType::kBFloat16;
   const auto launch = [&](auto shape) {
     return launch_mla_tile<MlaTile<MlaUp::kVUp, kType, kInBlocks, decltype(shape)>>(params, stream);
   };
   if (fragments<MlaVUp16>(params) <= kFew) return launch(MlaVUp16Split{});
   if (params.tokens <= 16) {
-    if (kSplitsHeads && fragments<MlaVUp16>(params) <= kWave) {
-      return launch(std::conditional_t<kSplitsHeads, MlaVUp16Heads, MlaVUp16>{});
-    }
-    return launch(MlaVUp16{});
+    return fragments<MlaVUp16>(params) <= kWave ? launch(MlaVUp16Heads{}) : launch(MlaVUp16{});
   }
   const int64_t most_of_32 = params.tokens <= 32 ? kWave : kFew;
   if (fragments<MlaVUp32>(params) <= most_of_32) return launch(MlaVUp32{});

@@ -19,6 +19,13 @@
 
 namespace w4afp8 {
 
+// One instruction, where the compiler would take a shift, a mask and an addition.
+__device__ __forceinline__ uint32_t multiply_and_add(uint32_t x, uint32_t factor, uint32_t term) {
+  uint32_t sum;
+  asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(factor), "r"(term));
+  return sum;
+}
+
 // A number format: codes to `magnitude * 2^-bias` by bit fields alone, then exact products by powers
 // of two. All functions work on two numbers in a word.
 template <DataType kType>
@@ -39,21 +46,12 @@ struct MlaNumbers<DataType::kBFloat16> {
     return product;
   }
   // Two powers of two for a pair of scale bytes s: their product is 2^(s - 127 + 126). The first
-  // holds both where every s is below 128 (kSmall), as weights' scales are.
-  template <bool kSmall>
+  // holds both where every s is below 128 (kOneFactor), as weights' scales are.
+  template <bool kOneFactor>
   __device__ __forceinline__ static uint2 powers(uint32_t pair) {
-    if constexpr (kSmall) return make_uint2(shift_and_add(pair, 128, 0x3F003F00u), 0);
+    if constexpr (kOneFactor) return make_uint2(multiply_and_add(pair, 128, 0x3F003F00u), 0);
     // s = 0 too: 0x0040 is 2^-127.
     return make_uint2(0x7E807E80u, __vmaxu2(pair << 7, 0x00400040u));
-  }
-
- private:
-  // One instruction, where the compiler would take a shift, a mask and an addition.
-  __device__ __forceinline__ static uint32_t shift_and_add(uint32_t x, uint32_t power,
-                                                           uint32_t term) {
-    uint32_t sum;
-    asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(power), "r"(term));
-    return sum;
   }
 };
 
@@ -71,9 +69,11 @@ struct MlaNumbers<DataType::kFloat16> {
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
     return product;
   }
-  // Of a pair of relative scales t = s - largest + 37: the product is 2^(t - 24 + 14), zero for 0.
-  template <bool>
+  // Of a pair of distances d = largest - s, the power 2^(15 - d) (kOneFactor, d at most 15). Else of
+  // t = 37 - d two powers, whose product is 2^(t - 24 + 14), zero for 0.
+  template <bool kOneFactor>
   __device__ __forceinline__ static uint2 powers(uint32_t pair) {
+    if constexpr (kOneFactor) return make_uint2(multiply_and_add(pair, -1024, 0x78007800u), 0);
     const uint32_t second = __vminu2(pair, 0x001E001Eu);
     return make_uint2((pair - second + 0x00140014u) << 10, second << 10);
   }
