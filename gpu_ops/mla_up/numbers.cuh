@@ -73,7 +73,7 @@ struct MlaNumbers<DataType::kFloat16> {
   // t = 37 - d two powers, whose product is 2^(t - 24 + 14), zero for 0.
   template <bool kOneFactor>
   __device__ __forceinline__ static uint2 powers(uint32_t pair) {
-    if constexpr (kOneFactor) return make_uint2(multiply_and_add(pair, -1024, 0x78007800u), 0);
+    if constexpr (kOneFactor) return make_uint2(multiply_and_add(pair, -1024u, 0x78007800u), 0);
     const uint32_t second = __vminu2(pair, 0x001E001Eu);
     return make_uint2((pair - second + 0x00140014u) << 10, second << 10);
   }
