@@ -44,9 +44,16 @@ struct MlaUpParams {
   // nullptr, or float32 [tokens, heads], contiguous: x is E4M3 then, times the scale of its row.
   const float* x_scale;
 
-  // Whether blocks start before the kernel before has ended, and let the next one's start. Not those
-  // of many rows: long kernels gain nothing, and lose where their blocks begin one after another.
-  W4AFP8_HOST_DEVICE bool starts_early() const { return tokens * heads < 1 << 16; }
+  // Whether blocks start before the kernel before has ended, and let the next one's start.
+  W4AFP8_HOST_DEVICE bool starts_early() const { return tokens * heads < 1 << 16 || is_long(); }
+
+  // Lets them start near its end only, which hides how long they take to begin. Between these and few
+  // rows that costs more than it gains (docs/mla.md): outputs that are about as large as L2, and short
+  // kernels of FP8 activations.
+  W4AFP8_HOST_DEVICE bool is_long() const {
+    return op == MlaUp::kKUp ? tokens * heads * out_features >= 1 << 26  // 128 MB
+                             : tokens * heads >= 1 << 16 && x_scale == nullptr;
+  }
 
   W4AFP8_HOST_DEVICE MlaUpLayout layout() const { return {op, out_features, in_features}; }
 };
