@@ -92,7 +92,7 @@ class MlaKernel {
   __device__ __forceinline__ Dependents choose_dependents() const {
     constexpr uint32_t kHalfFull = 66 * Tile::kBlocksPerSm;  // blocks, of 132 multiprocessors
     if (!params_.starts_early()) return Dependents::kAtEnd;
-    if (params_.is_long()) return Dependents::kNearEnd;
+    if (params_.starts_next_near_end()) return Dependents::kNearEnd;
     const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
     return blocks >= kHalfFull ? Dependents::kAtOnce : Dependents::kAfterLoads;
   }
