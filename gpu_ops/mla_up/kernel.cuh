@@ -74,6 +74,8 @@ class MlaKernel {
     load_first();
     if (dependents == Dependents::kAfterLoads) launch_dependents();
 #pragma unroll
+    for (int m = 0; m < Tile::kOutBlocks; ++m) product_[m].look_at_scales();
+#pragma unroll
     for (int m = 0; m < Tile::kOutBlocks; ++m) product_[m].prepare();
     if constexpr (Tile::kOneTile) {
       run_tile(blockIdx.z);

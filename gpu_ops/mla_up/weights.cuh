@@ -107,9 +107,9 @@ class MlaWeights {
   // `codes` and `scales` are those of this warpgroup's inputs, the `split`-th share of all.
   __device__ __forceinline__ void load(const uint8_t* codes, const uint8_t* scales, uint32_t thread,
                                        uint32_t split) {
+    // Scales first: they are looked at while the codes are on their way.
 #pragma unroll
     for (int block = 0; block < Tile::kOwnBlocks; ++block) {
-      blocks_[block].load_codes(codes + block * kMlaBlockBytes, thread);
       blocks_[block].load_scales(scales + block * kMlaBlockScaleBytes, thread);
     }
     if constexpr (kSeesOthers) {
@@ -119,10 +119,14 @@ class MlaWeights {
         others_[i].load_scales(all + (thread % 4 * kShare + i) * kMlaBlockScaleBytes, thread);
       }
     }
+#pragma unroll
+    for (int block = 0; block < Tile::kOwnBlocks; ++block) {
+      blocks_[block].load_codes(codes + block * kMlaBlockBytes, thread);
+    }
   }
 
-  // Looks at the scales, which waits for them: call it as late as possible.
-  __device__ __forceinline__ void prepare() {
+  // Waits for the scales: call it as late as possible.
+  __device__ __forceinline__ void look_at_scales() {
     if constexpr (kIsRelative) {
       make_relative();
     } else {
