@@ -20,8 +20,8 @@
 // nothing is read or overwritten too early, whatever ran before. launch_dependents() may then come
 // anywhere: the next kernel's blocks start once all of this one's have called it, and wait in their
 // turn. Right behind the wait, so that no more than two kernels are on the device at a time: where it
-// came first, blocks of many waiting kernels crowded (on an H100 routers of 512 tokens, one behind the
-// other, took 8.3 us each instead of 2.6). A kernel that fills multiprocessors alone may call it first.
+// comes first, blocks of many waiting kernels crowd, and short kernels one behind the other each take
+// longer. A kernel that fills multiprocessors alone may call it first.
 // Asking for data to be brought into L2 is no access: L2 sees every write, so what is read later is
 // right.
 //
@@ -38,16 +38,14 @@
 namespace w4afp8 {
 
 // A large grid does so only as it ends, without being told: blocks that start earlier crowd on the
-// multiprocessors that have room first (the router of 2048 tokens took 5.9 us behind another instead
-// of 5.2 on an H100).
+// multiprocessors that have room first, and the kernel behind takes longer.
 __device__ __forceinline__ void launch_dependents() {
   constexpr unsigned kFewBlocks = 264;  // two for each multiprocessor of the largest Hopper GPU
   if (gridDim.x <= kFewBlocks) cudaTriggerProgrammaticLaunchCompletion();
 }
 
 // The same for any grid, where the next kernel's blocks need most of a multiprocessor and so cannot
-// crowd: they start as multiprocessors become free, not after the last block (the layer of 2048 tokens
-// of DeepSeek-V3 took 1.0 us less with this behind the router, on an H100).
+// crowd: they start as multiprocessors become free, not after the last block.
 __device__ __forceinline__ void launch_large_dependents() {
   cudaTriggerProgrammaticLaunchCompletion();
 }

@@ -17,9 +17,8 @@
 
 #include <cudaTypedefs.h>
 
-#include <atomic>
-
 #include "common/device.h"
+#include "common/launch_kernel.cuh"
 #include "grouped_gemm/kernel.cuh"
 
 namespace w4afp8 {
@@ -45,22 +44,6 @@ inline cudaError_t encode_token_map(const GroupGemmParams& params, int box_token
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// Raises the kernel's shared-memory limit once per device.
-template <class Tile, class Format>
-cudaError_t prepare_kernel() {
-  static std::atomic<uint64_t> prepared{0};  // one bit a device
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if (bit != 0 && (prepared.load(std::memory_order_acquire) & bit) != 0) return cudaSuccess;
-  const cudaError_t set =
-      cudaFuncSetAttribute(group_gemm_kernel<Tile, Format>,
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
-  if (set == cudaSuccess) prepared.fetch_or(bit, std::memory_order_release);
-  return set;
-}
-
 // One block a multiprocessor, fewer where there cannot be that many tiles.
 template <class Tile>
 int grid_size(const GroupGemmParams& params) {
@@ -79,7 +62,7 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
     return sizeof(Storage) + sizeof(int32_t) * TileScheduler<Tile>::words(experts);
   };
   static_assert(shared_bytes(kMaxExperts) <= kMaxSharedBytes, "the stages do not fit");
-  cudaError_t error = prepare_kernel<Tile, Format>();
+  cudaError_t error = raise_shared_memory<group_gemm_kernel<Tile, Format>>(kMaxSharedBytes);
   if (error != cudaSuccess) return error;
   CUtensorMap token_map;
   error = encode_token_map(params, Tile::kBoxTokens, &token_map);

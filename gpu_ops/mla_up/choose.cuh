@@ -29,7 +29,6 @@ using MlaKUp64 = MlaShape<64, 1, 1, 1, 1, 4>;
 using MlaKUpHeads = MlaShape<64, 1, 2, 1, 2, 4>;
 using MlaKUpMany = MlaShape<64, 2, 1, 1, 3, 2>;
 using MlaKUpWide = MlaShape<64, 4, 2, 1, 3, 1>;
-using MlaKUpLong = MlaShape<64, 2, 2, 1, 3, 1>;
 
 using MlaVUp16 = MlaShape<16, 1, 1, 2, 1, 2>;
 using MlaVUp16Split = MlaShape<16, 1, 1, 4, 1, 1>;
@@ -67,9 +66,11 @@ cudaError_t launch_k_up(const MlaUpParams& params, cudaStream_t stream) {
     return fragments<MlaKUp16>(params) < kWave ? launch(MlaKUp16{}) : launch(MlaKUp16Heads{});
   }
   if (params.tokens <= 32) return launch(MlaKUp32{});
-  // FP16 takes longer to make fragments: so few of them walk, two warpgroups beside each other.
-  const bool walks = kType == DataType::kFloat16 && fragments<MlaKUp64>(params) <= kWave / 4;
-  if (fragments<MlaKUp64>(params) < kWave && !walks) return launch(MlaKUp64{});
+  // About two a multiprocessor are faster in one block each of two warpgroups.
+  const bool in_pairs =
+      fragments<MlaKUp64>(params) > kWave / 8 && fragments<MlaKUp64>(params) <= kWave / 4;
+  if (in_pairs) return launch(MlaKUpMany{});
+  if (fragments<MlaKUp64>(params) < kWave) return launch(MlaKUp64{});
   // The registers of these blocks hold no more weights, nor FP16's.
   if constexpr (kType == DataType::kBFloat16 && kInBlocks <= 2) {
     // Heads alone fill the device, and few tokens leave each block few tiles.
@@ -78,10 +79,6 @@ cudaError_t launch_k_up(const MlaUpParams& params, cudaStream_t stream) {
     // Outputs about as large as L2: here reading the tokens once counts most.
     const int64_t outputs = params.tokens * params.heads * params.out_features;
     if (outputs >= 3 << 23 && outputs < 3 << 24) return launch(MlaKUpWide{});
-    // Larger ones of so few heads that a block for each keeps its weights to the end.
-    const int64_t head_blocks = ceil_div(params.out_features, MlaKUpLong::kOut);
-    const bool heads_fit = params.heads * head_blocks <= sm_count();
-    if (outputs >= 1 << 26 && heads_fit) return launch(MlaKUpLong{});
   }
   return launch(MlaKUpMany{});
 }
@@ -98,17 +95,12 @@ cudaError_t launch_k_up(const MlaUpParams& params, cudaStream_t stream) {
 template <DataType kType, int kInBlocks>
 cudaError_t launch_v_up(const MlaUpParams& params, cudaStream_t stream) {
   constexpr int64_t kWave = 256, kFew = 128;  // fragments
-  // FP16's look at all scales leaves no registers for it.
-  constexpr bool kSplitsHeads = kType == DataType::kBFloat16;
   const auto launch = [&](auto shape) {
     return launch_mla_tile<MlaTile<MlaUp::kVUp, kType, kInBlocks, decltype(shape)>>(params, stream);
   };
   if (fragments<MlaVUp16>(params) <= kFew) return launch(MlaVUp16Split{});
   if (params.tokens <= 16) {
-    if (kSplitsHeads && fragments<MlaVUp16>(params) <= kWave) {
-      return launch(std::conditional_t<kSplitsHeads, MlaVUp16Heads, MlaVUp16>{});
-    }
-    return launch(MlaVUp16{});
+    return fragments<MlaVUp16>(params) <= kWave ? launch(MlaVUp16Heads{}) : launch(MlaVUp16{});
   }
   const int64_t most_of_32 = params.tokens <= 32 ? kWave : kFew;
   if (fragments<MlaVUp32>(params) <= most_of_32) return launch(MlaVUp32{});

@@ -16,6 +16,9 @@
 // [outputs, tokens], rows are [tokens, outputs]), store 16 bytes a thread.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "mla_up/weights.cuh"
 #include "ptx/stmatrix.cuh"
 

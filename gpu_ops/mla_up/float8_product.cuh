@@ -54,8 +54,9 @@ class MlaFloat8Product {
     load_mla_weights<Tile>(params, out, split, &weights_);
   }
 
+  __device__ __forceinline__ void look_at_scales() { weights_.look_at_scales(); }
+
   __device__ __forceinline__ void prepare() {
-    weights_.prepare();
 #pragma unroll
     for (int block = 0; block < Tile::kInBlocks; ++block) {
       MlaFragment halves[4];

@@ -28,7 +28,8 @@ namespace w4afp8 {
 enum class Dependents {
   kAtOnce,      // few of them fit beside this grid
   kAfterLoads,  // else the grids of many launches wait on the device at a time: each becomes slower
-  kAtEnd,       // of a long kernel
+  kNearEnd,     // of a long kernel, beside which they would wait for nothing
+  kAtEnd,
 };
 
 // Activations as tensor copies see them: [tokens][heads][inputs].
@@ -73,12 +74,17 @@ class MlaKernel {
     load_first();
     if (dependents == Dependents::kAfterLoads) launch_dependents();
 #pragma unroll
+    for (int m = 0; m < Tile::kOutBlocks; ++m) product_[m].look_at_scales();
+#pragma unroll
     for (int m = 0; m < Tile::kOutBlocks; ++m) product_[m].prepare();
     if constexpr (Tile::kOneTile) {
       run_tile(blockIdx.z);
     } else {
 #pragma unroll 1
       for (uint32_t tile = blockIdx.z; tile * Tile::kTokens < params_.tokens; tile += gridDim.z) {
+        if (Tile::kMayBeLong && dependents == Dependents::kNearEnd && is_near_end(tile)) {
+          launch_dependents();
+        }
         run_tile(tile);
       }
     }
@@ -88,8 +94,14 @@ class MlaKernel {
   __device__ __forceinline__ Dependents choose_dependents() const {
     constexpr uint32_t kHalfFull = 66 * Tile::kBlocksPerSm;  // blocks, of 132 multiprocessors
     if (!params_.starts_early()) return Dependents::kAtEnd;
+    if (params_.starts_next_near_end()) return Dependents::kNearEnd;
     const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
     return blocks >= kHalfFull ? Dependents::kAtOnce : Dependents::kAfterLoads;
+  }
+
+  // With its last two tiles.
+  __device__ __forceinline__ bool is_near_end(uint32_t tile) const {
+    return (tile + 2 * gridDim.z) * Tile::kTokens >= params_.tokens;
   }
 
   __device__ __forceinline__ void make_barriers() {

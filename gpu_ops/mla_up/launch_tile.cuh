@@ -18,30 +18,15 @@
 #include <cudaTypedefs.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "common/device.h"
+#include "common/launch_kernel.cuh"
 #include "mla_up/kernel.cuh"
 
 namespace w4afp8 {
 
 // cuTensorMapEncodeTiled, or nullptr where there is no driver: grouped_gemm/dispatch.cu.
 PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder();
-
-// Raises the kernel's shared-memory limit once per device.
-template <class Tile>
-cudaError_t prepare_mla_kernel() {
-  static std::atomic<uint64_t> prepared{0};  // one bit a device
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if (bit != 0 && (prepared.load(std::memory_order_acquire) & bit) != 0) return cudaSuccess;
-  const cudaError_t set = cudaFuncSetAttribute(
-      mla_up_kernel<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
-  if (set == cudaSuccess) prepared.fetch_or(bit, std::memory_order_release);
-  return set;
-}
 
 // Blocks along the tokens: so many that all blocks run at a time, as each keeps its weights for all of
 // its tiles.
@@ -91,7 +76,7 @@ cudaError_t launch_mla_tile(const MlaUpParams& params, cudaStream_t stream) {
   MlaTokenMap<Tile> map = {};
   const cudaError_t encoded = encode_token_map<Tile>(params, &map);
   if (encoded != cudaSuccess) return encoded;
-  const cudaError_t error = prepare_mla_kernel<Tile>();
+  const cudaError_t error = raise_shared_memory<mla_up_kernel<Tile>>(Tile::kSharedBytes);
   if (error != cudaSuccess) return error;
   // See grid_dependency.cuh.
   cudaLaunchAttribute attribute = {};

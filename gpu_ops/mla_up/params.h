@@ -44,9 +44,19 @@ struct MlaUpParams {
   // nullptr, or float32 [tokens, heads], contiguous: x is E4M3 then, times the scale of its row.
   const float* x_scale;
 
-  // Whether blocks start before the kernel before has ended, and let the next one's start. Not those
-  // of many rows: long kernels gain nothing, and lose where their blocks begin one after another.
-  W4AFP8_HOST_DEVICE bool starts_early() const { return tokens * heads < 1 << 16; }
+  // Whether blocks start before the kernel before has ended, and let the next one's start.
+  W4AFP8_HOST_DEVICE bool starts_early() const {
+    return tokens * heads < 1 << 16 || starts_next_near_end();
+  }
+
+  // Lets them start near its end only, which hides how long they take to begin: a long kernel, where
+  // that gained by measurement (docs/mla.md). Not so k_up's whose outputs are about as large as L2, the
+  // longest of v_up's, and those of FP8 activations.
+  W4AFP8_HOST_DEVICE bool starts_next_near_end() const {
+    const int64_t rows = tokens * heads;
+    if (op == MlaUp::kKUp) return rows * out_features >= 1 << 26;  // 128 MB
+    return x_scale == nullptr && rows >= 1 << 16 && rows < 1 << 18;
+  }
 
   W4AFP8_HOST_DEVICE MlaUpLayout layout() const { return {op, out_features, in_features}; }
 };

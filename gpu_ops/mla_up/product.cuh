@@ -94,8 +94,10 @@ class MlaProduct {
     load_mla_weights<Tile>(params, out, split, &weights_);
   }
 
+  // Of all products of a warpgroup, before prepare() waits for the codes of the first.
+  __device__ __forceinline__ void look_at_scales() { weights_.look_at_scales(); }
+
   __device__ __forceinline__ void prepare() {
-    weights_.prepare();
     constexpr int kReady = Tile::kResident ? Tile::kOwnBlocks : Tile::kOneTile ? 1 : 0;
 #pragma unroll
     for (int i = 0; i < kReady; ++i) weights_.dequantise(i, a_[i]);

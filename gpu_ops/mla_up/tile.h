@@ -47,6 +47,8 @@ struct MlaTile : Shape {
   static constexpr bool kFloat8 = kFloat8_;
   static constexpr int kInBlocks = kInBlocks_;                   // 64 inputs each
   static constexpr int kOwnBlocks = kInBlocks / Shape::kSplits;  // of a warpgroup
+  // Tiles of long kernels. Others' registers do not hold what tells the last tiles apart.
+  static constexpr bool kMayBeLong = !Shape::kOneTile && Shape::kOutBlocks == 1;
   // A token's inputs are lines of 128 bytes in shared memory, the last of them perhaps half used.
   static constexpr int kRowBytes = kInBlocks * (kFloat8 ? 64 : 128);
   static constexpr int kLines = (kRowBytes + 127) / 128;

@@ -16,9 +16,7 @@
 // bytes of a 64 x 64 block are its fragments of four k steps (layout.h).
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "mla_up/numbers.cuh"
 #include "mla_up/tile.h"
 
 namespace w4afp8 {
@@ -38,66 +36,6 @@ __device__ __forceinline__ uint32_t load_streamed(const uint32_t* address) {
   asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(address));
   return v;
 }
-
-// A number format: codes to `magnitude * 2^-bias` by bit fields alone, then exact products by powers
-// of two. All functions work on two numbers in a word.
-template <DataType kType>
-struct MlaNumbers;
-
-template <>
-struct MlaNumbers<DataType::kBFloat16> {
-  // The exponent's two low bits and the first fraction bit: magnitude * 2^-126, subnormal below 1.
-  __device__ __forceinline__ static uint32_t field(uint32_t word, int fragment) {
-    if (fragment == 0) return word & 0x81C081C0u;
-    if (fragment == 1) return (word << 3) & 0x81C081C0u;
-    if (fragment == 2) return ((word << 6) & 0x01C001C0u) | ((word << 1) & 0x80008000u);
-    return ((word >> 3) & 0x01C001C0u) | ((word << 2) & 0x80008000u);
-  }
-  __device__ __forceinline__ static uint32_t multiply(uint32_t a, uint32_t b) {
-    uint32_t product;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-  }
-  // Two powers of two for a pair of scale bytes s: their product is 2^(s - 127 + 126). The first
-  // holds both where every s is below 128 (kSmall), as weights' scales are.
-  template <bool kSmall>
-  __device__ __forceinline__ static uint2 powers(uint32_t pair) {
-    if constexpr (kSmall) return make_uint2(shift_and_add(pair, 128, 0x3F003F00u), 0);
-    // s = 0 too: 0x0040 is 2^-127.
-    return make_uint2(0x7E807E80u, __vmaxu2(pair << 7, 0x00400040u));
-  }
-
- private:
-  // One instruction, where the compiler would take a shift, a mask and an addition.
-  __device__ __forceinline__ static uint32_t shift_and_add(uint32_t x, uint32_t power,
-                                                           uint32_t term) {
-    uint32_t sum;
-    asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(power), "r"(term));
-    return sum;
-  }
-};
-
-template <>
-struct MlaNumbers<DataType::kFloat16> {
-  // The exponent's two low bits and the first fraction bit: magnitude * 2^-14.
-  __device__ __forceinline__ static uint32_t field(uint32_t word, int fragment) {
-    if (fragment == 0) return ((word << 3) & 0x0E000E00u) | (word & 0x80008000u);
-    if (fragment == 1) return ((word << 6) & 0x0E000E00u) | ((word << 3) & 0x80008000u);
-    if (fragment == 2) return ((word << 9) & 0x0E000E00u) | ((word << 1) & 0x80008000u);
-    return (word & 0x0E000E00u) | ((word << 2) & 0x80008000u);
-  }
-  __device__ __forceinline__ static uint32_t multiply(uint32_t a, uint32_t b) {
-    uint32_t product;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-  }
-  // Of a pair of relative scales t = s - largest + 37: the product is 2^(t - 24 + 14), zero for 0.
-  template <bool>
-  __device__ __forceinline__ static uint2 powers(uint32_t pair) {
-    const uint32_t second = __vminu2(pair, 0x001E001Eu);
-    return make_uint2((pair - second + 0x00140014u) << 10, second << 10);
-  }
-};
 
 // Codes and scales of one 64 x 64 block, for one thread.
 template <MlaUp kOp, DataType kType>
@@ -132,26 +70,29 @@ struct MlaBlock {
     }
   }
 
-  // Largest of each byte of the scale words.
-  __device__ __forceinline__ uint32_t largest() const {
-    uint32_t most = scales[0];
-#pragma unroll
-    for (int i = 1; i < kScaleWords; ++i) most = __vmaxu4(most, scales[i]);
-    return most;
-  }
-
-  template <bool kSmall>
+  template <bool kOneFactor>
   __device__ __forceinline__ void dequantise(MlaFragment (&a)[4]) const {
     using Numbers = MlaNumbers<kType>;
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const uint2 powers = Numbers::template powers<kSmall>(scale_pair(step, j));
+        const uint2 powers = Numbers::template powers<kOneFactor>(scale_pair(step, j));
         a[step][j] = Numbers::multiply(Numbers::field(codes[step], j), powers.x);
-        if constexpr (!kSmall) a[step][j] = Numbers::multiply(a[step][j], powers.y);
+        if constexpr (!kOneFactor) a[step][j] = Numbers::multiply(a[step][j], powers.y);
       }
     }
+  }
+};
+
+// The largest bytes of words, those of odd and of even places apart: one comparison of two halves each,
+// where bytes would take many. Each half's upper byte counts.
+struct LargestBytes {
+  uint32_t odd = 0, even = 0;
+
+  __device__ __forceinline__ void add(uint32_t word) {
+    odd = __vmaxu2(odd, word);
+    even = __vmaxu2(even, word << 8);
   }
 };
 
@@ -166,22 +107,26 @@ class MlaWeights {
   // `codes` and `scales` are those of this warpgroup's inputs, the `split`-th share of all.
   __device__ __forceinline__ void load(const uint8_t* codes, const uint8_t* scales, uint32_t thread,
                                        uint32_t split) {
+    // Scales first: they are looked at while the codes are on their way.
 #pragma unroll
     for (int block = 0; block < Tile::kOwnBlocks; ++block) {
-      blocks_[block].load_codes(codes + block * kMlaBlockBytes, thread);
       blocks_[block].load_scales(scales + block * kMlaBlockScaleBytes, thread);
     }
     if constexpr (kSeesOthers) {
       const uint8_t* all = scales - split * (Tile::kOwnBlocks * kMlaBlockScaleBytes);
 #pragma unroll
-      for (int block = 0; block < Tile::kInBlocks; ++block) {
-        others_[block].load_scales(all + block * kMlaBlockScaleBytes, thread);
+      for (int i = 0; i < kShare; ++i) {
+        others_[i].load_scales(all + (thread % 4 * kShare + i) * kMlaBlockScaleBytes, thread);
       }
+    }
+#pragma unroll
+    for (int block = 0; block < Tile::kOwnBlocks; ++block) {
+      blocks_[block].load_codes(codes + block * kMlaBlockBytes, thread);
     }
   }
 
-  // Looks at the scales, which waits for them: call it as late as possible.
-  __device__ __forceinline__ void prepare() {
+  // Waits for the scales: call it as late as possible.
+  __device__ __forceinline__ void look_at_scales() {
     if constexpr (kIsRelative) {
       make_relative();
     } else {
@@ -192,14 +137,14 @@ class MlaWeights {
         for (const uint32_t word : block.scales) any |= word;
       }
       // All of the warp take one way.
-      is_small_ = __all_sync(0xFFFFFFFFu, (any & 0x80808080u) == 0);
+      one_factor_ = __all_sync(0xFFFFFFFFu, (any & 0x80808080u) == 0);
     }
   }
 
   __device__ __forceinline__ void dequantise(int block, MlaFragment (&a)[4]) const {
-    if constexpr (kIsRelative) {
+    if constexpr (Tile::kFloat8) {
       blocks_[block].template dequantise<false>(a);
-    } else if (is_small_) {
+    } else if (one_factor_) {
       blocks_[block].template dequantise<true>(a);
     } else {
       blocks_[block].template dequantise<false>(a);
@@ -221,46 +166,81 @@ class MlaWeights {
   // What the sums of row g (half 0) and g + 8 (half 1) are multiplied by.
   __device__ __forceinline__ float residual(int half) const {
     if constexpr (!kIsRelative) return 1.0f;
-    constexpr int kBias = Tile::kFloat8 ? 127 + kMlaFloat8Shift : 127 + kMlaFloat16Shift;
-    return ldexpf(1.0f, static_cast<int>(largest_ >> (8 * half) & 0xFF) - kBias);
+    const int shift = Tile::kFloat8 ? kMlaFloat8Shift : one_factor_ ? 1 : kMlaFloat16Shift;
+    return ldexpf(1.0f, static_cast<int>(largest_ >> (8 * half) & 0xFF) - 127 - shift);
   }
 
  private:
-  // FP16: scales become t = s - largest + 37, the number 2^(t - 24), or 0 more than 36 binades below.
+  // FP16: scales become distances to the largest one of their output. Where none is more than 15, a
+  // weight is one product, code * 2^(1 - d): halves, from 6 * 2 down to 0.5 * 2^-14. Else scales
+  // become t = 37 - d, the number 2^(t - 24), or 0 more than 36 binades below.
   __device__ __forceinline__ void make_relative() {
-    uint32_t most = 0;
-    if constexpr (kSeesOthers) {
+    find_largest();
+    uint32_t any = 0;
+    const auto measure = [&](Block& block) {
 #pragma unroll
-      for (const Block& block : others_) most = __vmaxu4(most, block.largest());
-    } else {
+      for (uint32_t& word : block.scales) {
+        word = largest_ - word;  // four bytes; no byte of largest_ is the smaller one
+        any |= word;
+      }
+    };
 #pragma unroll
-      for (const Block& block : blocks_) most = __vmaxu4(most, block.largest());
+    for (Block& block : blocks_) measure(block);
+    if constexpr (kSeesOthers) {  // so that all who share an output take one way
+#pragma unroll
+      for (Block& block : others_) measure(block);
     }
-    most = __vmaxu4(most, most >> 16);  // bytes 0 and 1: rows g and g + 8
-    if constexpr (Tile::kOp == MlaUp::kKUp) {
-      most = __vmaxu4(most, most >> 8);
-      most = __vmaxu4(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
-      most = __vmaxu4(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2));
-      most = __byte_perm(most, 0, 0x0000);
-    } else {
-      most = __byte_perm(most, 0, 0x1010);
-    }
-    largest_ = most;
+    one_factor_ = !Tile::kFloat8 && __all_sync(0xFFFFFFFFu, (any & 0xF0F0F0F0u) == 0);
+    if (one_factor_) return;
 #pragma unroll
     for (Block& block : blocks_) {
 #pragma unroll
-      for (uint32_t& word : block.scales) word = __vsubus4(0x25252525u, __vsubus4(most, word));
+      for (uint32_t& word : block.scales) word = __vsubus4(0x25252525u, word);
+    }
+  }
+
+  // The largest scale byte of this thread's rows: row g's in bytes 0 and 2, that of row g + 8 in bytes
+  // 1 and 3. k_up: of the warp's group of 32 outputs, in all four.
+  __device__ __forceinline__ void find_largest() {
+    LargestBytes most;
+    const auto add = [&](const Block& block) {
+#pragma unroll
+      for (const uint32_t word : block.scales) most.add(word);
+    };
+    if constexpr (kSeesOthers) {
+#pragma unroll
+      for (const Block& block : others_) add(block);
+    } else {
+#pragma unroll
+      for (const Block& block : blocks_) add(block);
+    }
+    if constexpr (Tile::kOp == MlaUp::kKUp) {
+      const uint32_t both = __vmaxu2(most.odd, most.even);
+      largest_ = __reduce_max_sync(0xFFFFFFFFu, max(both >> 24, both >> 8 & 0xFF)) * 0x01010101u;
+    } else {
+      // Bytes 1 and 3: rows g and g + 8.
+      uint32_t rows =
+          __byte_perm(max(most.even, most.even << 16), max(most.odd, most.odd << 16), 0x7434);
+      if constexpr (kSeesOthers) {
+        rows = __vmaxu2(rows, __shfl_xor_sync(0xFFFFFFFFu, rows, 1));
+        rows = __vmaxu2(rows, __shfl_xor_sync(0xFFFFFFFFu, rows, 2));
+      }
+      largest_ = __byte_perm(rows, 0, 0x3131);
     }
   }
 
   using Block = MlaBlock<Tile::kOp, kNumbers>;
-  // FP16's largest scale is that of all inputs, of which a warpgroup may have a share only.
+  // FP16's largest scale is that of all inputs, of which a warpgroup may have a share only. The four
+  // threads with the same rows look at a quarter of them each.
   static constexpr bool kSeesOthers = kIsRelative && Tile::kSplits > 1;
+  static constexpr int kShare = kSeesOthers ? Tile::kInBlocks / 4 : 1;
+  static_assert(!kSeesOthers || (Tile::kOp == MlaUp::kVUp && Tile::kInBlocks % 4 == 0),
+                "a quad of threads has the scales of the same rows");
 
   Block blocks_[Tile::kOwnBlocks];
-  Block others_[kSeesOthers ? Tile::kInBlocks : 1];  // their scales alone
-  bool is_small_;                                    // BF16: all scales are below 128
-  uint32_t largest_;  // FP16: scale byte: bytes 0 and 1 for rows g and g + 8
+  Block others_[kShare];  // their scales alone
+  bool one_factor_;       // see MlaNumbers::powers
+  uint32_t largest_;      // FP16: see find_largest
 };
 
 }  // namespace w4afp8

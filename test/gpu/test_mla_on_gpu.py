@@ -196,6 +196,28 @@ def test_weights_that_the_kernel_before_has_written(
         assert_bits_equal(tensor_bits(out), expected[(i + 1) % 2], f"run {i}")
 
 
+def test_long_products_in_a_chain(place: Any) -> None:
+    """The second's blocks start while the first writes its last tiles, and wait for all of them."""
+    p = MLAProblem(700, 128, 64, 768, 64)
+    up = packed(place, p, random_kv_b_proj(p))
+    q = random_activations(p, "k_up", "bfloat16")
+    parts = [q[begin : begin + 200] for begin in range(0, p.tokens, 200)]
+    short = [tensor_bits(run("k_up", float_tensor(part, "bfloat16", place), up)) for part in parts]
+    whole = float_tensor(q, "bfloat16", place)
+    latent = run("k_up", whole, up)
+    assert_bits_equal(tensor_bits(latent), np.concatenate(short), "k_up")
+    expected = tensor_bits(run("v_up", latent, up))
+    found = []
+    with torch_on_paddle_stream(place):
+        for _ in range(4):
+            as_torch(latent).fill_(float("nan"))
+            del latent  # the block is free now, and the next output of its size gets it
+            latent = run("k_up", whole, up)
+            found.append(run("v_up", latent, up))
+    for i, out in enumerate(found):
+        assert_bits_equal(tensor_bits(out), expected, f"run {i}")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layer_moves_to_the_gpu(place: Any, dtype: str) -> None:
     p = MLAProblem(9, 8)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The example of docs/mla.md runs."""
+"""The examples of docs/mla.md run, and print what stands beside them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,20 @@ pytestmark = pytest.mark.cpu_only
 DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "mla.md"
 
 
-def test_example() -> None:
-    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
-    assert code is not None
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_layer() -> None:
     names: dict[str, Any] = {}
-    exec(code.group(1), names)
+    exec(examples()[0], names)
     assert list(names["latent_q"].shape) == [4, 16, 512]
     assert list(names["out"].shape) == [4, 16, 128]
     assert 0 < names["up"].error.k < 1
+
+
+def test_errors_of_both_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    code = examples()[1]
+    exec(code, {})
+    (comment,) = re.findall(r"# (ours .*)\n", code)
+    assert capsys.readouterr().out.strip() == comment
