@@ -34,7 +34,10 @@ struct TileShape {
   static constexpr int kStages = kStages_;    // k blocks of 128 in flight
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
   // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
-  static constexpr bool kVariesHeight = kConsumers == 4 && kTokens >= 64;
+  static constexpr bool kVariesHeight = kConsumers == 4;
+  // Of any number of sub-blocks, so that lower ones can even out the last wave. Tiles of few tokens
+  // are read fastest from one band of the weight: they are 4, 2 or 1 high.
+  static constexpr bool kAnyHeight = kVariesHeight && kTokens >= 64;
   // Tiles of the last wave may be halved along the tokens.
   static constexpr bool kSplits = kTokens == 256;
   // Reading weights binds narrow tiles whatever their width; of wide ones, only those with few tokens.

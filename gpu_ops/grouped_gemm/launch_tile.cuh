@@ -64,7 +64,7 @@ cudaError_t prepare_kernel() {
 // One block a multiprocessor, fewer where there cannot be that many tiles.
 template <class Tile>
 int grid_size(const GroupGemmParams& params) {
-  const int64_t lowest = Tile::kOut - (Tile::kVariesHeight ? kSubBlockOut : 0);
+  const int64_t lowest = Tile::kVariesHeight ? kSubBlockOut : Tile::kOut;
   const int64_t out_blocks = ceil_div(params.weight_layout().padded_out(), lowest * Tile::kCluster);
   const int64_t token_tiles = std::min(
       params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);

@@ -28,7 +28,7 @@ namespace w4afp8 {
 // tile touches two bands at most.
 template <class Tile>
 struct WeightSource {
-  static constexpr int kParts = Tile::kVariesHeight ? 2 : 1;
+  static constexpr int kParts = Tile::kAnyHeight ? 2 : 1;
   static constexpr int kPerBand = kBandOut / kSubBlockOut;
   const uint8_t* address[kParts];
   uint32_t k_stride[kParts];

@@ -16,13 +16,14 @@
 // the token counts, the same on host and device.
 //
 // Where tiles are wide, experts with more than half a tile of tokens are heavy: the tensor cores bind
-// their tiles. The others are light: reading their weights binds. Each block (each cluster) gets every n-th heavy
-// tile; where their number is no multiple of n, those with one fewer take two light tiles for it; the
-// other light tiles are dealt out in turn. Every second block starts with its light tiles, so that
-// some read memory while others multiply.
+// their tiles. The others are light: reading their weights binds. Each block (each cluster) gets every
+// n-th heavy tile; where their number is no multiple of n, those with one fewer take two light tiles for
+// it; the other light tiles are dealt out in turn. Every second block starts with its light tiles, so
+// that some read memory while others multiply.
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
-// have tiles a sub-block lower, or the last tiles are halved along the tokens.
+// have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
+// tiles than blocks, all are as low as still makes no more tiles than blocks.
 #pragma once
 
 #include "grouped_gemm/config.h"
@@ -66,11 +67,11 @@ struct TilePlan {
   int32_t clusters;      // that share the tiles
   int32_t sub_blocks;    // of an expert
   int32_t tall_experts;  // the first so many experts have tiles of Tile::kSubBlocks
+  int32_t low_height;    // sub-blocks of the tiles of the others
   int32_t heavy, light;  // tiles
   int32_t whole;         // heavy tiles from this one on are halves, two for a tile
   int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
 
-  static constexpr int kLowSubBlocks = Tile::kVariesHeight ? Tile::kSubBlocks - 1 : 1;
   // Activations that stay in L2 while all outputs are multiplied with them.
   static constexpr int64_t kTokenGroupBytes = 12 << 20;
 
@@ -97,8 +98,27 @@ struct TilePlan {
   }
 
   W4AFP8_HOST_DEVICE int out_blocks(bool tall) const {
-    const int height = tall ? Tile::kSubBlocks * Tile::kCluster : kLowSubBlocks;
+    const int height = (tall ? Tile::kSubBlocks : low_height) * Tile::kCluster;
     return (sub_blocks + height - 1) / height;
+  }
+
+  // Makes all tiles lower where there are few: `heavy` and `light` count tall ones. False where none is.
+  W4AFP8_HOST_DEVICE bool lower_all() {
+    const int tiles = heavy + light;
+    if (!Tile::kVariesHeight || tiles == 0 || tiles > clusters) return false;
+    const int tall = out_blocks(true), token_tiles = tiles / tall;
+    int height = Tile::kSubBlocks;
+    while (height > 1) {
+      low_height = Tile::kAnyHeight ? height - 1 : height / 2;
+      if (token_tiles * out_blocks(false) > clusters) break;
+      height = low_height;
+    }
+    low_height = height;
+    if (height == Tile::kSubBlocks) return false;
+    tall_experts = 0;
+    heavy = heavy / tall * out_blocks(false);
+    light = light / tall * out_blocks(false);
+    return true;
   }
 
   // The tiles of one cluster, in order.
@@ -148,7 +168,7 @@ struct TilePlan {
     const int most = is_half ? Tile::kTokens / 2 : Tile::kTokens;
     const int token_begin = token_tile * Tile::kTokens + second_half * most;
 
-    const int height = tall ? Tile::kSubBlocks : kLowSubBlocks;
+    const int height = tall ? Tile::kSubBlocks : low_height;
     tile.sub_block = block * height * Tile::kCluster;
     const int left = sub_blocks - tile.sub_block;
     tile.sub_blocks = Tile::kVariesHeight && left < height ? left : height;

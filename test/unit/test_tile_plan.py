@@ -39,7 +39,8 @@ pytestmark = pytest.mark.cpu_only
 HERE = pathlib.Path(__file__).resolve().parent
 HEAD = re.compile(
     r"\w+, (\d+) x (\d+), narrowest (\d+), cluster of (\d+)(.*)\n"
-    r"(\d+) heavy, (\d+) light, halves from (\d+), token groups of (\d+)\n?"
+    r"(\d+) heavy, (\d+) light, halves from (\d+), token groups of (\d+), "
+    r"\d+ high up to expert (\d+), then (\d+)\n?"
 )
 TILE = re.compile(
     r"cluster (\d+), tile (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
@@ -125,6 +126,16 @@ class Plan:
     light: int
     whole: int
     token_group: int
+    tall_experts: int
+    low: int  # sub-blocks of the tiles of the others
+
+    @property
+    def token_tiles(self) -> int:
+        return sum(-(-count // self.tokens) for count in self.case.counts)
+
+    def tiles_of(self, height: int) -> int:
+        """How many there would be, all with so many sub-blocks a block."""
+        return self.token_tiles * -(-self.case.sub_blocks // (height * self.blocks))
 
 
 def read_tile(line: str) -> Tile:
@@ -143,7 +154,7 @@ def read_plan(case: Case, text: str) -> Plan:
     indices = sorted(tile.index for tile in tiles)
     assert indices == list(range(int(head[6]) + int(head[7]))), case.line
     tiles = [tile for tile in tiles if tile.tokens > 0]
-    return Plan(case, tiles, head[5], *map(int, head.group(1, 2, 3, 4, 6, 7, 8, 9)))
+    return Plan(case, tiles, head[5], *map(int, head.group(1, 2, 3, 4, 6, 7, 8, 9, 10, 11)))
 
 
 def find_compiler() -> list[str]:
@@ -232,9 +243,31 @@ def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
             assert tile.width == plan.narrowest or tile.tokens > tile.width // 2, plan.case.line
             height = plan.out // 64
             if "varies height" in plan.traits:  # blocks copy no weights that do not exist
-                height -= tile.expert >= plan.case.tall_experts
+                height = height if tile.expert < plan.tall_experts else plan.low
                 height = min(height, plan.case.sub_blocks - tile.sub_block)
             assert tile.sub_blocks == height, plan.case.line
+
+
+def test_few_tiles_are_as_low_as_still_makes_no_more_than_clusters(plans: list[Plan]) -> None:
+    heights = set()
+    for plan in plans:
+        heavy_or_light = plan.heavy + plan.light - (plan.heavy - plan.whole) // 2
+        tall = plan.out // 64
+        steps = range(1, tall + 1) if "any height" in plan.traits else (1, 2, 4)
+        fits = [height for height in steps if 0 < plan.tiles_of(height) <= plan.case.clusters]
+        if "varies height" in plan.traits and tall in fits:
+            expected = 0 if min(fits) < tall else plan.case.tall_experts
+            assert plan.tall_experts == expected, plan.case.line
+            if expected == 0:
+                assert plan.low == min(fits), plan.case.line
+                assert heavy_or_light == plan.tiles_of(plan.low), plan.case.line
+                heights.add((plan.case.tile, plan.low))
+        else:
+            assert plan.tall_experts == plan.case.tall_experts, plan.case.line
+    assert heights >= {
+        (tile, height) for tile in ("decode", "small", "medium") for height in (1, 2)
+    }
+    assert ("medium", 3) in heights
 
 
 def test_experts_with_few_tokens_are_light_where_tiles_are_wide(plans: list[Plan]) -> None:
