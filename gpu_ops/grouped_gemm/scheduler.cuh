@@ -93,14 +93,13 @@ class TileScheduler {
   // The next tile of this block (of this cluster); false when there is none.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
     while (part_ < TileSequence::kParts) {
-      const TileSteps& steps = shared_.sequence.parts[part_];
-      const int index = steps.first + step_ * steps.stride;
-      if (index >= steps.end) {
+      TileSteps& steps = shared_.sequence.parts[part_];
+      if (!steps.has_tile()) {
         ++part_;
-        step_ = 0;
         continue;
       }
-      ++step_;
+      const int index = steps.tile();
+      steps.advance();
       tile = shared_.plan.locate(ExpertTables::at(storage_, shared_.plan.experts), index);
       if (tile.num_tokens > 0) return true;
     }
@@ -147,7 +146,7 @@ class TileScheduler {
 
   Shared& shared_;
   int32_t* const storage_;
-  int part_ = 0, step_ = 0;
+  int part_ = 0;
 };
 
 }  // namespace w4afp8

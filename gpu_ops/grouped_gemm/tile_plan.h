@@ -16,10 +16,14 @@
 // the token counts, the same on host and device.
 //
 // Where tiles are wide, experts with more than half a tile of tokens are heavy: the tensor cores bind
-// their tiles. The others are light: reading their weights binds. Each block (each cluster) gets every
-// n-th heavy tile; where their number is no multiple of n, those with one fewer take two light tiles for
-// it; the other light tiles are dealt out in turn. Every second block starts with its light tiles, so
-// that some read memory while others multiply.
+// their tiles. The others are light: reading their weights binds. Heavy tiles are dealt out in waves of
+// one for each block (each cluster); where the last wave is short, those with one fewer take two light
+// tiles for it; the other light tiles are dealt out in turn. Every second block starts with its light
+// tiles, so that some read memory while others multiply.
+//
+// The last token tile of an expert may be narrow. Experts with equally many token tiles would make every
+// third tile narrow, say, and clusters whose number is a multiple of 3 would have only these or none. So
+// each wave of large tiles starts kTurn clusters later than the one before.
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
 // have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
@@ -52,9 +56,17 @@ struct ExpertTables {
   }
 };
 
-// Tiles first, first + stride, ... before end.
+// Tiles begin + place, begin + stride + place + turn ... before end, places modulo the stride.
 struct TileSteps {
-  int32_t first, stride, end;
+  int32_t begin, place, stride, end, turn;
+
+  W4AFP8_HOST_DEVICE bool has_tile() const { return begin + place < end; }
+  W4AFP8_HOST_DEVICE int tile() const { return begin + place; }
+  W4AFP8_HOST_DEVICE void advance() {
+    begin += stride;
+    place += turn;
+    if (place >= stride) place -= stride;
+  }
 };
 struct TileSequence {
   static constexpr int kParts = 3;
@@ -72,6 +84,9 @@ struct TilePlan {
   int32_t whole;         // heavy tiles from this one on are halves, two for a tile
   int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
 
+  // With 66 clusters it makes a prime, 71, that shares no factor with a number of token tiles. Narrower
+  // tiles, and any beside light ones, lose what it gains.
+  static constexpr int kTurn = Tile::kTokens == 256 ? 5 : 0;
   // Activations that stay in L2 while all outputs are multiplied with them.
   static constexpr int64_t kTokenGroupBytes = 12 << 20;
 
@@ -127,13 +142,14 @@ struct TilePlan {
     // light ones.
     const int extra = heavy % clusters, takers = extra > 0 ? clusters - extra : 0;
     const int firsts = light < 2 * takers ? light : 2 * takers;
-    const TileSteps heavies = {cluster, clusters, whole};
-    if (whole < heavy) return {{{whole + cluster, clusters, heavy}, heavies, {0, 1, 0}}};
-    TileSteps lights = {0, 1, 0};
+    const int turn = light > 0 ? 0 : kTurn % clusters;
+    const TileSteps heavies = {0, cluster, clusters, whole, turn}, none = {0, 0, 1, 0, 0};
+    if (whole < heavy) return {{{whole, cluster, clusters, heavy, 0}, heavies, none}};
+    TileSteps lights = none;
     if (takers > 0 && cluster >= extra) {
-      lights = {heavy + cluster - extra, takers, heavy + firsts};
+      lights = {heavy, cluster - extra, takers, heavy + firsts, 0};
     }
-    const TileSteps others = {heavy + firsts + cluster, clusters, heavy + light};
+    const TileSteps others = {heavy + firsts, cluster, clusters, heavy + light, 0};
     if (cluster % 2 == 0) return {{heavies, lights, others}};
     return {{lights, others, heavies}};
   }

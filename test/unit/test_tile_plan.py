@@ -314,6 +314,16 @@ def test_clusters_have_as_much_to_do(plans: list[Plan]) -> None:
             assert max(lengths) - min(lengths) <= 1, plan.case.line
 
 
+def test_narrow_tiles_are_spread_over_clusters(program: str) -> None:
+    """Also where every expert has as many token tiles as divide the number of clusters."""
+    counts = (4096, *[528] * 31)  # 16 tiles of 256, then 2 and a narrow one each
+    case = Case("large", 7168, 4096, 66, len(counts), 0, counts)
+    plan = read_plan(case, ask(program, [case.line])[0])
+    narrow = Counter(tile.cluster for tile in plan.tiles if tile.width == plan.narrowest)
+    assert sum(narrow.values()) == 31 * 16
+    assert max(narrow.values()) - min(narrow[c] for c in range(case.clusters)) <= 2
+
+
 def test_every_second_cluster_starts_with_its_light_tiles(plans: list[Plan]) -> None:
     orders = [("half", "heavy", "light"), ("light", "half", "heavy")]
     for plan in plans:

@@ -118,8 +118,8 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
   for (int cluster = 0; cluster < clusters; ++cluster) {
     const TileSequence sequence = plan.sequence(cluster);
     for (const TileSteps& part : sequence.parts) {
-      for (int index = part.first; index < part.end; index += part.stride) {
-        print_tile(plan, tables, cluster, index);
+      for (TileSteps steps = part; steps.has_tile(); steps.advance()) {
+        print_tile(plan, tables, cluster, steps.tile());
       }
     }
   }
