@@ -309,6 +309,11 @@ void group_gemm() {
       for (const GemmFormat& format : formats) group_gemm_case(experts, layout, format);
     }
   }
+  // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
+  for (const int32_t tokens : {3, 20, 100}) {
+    const Experts many = {std::vector<int32_t>(70, tokens), 0};
+    for (const int format : {0, 3}) group_gemm_case(many, layouts[1], formats[format]);
+  }
   group_gemm_case(kExperts[0], {8, 32}, formats[0]);
   group_gemm_case(kExperts[0], {72, 96}, formats[1]);
 }
