@@ -18,6 +18,7 @@
 #include <cudaTypedefs.h>
 
 #include <atomic>
+#include <type_traits>
 
 #include "common/device.h"
 #include "grouped_gemm/kernel.cuh"
@@ -107,7 +108,9 @@ cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStre
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
   if constexpr (Format::kSumsInHalves) {
-    return tile == TileKind::kLarge ? launch_tile<TileLarge, Format>(params, stream)
+    constexpr bool kHasScales = Format::kGroupScaling == GroupScaling::kScaled;
+    using Large = std::conditional_t<kHasScales, TileLargeScaled, TileLarge>;
+    return tile == TileKind::kLarge ? launch_tile<Large, Format>(params, stream)
                                     : launch_tile<TileMedium, Format>(params, stream);
   } else {
     return launch_tile<TilePromoted, Format>(params, stream);

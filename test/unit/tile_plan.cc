@@ -62,11 +62,11 @@ void with_tile(TileKind kind, const Function& function) {
 
 template <class Tile>
 void print_shape(TileKind kind, Tile) {
-  std::printf("%s, %d x %d, narrowest %d, cluster of %d%s%s%s%s\n",
+  std::printf("%s, %d x %d, narrowest %d, cluster of %d%s%s%s%s%s\n",
               kKinds[static_cast<int>(kind)].c_str(), Tile::kOut, Tile::kTokens, Tile::kNarrowest,
               Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
-              Tile::kSplits ? ", splits" : "");
+              Tile::kSplits ? ", splits" : "", Tile::kHasThreeQuarters ? ", three quarters" : "");
 }
 
 template <class Tile>
