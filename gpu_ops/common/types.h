@@ -50,7 +50,7 @@ enum class ActivationScaleMode : int32_t {
 
 // What the grouped GEMM sums in; see grouped_gemm/sums.cuh.
 enum class Accumulation : int32_t {
-  kDefault,  // kHalf for bfloat16 outputs, kFloat32 for float16 ones, which would show the rounding
+  kDefault,  // kHalf for bfloat16 outputs; float16 ones would show its rounding (summation_of)
   kHalf,
   kFloat32,
 };

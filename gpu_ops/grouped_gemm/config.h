@@ -91,8 +91,8 @@ using TileDecode = TileShape<4, 16, 16, 5, 1>;        // 256 x 16
 using TileSmall = TileShape<4, 64, 16, 5, 1>;         // 256 x 64
 using TileMedium = TileShape<4, 128, 32, 5, 1>;       // 256 x 128
 using TileLarge = TileShape<2, 256, 64, 4, 2, true>;  // 128 x 256
-// Where sums are multiplied by scales, registers do not suffice for one more main loop.
-using TileLargeScaled = TileShape<2, 256, 64, 4, 2>;
+// Where sums are multiplied by scales or carried, registers do not suffice for one more main loop.
+using TileLargeCoarse = TileShape<2, 256, 64, 4, 2>;
 using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
@@ -103,13 +103,22 @@ W4AFP8_HOST_DEVICE bool has_short_groups(const GroupGemmParams& params) {
          params.group_scale_type != GroupScaleType::kNone && params.group_size % kSubBlockIn != 0;
 }
 
-// Else in halves, which are faster.
-inline bool sums_in_float32(const GroupGemmParams& params) {
-  if (has_short_groups(params)) return true;
-  if (params.accumulation != Accumulation::kDefault) {
-    return params.accumulation == Accumulation::kFloat32;
-  }
-  return params.out_type == DataType::kFloat16;
+// Sums over in_features (sums.cuh).
+enum class Summation {
+  kHalves,    // of each k block, and of these, in halves
+  kPromoted,  // of each k block or short group, and of these, in float32
+  kCarried,   // in float32 accumulators, out of which most of a sum is carried from time to time
+};
+
+// Halves are the fastest. Their error is small beside the rounding of bfloat16, not of float16.
+inline Summation summation_of(const GroupGemmParams& params) {
+  if (has_short_groups(params)) return Summation::kPromoted;
+  if (params.accumulation == Accumulation::kFloat32) return Summation::kPromoted;
+  if (params.accumulation == Accumulation::kHalf) return Summation::kHalves;
+  if (params.out_type == DataType::kBFloat16) return Summation::kHalves;
+  const bool has_scales = params.weight_format == WeightFormat::kInt4 &&
+                          params.group_scale_type != GroupScaleType::kNone;
+  return has_scales ? Summation::kPromoted : Summation::kCarried;
 }
 
 // Tokens that the fullest expert probably has: the caller's hint, else an even split (prefix mode)
@@ -118,6 +127,13 @@ inline int64_t expected_tokens(const GroupGemmParams& params) {
   if (params.max_tokens >= 0) return params.max_tokens;
   if (params.tokens.padding > 0) return std::min<int64_t>(params.tokens.padding, 128);
   return ceil_div(params.tokens.num_rows, std::max<int64_t>(params.tokens.experts, 1));
+}
+
+// Where most of what moves is outputs, many times the 50 MB of L2, they leave it first, so that weights
+// and activations stay.
+W4AFP8_HOST_DEVICE bool streams_outputs(const GroupGemmParams& params) {
+  constexpr int64_t kOutputs = 150000000;
+  return params.in_features <= 256 && params.tokens.num_rows * params.out_features > kOutputs;
 }
 
 // The share of a large tile's outputs that exist: two blocks of a cluster take 128 each.
@@ -131,7 +147,7 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   const int64_t tokens = expected_tokens(params);
   if (tokens <= 4) return TileKind::kDecode;  // no expert has many
   if (tokens <= 64) return TileKind::kSmall;
-  if (sums_in_float32(params)) return TileKind::kPromoted;
+  if (summation_of(params) == Summation::kPromoted) return TileKind::kPromoted;
   const bool has_scales = params.group_scale_type != GroupScaleType::kNone;
   // Where in_features are few, storing binds, which large tiles do worse.
   const bool fits = params.in_features >= 1024 && large_tile_use(params) > 0.9;

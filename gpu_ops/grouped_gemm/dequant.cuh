@@ -18,7 +18,7 @@
 #pragma once
 
 #include "common/weight_layout.h"
-#include "grouped_gemm/params.h"
+#include "grouped_gemm/config.h"
 #include "grouped_gemm/wgmma.cuh"
 
 namespace w4afp8 {
@@ -59,7 +59,7 @@ enum class GroupScaling {
 
 struct Int4PerChannel {
   static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;
-  static constexpr bool kSumsInHalves = true;
+  static constexpr Summation kSummation = Summation::kHalves;
   using Element = E4M3;                       // of the fragments
   static constexpr float kLargest = 0x1p-5f;  // magnitude of an element
   static constexpr float kFactor = 256.0f;    // fragments hold 2q * 2^-9
@@ -89,8 +89,15 @@ struct Int4Scaled : Int4PerChannel {
 
 // int4 summed in float32 registers, with group scales of any length or none.
 struct Int4Promoted : Int4Scaled {
-  static constexpr bool kSumsInHalves = false;
+  static constexpr Summation kSummation = Summation::kPromoted;
   static constexpr int kScaleBytes = 4 * kStepsPerBlock;  // a group a step
+};
+
+// int4 per channel summed in float32 accumulators; the longest interval with which normal data keeps
+// an error within twice float16's rounding (docs/numerics.md).
+struct Int4Carried : Int4PerChannel {
+  static constexpr Summation kSummation = Summation::kCarried;
+  static constexpr int kCarriedBlocks = 22, kCarriedUnit = 1;
 };
 
 // MXFP4: E2M1 codes with their group's exponent folded in, as E5M2 numbers, so that groups cost
@@ -179,11 +186,15 @@ struct FoldedMxfp4 {
 
 // In halves a sum of 128 products of up to 6 * 2^-3 * 448 does not overflow: exact in 12 binades.
 struct Mxfp4 : FoldedMxfp4<-3> {
-  static constexpr bool kSumsInHalves = true;
+  static constexpr Summation kSummation = Summation::kHalves;
 };
 // In float32 the elements' whole range serves: exact in 27 binades.
 struct Mxfp4Promoted : FoldedMxfp4<12> {
-  static constexpr bool kSumsInHalves = false;
+  static constexpr Summation kSummation = Summation::kPromoted;
+};
+struct Mxfp4Carried : FoldedMxfp4<12> {
+  static constexpr Summation kSummation = Summation::kCarried;
+  static constexpr int kCarriedBlocks = 13, kCarriedUnit = 1 << 16;
 };
 
 }  // namespace w4afp8

@@ -100,11 +100,7 @@ class Epilogue {
       channels.scale[half] = out_scale()[i] * (Format::kFactor * sums.unit(half));
       channels.bias[half] = to_float<Out>(bias()[i]);
     }
-    // This thread's 16 bytes of every 16th row.
-    const int out = first_out(tile) + thread_ % 8 * 8;
-    const int64_t row = tile.row_begin + thread_ / 8;
-    uint16_t* destination = static_cast<uint16_t*>(params_.out) + row * params_.out_features + out;
-    const int tokens = out < params_.out_features ? tile.num_tokens - thread_ / 8 : 0;
+    const bool streams = streams_outputs(params_);
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
@@ -117,14 +113,31 @@ class Epilogue {
                              staged + token * Storage::kStagedRowBytes);
       }
       sync();
-#pragma unroll
-      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-        if (chunk * Tile::kStagedTokens + token < tokens) {
-          *reinterpret_cast<uint4*>(destination) = *reinterpret_cast<const uint4*>(
-              staged + (token + thread_ / 8) * Storage::kStagedRowBytes + thread_ % 8 * 16);
-        }
-        destination += 16 * params_.out_features;
+      if (streams) {
+        store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { __stcs(out, piece); });
+      } else {
+        store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { *out = piece; });
       }
+    }
+  }
+
+  // Each thread has 16 bytes of every 16th row.
+  template <class Store>
+  __device__ __forceinline__ void store_chunk(const TileCoordinates& tile, int chunk,
+                                              const uint8_t* staged, Store store) const {
+    const int out = first_out(tile) + thread_ % 8 * 8;
+    const int first = chunk * Tile::kStagedTokens + thread_ / 8;
+    const int tokens = out < params_.out_features ? tile.num_tokens - first : 0;
+    uint16_t* destination = static_cast<uint16_t*>(params_.out) +
+                            (int64_t{tile.row_begin} + first) * params_.out_features + out;
+    staged += thread_ / 8 * Storage::kStagedRowBytes + thread_ % 8 * 16;
+#pragma unroll
+    for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+      if (token < tokens) {
+        store(reinterpret_cast<uint4*>(destination),
+              *reinterpret_cast<const uint4*>(staged + token * Storage::kStagedRowBytes));
+      }
+      destination += 16 * params_.out_features;
     }
   }
 

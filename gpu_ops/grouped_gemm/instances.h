@@ -23,8 +23,10 @@ namespace w4afp8 {
 cudaError_t launch_int4(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
 cudaError_t launch_int4_scaled(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
 cudaError_t launch_int4_promoted(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
+cudaError_t launch_int4_carried(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
 cudaError_t launch_mxfp4(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
 cudaError_t launch_mxfp4_promoted(TileKind tile, const GroupGemmParams& params,
                                   cudaStream_t stream);
+cudaError_t launch_mxfp4_carried(TileKind tile, const GroupGemmParams& params, cudaStream_t stream);
 
 }  // namespace w4afp8

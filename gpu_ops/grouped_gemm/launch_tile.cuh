@@ -107,9 +107,10 @@ template <class Format>
 cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
-  if constexpr (Format::kSumsInHalves) {
-    constexpr bool kHasScales = Format::kGroupScaling == GroupScaling::kScaled;
-    using Large = std::conditional_t<kHasScales, TileLargeScaled, TileLarge>;
+  if constexpr (Format::kSummation != Summation::kPromoted) {
+    constexpr bool kIsCoarse =
+        Format::kSummation != Summation::kHalves || Format::kGroupScaling == GroupScaling::kScaled;
+    using Large = std::conditional_t<kIsCoarse, TileLargeCoarse, TileLarge>;
     return tile == TileKind::kLarge ? launch_tile<Large, Format>(params, stream)
                                     : launch_tile<TileMedium, Format>(params, stream);
   } else {

@@ -23,12 +23,26 @@
 
 namespace w4afp8 {
 
+template <Summation kSummation, class Tile, class Format>
+struct SumsOf;
+template <class Tile, class Format>
+struct SumsOf<Summation::kHalves, Tile, Format> {
+  using Type = HalfSums<Tile::kTokens>;
+};
+template <class Tile, class Format>
+struct SumsOf<Summation::kPromoted, Tile, Format> {
+  using Type = FloatSums<Tile::kTokens>;
+};
+template <class Tile, class Format>
+struct SumsOf<Summation::kCarried, Tile, Format> {
+  using Type = CarriedSums<Tile::kTokens, Format::kCarriedUnit>;
+};
+
 template <class Tile, class Format>
 class MainLoop {
  public:
   using Storage = SharedStorage<Tile, Format>;
-  using Sums =
-      std::conditional_t<Format::kSumsInHalves, HalfSums<Tile::kTokens>, FloatSums<Tile::kTokens>>;
+  using Sums = typename SumsOf<Format::kSummation, Tile, Format>::Type;
 
   __device__ MainLoop(const GroupGemmParams& params, Storage& shared)
       : shared_(shared),
@@ -51,6 +65,7 @@ class MainLoop {
       if (warpgroup_ < tile.sub_blocks) return false;
       for (int k = 0; k < k_blocks_; ++k) {
         ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
+        __syncwarp();  // all lanes have seen the barrier, and which tile it is
         release(ring_.stage);
         ring_.advance();
       }
@@ -67,7 +82,7 @@ class MainLoop {
       if (width < kWidth) return run<narrower_width<Tile>(kWidth)>(width, sums);
     }
     sums.template clear<kCleared<kWidth>>(kHasScales ? Sums::kNoUnit : most_);
-    if constexpr (!Format::kSumsInHalves) {
+    if constexpr (Format::kSummation == Summation::kPromoted) {
       if (has_short_groups(params_)) return run_by_steps<kWidth>(sums);
     }
     run_by_blocks<kWidth>(sums);
@@ -110,7 +125,7 @@ class MainLoop {
     } else {
       for (int k = 0; k < k_blocks_; ++k) {
         dequantise(packed, even);
-        add_block<kWidth>(sums, group, even, packed, [&] {
+        add_block<kWidth>(sums, group, even, packed, k, [&] {
           if (k + 1 < k_blocks_) load(packed);
         });
       }
@@ -121,7 +136,7 @@ class MainLoop {
   __device__ __forceinline__ void add_and_prepare(Sums& sums, Group<kWidth>& group,
                                                   const Fragments& current, Packed& packed,
                                                   Fragments& next, int k) {
-    add_block<kWidth>(sums, group, current, packed, [&] {
+    add_block<kWidth>(sums, group, current, packed, k, [&] {
       if (k + 1 >= k_blocks_) return;
       load(packed);
       dequantise(packed, next);
@@ -131,21 +146,51 @@ class MainLoop {
   // `meanwhile` runs beside the products of the k block and may overwrite `packed`.
   template <int kWidth, class Meanwhile>
   __device__ __forceinline__ void add_block(Sums& sums, Group<kWidth>& group,
-                                            const Fragments& fragments, const Packed& packed,
+                                            const Fragments& fragments, const Packed& packed, int k,
                                             Meanwhile meanwhile) {
     const float scale[2] = {packed.scale[0], packed.scale[1]};
-    multiply<kWidth>(group, fragments, ring_.stage);
     const int stage = ring_.stage;
+    auto& accumulators = accumulators_of(sums, group);
+    multiply<kWidth>(accumulators, fragments, stage, Sums::kInPlace && k > 0);
     ring_.advance();
     meanwhile();
     wgmma_wait<0>();
-    keep_in_place(group);
+    keep_in_place(accumulators);
     release(stage);
-    if constexpr (kHasScales) {
+    if constexpr (Sums::kInPlace) {
+      carry<kWidth>(sums, k + 1);
+    } else if constexpr (kHasScales) {
       sums.template add<kWidth>(group, scale, most_);
     } else {
       sums.template add<kWidth>(group, most_);
     }
+  }
+
+  template <class OtherGroup>
+  __device__ __forceinline__ static auto& accumulators_of(Sums& sums, OtherGroup& group) {
+    if constexpr (Sums::kInPlace) {
+      return sums.v;
+    } else {
+      return group;
+    }
+  }
+
+  // After so many k blocks.
+  template <int kWidth>
+  __device__ __forceinline__ void carry(Sums& sums, int blocks) {
+    constexpr int kBlocks = Format::kCarriedBlocks;
+    if (blocks % kBlocks == 0 && blocks < k_blocks_) {
+      // Other threads may still be reading the rows that were staged here.
+      if (blocks == kBlocks) ptx::named_barrier_sync(1 + warpgroup_, 128);
+      sums.template carry<kWidth>(carried(), blocks == kBlocks);
+    }
+    if (blocks == k_blocks_ && blocks > kBlocks) sums.template collect<kWidth>(carried());
+  }
+
+  // The epilogue's buffer has nothing to hold yet.
+  __device__ __forceinline__ uint2* carried() const {
+    static_assert(Sums::kCarriedBytes <= sizeof(shared_.staged[0]));
+    return reinterpret_cast<uint2*>(shared_.staged[warpgroup_]) + thread_;
   }
 
   // The tensor cores sum one k step, which is all or half of a short group.
@@ -196,21 +241,21 @@ class MainLoop {
   }
 
   // Starts the products of one k block.
-  template <int kWidth>
-  __device__ __forceinline__ void multiply(Group<kWidth>& group, const Fragments& fragments,
-                                           int stage) const {
+  template <int kWidth, class Accumulators>
+  __device__ __forceinline__ void multiply(Accumulators& sums, const Fragments& fragments,
+                                           int stage, bool accumulate) const {
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kStepsPerBlock; ++step) {
-      multiply_step<kWidth>(group, fragments, step, stage, step > 0);
+      multiply_step<kWidth>(sums, fragments, step, stage, accumulate || step > 0);
     }
     wgmma_commit();
   }
 
-  template <int kWidth>
-  __device__ __forceinline__ void multiply_step(Group<kWidth>& group, const Fragments& fragments,
+  template <int kWidth, class Accumulators>
+  __device__ __forceinline__ void multiply_step(Accumulators& sums, const Fragments& fragments,
                                                 int step, int stage, bool accumulate) const {
-    wgmma<kWidth, typename Format::Element>(group, fragments.a[step], descriptor(stage) + 2 * step,
+    wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], descriptor(stage) + 2 * step,
                                             accumulate);
   }
 
@@ -223,7 +268,7 @@ class MainLoop {
   }
 
   __device__ __forceinline__ float scale_at(int index) const {
-    if constexpr (!Format::kSumsInHalves) {
+    if constexpr (Format::kSummation == Summation::kPromoted) {
       if (params_.group_scale_type == GroupScaleType::kNone) return 1.0f;
     }
     const uint8_t* scales = shared_.scale[ring_.stage];

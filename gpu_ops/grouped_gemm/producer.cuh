@@ -103,7 +103,7 @@ struct ScaleSource {
   }
 
   __device__ __forceinline__ int rows() const {
-    if constexpr (Format::kSumsInHalves) return 1;
+    if constexpr (Format::kSummation != Summation::kPromoted) return 1;
     return min(rows_per_block, rows_left);
   }
 
@@ -159,7 +159,7 @@ class Producer {
     const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
     WeightSource<Tile> weight(params_, tile.expert, sub_block, tile.sub_blocks);
     Scales scales(params_, tile.expert, int64_t{sub_block} * kSubBlockOut, tile.sub_blocks);
-    // Weights are read once unless several token tiles share them; tokens by every output block.
+    // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
     const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
     const int width = tile_width<Tile>(tile.num_tokens);
@@ -189,10 +189,10 @@ class Producer {
       uint8_t* tokens = shared_.tokens[ring_.stage] + token * kSubBlockIn;
       if constexpr (Tile::kCluster == 1) {
         ptx::tensor_copy(tokens, &token_map_, column, row_begin + token, full,
-                         ptx::CachePolicy::EVICT_LAST);
+                         ptx::CachePolicy::EVICT_NORMAL);
       } else {
         ptx::tensor_copy_multicast(tokens, &token_map_, column, row_begin + token, full,
-                                   (1 << Tile::kCluster) - 1, ptx::CachePolicy::EVICT_LAST);
+                                   (1 << Tile::kCluster) - 1, ptx::CachePolicy::EVICT_NORMAL);
       }
     }
   }

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include "grouped_gemm/wgmma.cuh"
 
@@ -26,6 +27,7 @@ namespace w4afp8 {
 // Groups and their sum in float32.
 template <int kTokens>
 struct FloatSums {
+  static constexpr bool kInPlace = false;
   template <int kWidth>
   using Group = float[kWidth / 2];
 
@@ -60,6 +62,62 @@ struct FloatSums {
   static constexpr float kNoUnit = 1.0f;
 };
 
+// The tensor cores sum all k blocks in float32 accumulators, with no registers besides. They drop what
+// lies 13 bits below the largest number of a step, so every few k blocks most of each sum is carried
+// to shared memory: the E5M2 number next to it, in one byte. Sum and carried part add up exactly, and
+// at most an eighth is left, except beyond E5M2's range. `kUnit`: what the bytes count in.
+template <int kTokens, int kUnit>
+struct CarriedSums : FloatSums<kTokens> {
+  static constexpr bool kInPlace = true;
+  static constexpr int kCarriedBytes = 128 * kTokens / 2;  // of a warpgroup
+  using FloatSums<kTokens>::v;
+
+  // `carried`: 8 bytes of this thread's; the next are 128 further on.
+  template <int kWidth>
+  __device__ __forceinline__ void carry(uint2* carried, bool is_first) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 16; ++i) {
+      if (!is_first) add_eight(&v[8 * i], carried[128 * i]);
+      carried[128 * i] = make_uint2(take_four(&v[8 * i]), take_four(&v[8 * i + 4]));
+    }
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void collect(const uint2* carried) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 16; ++i) add_eight(&v[8 * i], carried[128 * i]);
+  }
+
+ private:
+  __device__ __forceinline__ static void add_eight(float* sums, uint2 bytes) {
+    add_four(sums, bytes.x, kUnit);
+    add_four(sums + 4, bytes.y, kUnit);
+  }
+
+  // An E5M2 number is the upper byte of a half.
+  __device__ __forceinline__ static void add_four(float* sums, uint32_t bytes, float unit) {
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      const uint32_t halves = __byte_perm(bytes, 0, pair == 0 ? 0x1404 : 0x3424);
+      const float2 part = __half22float2(*reinterpret_cast<const __half2*>(&halves));
+      sums[2 * pair] = fmaf(part.x, unit, sums[2 * pair]);
+      sums[2 * pair + 1] = fmaf(part.y, unit, sums[2 * pair + 1]);
+    }
+  }
+
+  __device__ __forceinline__ static uint32_t take_four(float* sums) {
+    uint32_t bytes = 0;
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      constexpr float kInverse = 1.0f / kUnit;
+      const float2 two = make_float2(sums[2 * pair] * kInverse, sums[2 * pair + 1] * kInverse);
+      bytes |= uint32_t{__nv_cvt_float2_to_fp8x2(two, __NV_SATFINITE, __NV_E5M2)} << (16 * pair);
+    }
+    add_four(sums, bytes, -kUnit);
+    return bytes;
+  }
+};
+
 // Sums in units of their own for each of the two rows, two tokens a register.
 //
 // The tensor cores sum one k block in halves, which is added with its scale by one instruction for
@@ -68,6 +126,7 @@ struct FloatSums {
 // can overflow either, and raised where a later one's scale is too large for them.
 template <int kTokens>
 struct HalfSums {
+  static constexpr bool kInPlace = false;
   template <int kWidth>
   using Group = uint32_t[kWidth / 4];
 

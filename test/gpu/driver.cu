@@ -264,6 +264,7 @@ struct GemmFormat {
   GroupScaleType scale_type;
   int64_t group_size;
   Accumulation accumulation = Accumulation::kDefault;
+  DataType out_type = DataType::kBFloat16;
 
   int64_t scale_bytes(const WeightLayout& layout) const {  // of one expert
     const int64_t out = layout.out_features;
@@ -289,7 +290,7 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
                       has_groups ? group_scale.as<void>() : nullptr, x_scale.as<float>(),
                       bias.as<void>(), result.as<void>(), experts.layout(tokens), out, in,
                       format.group_size, -1, format.weight_format, format.scale_type,
-                      ActivationScaleMode::kPerToken, DataType::kBFloat16, format.accumulation},
+                      ActivationScaleMode::kPerToken, format.out_type, format.accumulation},
       launch_group_gemm);
   check_rows("group_gemm", experts, result.read("group_gemm"));
 }
@@ -313,6 +314,12 @@ void group_gemm() {
   for (const int32_t tokens : {3, 20, 100}) {
     const Experts many = {std::vector<int32_t>(70, tokens), 0};
     for (const int format : {0, 3}) group_gemm_case(many, layouts[1], formats[format]);
+  }
+  // So many in_features that sums for float16 are carried to shared memory.
+  for (const GemmFormat& format : {formats[0], formats[3]}) {
+    GemmFormat carried = format;
+    carried.out_type = DataType::kFloat16;
+    for (const Experts& experts : kExperts) group_gemm_case(experts, {328, 2944}, carried);
   }
   group_gemm_case(kExperts[0], {8, 32}, formats[0]);
   group_gemm_case(kExperts[0], {72, 96}, formats[1]);

@@ -34,9 +34,10 @@ from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import NAN_BYTE, GemmInputs, GemmProblem, random_inputs
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor, tensor_bits
 
-# Group sizes; "in float32": summed so.
+# Group sizes; "in float32": summed so; "to float16": the output, whose sums are carried.
 FORMATS = {"int4": -1, "int4 groups of 32": 32, "int4 groups of 128": 128, "mxfp4": 32}
 FORMATS |= {"int4 in float32": -1, "int4 groups of 128 in float32": 128, "mxfp4 in float32": 32}
+FORMATS |= {"int4 to float16": -1, "mxfp4 to float16": 32}
 TOKENS = 300
 EXPERTS = 2
 CUTS = (1, 8, 17, 64, 65, 129, 257, 300)
@@ -44,8 +45,8 @@ CUTS = (1, 8, 17, 64, 65, 129, 257, 300)
 HINTS = (-1, 1, 64, 128, 4096)
 OUT_FEATURES, IN_FEATURES = (
     248,
-    1152,
-)  # a tail in out, as short as large tiles take it; many k blocks
+    2944,
+)  # a tail in out, as short as large tiles take it; so many k blocks that sums are carried
 
 Bits = NDArray[np.uint16]
 
@@ -74,6 +75,7 @@ class Batches:
     def __init__(self, place: Any, form: str) -> None:
         self._place, self._inputs = place, inputs_of(form)
         self._accumulation: Any = "float32" if form.endswith("in float32") else "default"
+        self._out_dtype = "float16" if form.endswith("to float16") else "bfloat16"
         self._packed = pack(self._inputs.weight, place=place)
 
     def run(
@@ -102,6 +104,7 @@ class Batches:
             token_padding=padding,
             max_tokens=hint,
             accumulation=self._accumulation,
+            out_dtype=self._out_dtype,
         )
         bits = tensor_bits(out).reshape(-1, OUT_FEATURES)
         return [bits[begin : begin + n] for begin, n in zip(rows, counts, strict=True)]

@@ -29,9 +29,10 @@ from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor
 
 RUNS = 100
 COUNTS = (257, 3, 0, 40, 300, 1, 128, 64)
-# Group sizes; "in float32": summed so.
+# Group sizes; "in float32": summed so; "to float16": the output, whose sums are carried.
 FORMATS = {"int4": -1, "int4 groups of 32": 32, "int4 groups of 128": 128, "mxfp4": 32}
 FORMATS |= {"int4 in float32": -1, "int4 groups of 128 in float32": 128, "mxfp4 in float32": 32}
+FORMATS |= {"int4 to float16": -1, "mxfp4 to float16": 32}
 # Tokens per expert by which the tile is chosen: decode, small, medium, prefill.
 TILE_HINTS = (1, 64, 128, 4096)
 LOAD_SIZE = 2048  # of the matrix products beside: shorter than a launch, so that they interleave
@@ -44,7 +45,7 @@ def inputs_of(form: str) -> GemmInputs:
         GemmProblem(
             counts=COUNTS,
             out_features=504,
-            in_features=2176,
+            in_features=2944,
             weight_format=weight_format,
             group_size=FORMATS[form],
             x_scale="token",
@@ -57,10 +58,11 @@ def launcher(place: Any, form: str, hint: int) -> Callable[[], Any]:
     """The operator on operands that are on the GPU already."""
     inputs = inputs_of(form)
     accumulation: Any = "float32" if form.endswith("in float32") else "default"
+    out_dtype = "float16" if form.endswith("to float16") else "bfloat16"
     p, packed = inputs.problem, pack(inputs.weight, place=place)
     x, tokens = float8_tensor(inputs.x, place), int_tensor(p.tokens(), "int64", place)
     scale = float_tensor(inputs.x_scale, "float32", place)  # type: ignore[arg-type]
-    bias = float_tensor(inputs.bias, "bfloat16", place)  # type: ignore[arg-type]
+    bias = float_tensor(inputs.bias, out_dtype, place)  # type: ignore[arg-type]
     return lambda: ops.group_gemm(
         x,
         packed.weight,
@@ -73,6 +75,7 @@ def launcher(place: Any, form: str, hint: int) -> Callable[[], Any]:
         group_size=p.group_size,
         max_tokens=hint,
         accumulation=accumulation,
+        out_dtype=out_dtype,
     )
 
 

@@ -61,7 +61,7 @@ def test_bfloat16_is_that_of_ml_dtypes() -> None:
 
 
 @pytest.mark.parametrize("positive", [False, True])
-@pytest.mark.parametrize("how", ["halves", 64, 128])
+@pytest.mark.parametrize("how", ["halves", 64, 128, 1664, 2816])
 @pytest.mark.parametrize("in_features", [128, 1024, 8192])
 def test_bound_holds_for_a_truncating_accumulator(
     positive: bool, how: Summation, in_features: int

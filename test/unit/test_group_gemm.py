@@ -155,7 +155,7 @@ def test_exact_for_every_shape(place: Any, shape: LinearShape) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 4096])
-@pytest.mark.parametrize("accumulation", ["half", "float32"])
+@pytest.mark.parametrize("accumulation", ["default", "half", "float32"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_exact_for_every_format(place: Any, form: str, accumulation: str, max_tokens: int) -> None:
     p = problem((9, 0, 70), LinearShape(200, 384), form, x_scale="token", has_bias=True)
@@ -251,6 +251,23 @@ def test_accuracy_of_each_accumulation(
     p = problem((140, 0, 20), LinearShape(200, 1152), form, x_scale="token", has_bias=True)
     options = {"max_tokens": max_tokens, "out_dtype": out_dtype, "accumulation": accumulation}
     check_close(place, accumulator, random_inputs(p), **options)
+
+
+# Float16's sums of 5760 in_features are carried (docs/kernel.md) two or three times.
+@pytest.mark.parametrize("max_tokens", [1, 64, 128, 4096])
+@pytest.mark.parametrize("form", ["int4", "mxfp4"])
+def test_accuracy_of_carried_sums(
+    place: Any, accumulator: Accumulator, form: str, max_tokens: int
+) -> None:
+    p = problem((40, 0, 300), LinearShape(248, 5760), form, x_scale="token", has_bias=True)
+    check_close(place, accumulator, random_inputs(p), max_tokens=max_tokens, out_dtype="float16")
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4096])
+@pytest.mark.parametrize("form", ["int4", "mxfp4"])
+def test_exact_where_sums_are_carried(place: Any, form: str, max_tokens: int) -> None:
+    p = problem((40, 0, 70), LinearShape(200, 5760), form, x_scale="token")
+    check_exact(place, p, out_dtype="float16", max_tokens=max_tokens)
 
 
 def test_exact_for_many_experts(place: Any) -> None:

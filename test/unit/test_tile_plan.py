@@ -62,11 +62,12 @@ CHOICES = f"""
 992 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
 4096 1160 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
 4096 1152 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
-4096 7168 int4 none -1 float16 default: {FEW} {PROMOTED}
+4096 7168 int4 none -1 float16 default: {FEW} medium medium medium medium large
 4096 7168 int4 none -1 float16 half: {FEW} medium medium medium medium large
 4096 7168 int4 none -1 bfloat16 float32: {FEW} {PROMOTED}
 4096 7168 int4 float32 64 bfloat16 half: {FEW} {PROMOTED}
-4096 7168 mxfp4 e8m0 32 float16 default: {FEW} {PROMOTED}
+4096 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
+4096 7168 int4 float32 128 float16 default: {FEW} {PROMOTED}
 """  # in_features, out_features, format, scales, group_size, output, accumulation: of each hint
 UNHINTED = """
 decode: 0 32 8, 4 32 8

@@ -176,14 +176,15 @@ def relative(difference: Float64, problem: Problem) -> float:
 
 def measure(problem: Problem, place: Any) -> Iterator[dict[str, Any]]:
     """The values of a row for each output type and accumulation."""
-    half, float32 = (
+    half, float32, carried = (
         accumulator_error(Operator(problem, place, {"accumulation": accumulation}), problem)
-        for accumulation in ("half", "float32")
+        for accumulation in ("half", "float32", "default")  # default: of float16 here
     )
     for out_dtype, accumulation, accumulator in (
         ("bfloat16", "default", half),
         ("bfloat16", "float32", float32),
-        ("float16", "default", float32),
+        ("float16", "default", carried),
+        ("float16", "float32", float32),
         ("float16", "half", half),
     ):
         operator = Operator(problem, place, {"accumulation": accumulation})

@@ -42,6 +42,11 @@ A grouped GEMM's result differs from the float64 product of the same dequantised
    variance. What is too small for halves, 2^-25 of units near the largest product, does not show
    beside that.
 
+   *Carried*: float16's sums stay in the accumulator for longer (`CARRIED_EVERY`). Then the E5M2 number
+   next to the sum, three significant bits, is carried elsewhere, which leaves 1/8 of all so far in
+   the accumulator at most; the next steps begin with that. (Of sums beyond E5M2's range more is
+   left: 57344 products of int4's 256 times an activation of 1.)
+
    *Folded MXFP4*: the kernel rounds a weight that is far below the channel's largest group to the
    E5M2 grid. `folding_error` repeats that, bit for bit.
 
@@ -69,12 +74,14 @@ TENSOR_CORE_BITS = 13
 TENSOR_CORE_STEP = 32  # in_features of one wgmma
 HALF_UNIT = 2.0**-11
 K_BLOCK = 128
+CARRIED_EVERY = {"int4": 22 * 128, "mxfp4": 13 * 128}  # in_features
+CARRIED_REST = 2.0**-3  # what carrying leaves of a sum, at most
 E5M2_GRID = 16  # binades from 1 to its smallest number
 # Half a unit in the last place: of the value, and at least.
 OUTPUT_UNIT = {"bfloat16": (2.0**-8, 2.0**-134), "float16": (2.0**-11, 2.0**-25)}
 
 Float64 = NDArray[np.float64]
-# An int: in float32, after every so many in_features.
+# An int: in float32, after every so many in_features; above K_BLOCK carried.
 Summation = Literal["halves"] | int
 
 
@@ -134,6 +141,8 @@ def summation(
     if weight_format == "int4" and group_size in (32, 64):
         return group_size
     if accumulation == "default":
+        if out_dtype == "float16" and (weight_format == "mxfp4" or group_size == -1):
+            return CARRIED_EVERY[weight_format]
         accumulation = "half" if out_dtype == "bfloat16" else "float32"
     return "halves" if accumulation == "half" else K_BLOCK
 
@@ -152,9 +161,12 @@ def accumulation_error(
         return float32
     if how == "halves":
         return _halves_error(x, weight)
-    parts = [
-        _tensor_core_error(x[:, k : k + how], weight[:, k : k + how]) for k in range(0, n, how)
-    ]
+    parts, total = [], np.zeros_like(magnitudes)
+    for k in range(0, n, how):
+        x_part, w_part = x[:, k : k + how], weight[:, k : k + how]
+        rest = CARRIED_REST * total if how > K_BLOCK else np.zeros_like(total)
+        parts.append(_tensor_core_error(x_part, w_part, before=rest))
+        total += x_part @ w_part.T
     return AccumulationError(
         sum((part.drift for part in parts), float32.drift),
         sum((part.variance for part in parts), float32.variance),
@@ -166,7 +178,7 @@ def _halves_error(x: Float64, weight: Float64) -> AccumulationError:
     variance, total = np.zeros_like(drift), np.zeros_like(drift)
     for k in range(0, x.shape[1], K_BLOCK):
         x_block, w_block = x[:, k : k + K_BLOCK], weight[:, k : k + K_BLOCK]
-        block = _tensor_core_error(x_block, w_block, rounding=HALF_UNIT)
+        block = _tensor_core_error(x_block, w_block, before=np.zeros_like(total), rounding=HALF_UNIT)
         part = x_block @ w_block.T
         total += part
         drift += block.drift
@@ -174,14 +186,15 @@ def _halves_error(x: Float64, weight: Float64) -> AccumulationError:
     return AccumulationError(drift, variance)
 
 
-def _tensor_core_error(x: Float64, weight: Float64, rounding: float = 0.0) -> AccumulationError:
-    """`rounding`: of the accumulator after each step, in terms of it."""
+def _tensor_core_error(
+    x: Float64, weight: Float64, *, before: Float64, rounding: float = 0.0
+) -> AccumulationError:
+    """`before`: what the accumulator holds; `rounding`: of it after each step, in terms of it."""
     steps = x.shape[1] // TENSOR_CORE_STEP
     x_steps = x.reshape(-1, steps, TENSOR_CORE_STEP).transpose(1, 0, 2)
     w_steps = weight.reshape(-1, steps, TENSOR_CORE_STEP).transpose(1, 2, 0)
     drift = np.zeros((x.shape[0], weight.shape[0]))
     variance = np.zeros_like(drift)
-    before = np.zeros_like(drift)
     for x_step, w_step in zip(x_steps, w_steps, strict=True):
         after = before + x_step @ w_step
         product = np.abs(x_step).max(axis=1)[:, None] * np.abs(w_step).max(axis=0)

@@ -32,27 +32,36 @@ def truncating_sum(x: Float64, weight: Float64, how: Summation) -> Float64:
     Args:
         x: ``[rows, n]``, n a multiple of 32.
         weight: ``[out, n]``.
-        how: see `w4afp8.testing.compare.summation`; promoted sums are float64 here.
+        how: see `w4afp8.testing.compare.summation`; what is promoted or carried is added in float64
+            here.
 
     Returns:
         ``[rows, out]``.
     """
     length = K_BLOCK if how == "halves" else how
     total = np.zeros((len(x), len(weight)))
+    rest = np.zeros_like(total)
     for k in range(0, x.shape[1], length):
         part = (x[:, k : k + length], weight[:, k : k + length])
-        total = total + _sum_of_steps(*part, in_halves=how == "halves")
+        sums = _sum_of_steps(*part, rest, in_halves=how == "halves")
+        total = total - rest + sums
         if how == "halves":
             total = _as_half(total)
+        elif how > K_BLOCK:
+            rest = total - _three_bits(total)
     return total
+
+
+def _three_bits(x: Float64) -> Float64:
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 8), exponent - 3)
 
 
 def _as_half(x: Float64) -> Float64:
     return x.astype(np.float16).astype(np.float64)
 
 
-def _sum_of_steps(x: Float64, weight: Float64, *, in_halves: bool) -> Float64:
-    total = np.zeros((len(x), len(weight)))
+def _sum_of_steps(x: Float64, weight: Float64, total: Float64, *, in_halves: bool) -> Float64:
     for k in range(0, x.shape[1], TENSOR_CORE_STEP):
         step = slice(k, k + TENSOR_CORE_STEP)
         products = x[:, None, step] * weight[None, :, step]

@@ -1,0 +1,24 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#include "grouped_gemm/launch_tile.cuh"
+
+namespace w4afp8 {
+
+cudaError_t launch_mxfp4_carried(TileKind tile, const GroupGemmParams& params,
+                                 cudaStream_t stream) {
+  return launch_format<Mxfp4Carried>(tile, params, stream);
+}
+
+}  // namespace w4afp8
