@@ -48,6 +48,7 @@ class TileScheduler {
     plan.clusters = gridDim.x / Tile::kCluster;
     plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
     plan.heavy = plan.light = 0;
+    plan.has_narrow = false;
     plan.low_height = Tile::kSubBlocks - 1;
     plan.token_group = Plan::token_group_of(params.in_features);
 
@@ -71,7 +72,8 @@ class TileScheduler {
       }
       plan.heavy += static_cast<int32_t>(total >> 32);
       plan.light += static_cast<int32_t>(total);
-      __syncthreads();  // the scan's storage is used again
+      // Also a barrier: the scan's storage is used again.
+      plan.has_narrow |= __syncthreads_or(Plan::ends_narrow(count)) != 0;
     }
     if constexpr (Tile::kAnyHeight) {
       if (plan.light == 0 && plan.heavy > plan.clusters) {

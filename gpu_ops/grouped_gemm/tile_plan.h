@@ -23,7 +23,8 @@
 //
 // The last token tile of an expert may be narrow. Experts with equally many token tiles would make every
 // third tile narrow, say, and clusters whose number is a multiple of 3 would have only these or none. So
-// each wave of large tiles starts kTurn clusters later than the one before.
+// each wave starts kTurn clusters later than the one before then, but not where many tiles are light:
+// those lose more than is gained.
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
 // have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
@@ -81,12 +82,12 @@ struct TilePlan {
   int32_t tall_experts;  // the first so many experts have tiles of Tile::kSubBlocks
   int32_t low_height;    // sub-blocks of the tiles of the others
   int32_t heavy, light;  // tiles
+  bool has_narrow;       // a heavy expert ends with a tile narrower than its others
   int32_t whole;         // heavy tiles from this one on are halves, two for a tile
   int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
 
-  // With 66 clusters it makes a prime, 71, that shares no factor with a number of token tiles. Narrower
-  // tiles, and any beside light ones, lose what it gains.
-  static constexpr int kTurn = Tile::kTokens == 256 ? 5 : 0;
+  // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
+  static constexpr int kTurn = 5;
   // Activations that stay in L2 while all outputs are multiplied with them.
   static constexpr int64_t kTokenGroupBytes = 12 << 20;
 
@@ -101,6 +102,12 @@ struct TilePlan {
   }
   W4AFP8_HOST_DEVICE static bool is_heavy(int count) {
     return !Tile::kIsWide || 2 * count > Tile::kTokens;
+  }
+
+  W4AFP8_HOST_DEVICE static bool ends_narrow(int count) {
+    const int last = count % Tile::kTokens;
+    return Tile::kIsWide && count > Tile::kTokens && last > 0 &&
+           tile_width<Tile>(last) < Tile::kTokens;
   }
 
   // Halves the last wave's tiles if they are few enough.
@@ -144,18 +151,18 @@ struct TilePlan {
 
   // The tiles of one cluster, in order.
   W4AFP8_HOST_DEVICE TileSequence sequence(int cluster) const {
-    // Clusters from `extra` on have a heavy tile fewer than the others, for which they take up to two
-    // light ones.
-    const int extra = heavy % clusters, takers = extra > 0 ? clusters - extra : 0;
-    const int firsts = light < 2 * takers ? light : 2 * takers;
-    const int turn = light > 0 ? 0 : kTurn % clusters;
+    const int turn = has_narrow && 8 * int64_t{light} <= heavy ? kTurn % clusters : 0;
     const TileSteps heavies = {0, cluster, clusters, whole, turn}, none = {0, 0, 1, 0, 0};
     if (whole < heavy) return {{{whole, cluster, clusters, heavy, 0}, heavies, none}};
+    // Clusters whose place in the last wave is `extra` or later have a heavy tile fewer than the others,
+    // for which they take up to two light ones.
+    const int waves = heavy / clusters, extra = heavy - waves * clusters;
+    const int place = (cluster + waves % clusters * turn) % clusters;
+    const int takers = extra > 0 ? clusters - extra : 0;
+    const int firsts = light < 2 * takers ? light : 2 * takers;
     TileSteps lights = none;
-    if (takers > 0 && cluster >= extra) {
-      lights = {heavy, cluster - extra, takers, heavy + firsts, 0};
-    }
-    const TileSteps others = {heavy + firsts, cluster, clusters, heavy + light, 0};
+    if (takers > 0 && place >= extra) lights = {heavy, place - extra, takers, heavy + firsts, 0};
+    const TileSteps others = {heavy + firsts, place, clusters, heavy + light, 0};
     if (cluster % 2 == 0) return {{heavies, lights, others}};
     return {{lights, others, heavies}};
   }

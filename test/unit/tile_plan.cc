@@ -93,6 +93,7 @@ void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTa
     tables.light_end[expert] = plan.light;
     tables.row_begin[expert] = static_cast<int32_t>(rows.begin);
     tables.count[expert] = count;
+    plan.has_narrow |= plan.ends_narrow(count);
   }
 }
 
