@@ -25,16 +25,23 @@ constexpr int kMaxSharedBytes = 232448;  // of one block on sm_90: 227 KB
 
 // The product runs transposed: outputs are the m of wgmma, 64 for each consumer warpgroup; tokens are
 // its n.
-template <int kConsumers_, int kTokens_, int kNarrowest_, int kStages_, int kCluster_>
+template <int kConsumers_, int kTokens_, int kNarrowest_, int kStages_, int kCluster_,
+          bool kHasThreeQuarters_ = false>
 struct TileShape {
   static constexpr int kConsumers = kConsumers_;  // consumer warpgroups
   static constexpr int kTokens = kTokens_;        // tokens of a tile, at most
-  // Tiles with few tokens are kTokens halved down to this.
+  // Tiles with few tokens are as narrow as holds them, down to this.
   static constexpr int kNarrowest = kNarrowest_;
   static constexpr int kStages = kStages_;    // k blocks of 128 in flight
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
   // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
-  static constexpr bool kVariesHeight = kConsumers == 4 && kTokens >= 64;
+  static constexpr bool kVariesHeight = kConsumers == 4;
+  // Of any number of sub-blocks, so that lower ones can even out the last wave. Tiles of few tokens
+  // are read fastest from one band of the weight: they are 4, 2 or 1 high.
+  static constexpr bool kAnyHeight = kVariesHeight && kTokens >= 64;
+  // Tiles may be three quarters as wide: kTokens, that, then halves.
+  static constexpr bool kHasThreeQuarters = kHasThreeQuarters_;
+  static constexpr int kThreeQuarters = kTokens / 4 * 3;
   // Tiles of the last wave may be halved along the tokens.
   static constexpr bool kSplits = kTokens == 256;
   // Reading weights binds narrow tiles whatever their width; of wide ones, only those with few tokens.
@@ -61,19 +68,31 @@ struct TileShape {
   static_assert(kBoxTokens % 8 == 0, "tiles are whole boxes");
 };
 
+// The next width below this one.
+template <class Tile>
+constexpr int narrower_width(int width) {
+  if (Tile::kHasThreeQuarters && width == Tile::kTokens) return Tile::kThreeQuarters;
+  return Tile::kHasThreeQuarters && width == Tile::kThreeQuarters ? Tile::kTokens / 2 : width / 2;
+}
+
 // Width of a tile with this many tokens: the n of its wgmmas.
 template <class Tile>
 W4AFP8_HOST_DEVICE int tile_width(int num_tokens) {
+  if (Tile::kHasThreeQuarters && num_tokens > Tile::kTokens / 2) {
+    return num_tokens > Tile::kThreeQuarters ? Tile::kTokens : Tile::kThreeQuarters;
+  }
   int width = Tile::kTokens;
   while (width > Tile::kNarrowest && num_tokens <= width / 2) width /= 2;
   return width;
 }
 
 //                consumers, tokens, narrowest, stages, cluster
-using TileDecode = TileShape<4, 16, 16, 5, 1>;     // 256 x 16
-using TileSmall = TileShape<4, 64, 16, 5, 1>;      // 256 x 64
-using TileMedium = TileShape<4, 128, 32, 5, 1>;    // 256 x 128
-using TileLarge = TileShape<2, 256, 64, 4, 2>;     // 128 x 256
+using TileDecode = TileShape<4, 16, 16, 5, 1>;        // 256 x 16
+using TileSmall = TileShape<4, 64, 16, 5, 1>;         // 256 x 64
+using TileMedium = TileShape<4, 128, 32, 5, 1>;       // 256 x 128
+using TileLarge = TileShape<2, 256, 64, 4, 2, true>;  // 128 x 256
+// Where sums are multiplied by scales or carried, registers do not suffice for one more main loop.
+using TileLargeCoarse = TileShape<2, 256, 64, 4, 2>;
 using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };

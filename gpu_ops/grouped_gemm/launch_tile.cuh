@@ -17,6 +17,8 @@
 
 #include <cudaTypedefs.h>
 
+#include <type_traits>
+
 #include "common/device.h"
 #include "common/launch_kernel.cuh"
 #include "grouped_gemm/kernel.cuh"
@@ -47,7 +49,7 @@ inline cudaError_t encode_token_map(const GroupGemmParams& params, int box_token
 // One block a multiprocessor, fewer where there cannot be that many tiles.
 template <class Tile>
 int grid_size(const GroupGemmParams& params) {
-  const int64_t lowest = Tile::kOut - (Tile::kVariesHeight ? kSubBlockOut : 0);
+  const int64_t lowest = Tile::kVariesHeight ? kSubBlockOut : Tile::kOut;
   const int64_t out_blocks = ceil_div(params.weight_layout().padded_out(), lowest * Tile::kCluster);
   const int64_t token_tiles = std::min(
       params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
@@ -90,7 +92,10 @@ cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStre
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {
-    return tile == TileKind::kLarge ? launch_tile<TileLarge, Format>(params, stream)
+    constexpr bool kIsCoarse =
+        Format::kSummation != Summation::kHalves || Format::kGroupScaling == GroupScaling::kScaled;
+    using Large = std::conditional_t<kIsCoarse, TileLargeCoarse, TileLarge>;
+    return tile == TileKind::kLarge ? launch_tile<Large, Format>(params, stream)
                                     : launch_tile<TileMedium, Format>(params, stream);
   } else {
     return launch_tile<TilePromoted, Format>(params, stream);

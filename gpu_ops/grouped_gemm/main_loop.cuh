@@ -79,7 +79,7 @@ class MainLoop {
   template <int kWidth = Tile::kTokens>
   __device__ __forceinline__ void run(int width, Sums& sums) {
     if constexpr (kWidth > Tile::kNarrowest) {
-      if (width < kWidth) return run<kWidth / 2>(width, sums);
+      if (width < kWidth) return run<narrower_width<Tile>(kWidth)>(width, sums);
     }
     sums.template clear<kCleared<kWidth>>(kHasScales ? Sums::kNoUnit : most_);
     if constexpr (Format::kSummation == Summation::kPromoted) {

@@ -28,7 +28,7 @@ namespace w4afp8 {
 // tile touches two bands at most.
 template <class Tile>
 struct WeightSource {
-  static constexpr int kParts = Tile::kVariesHeight ? 2 : 1;
+  static constexpr int kParts = Tile::kAnyHeight ? 2 : 1;
   static constexpr int kPerBand = kBandOut / kSubBlockOut;
   const uint8_t* address[kParts];
   uint32_t k_stride[kParts];
@@ -162,37 +162,36 @@ class Producer {
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
     const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
+    const int width = tile_width<Tile>(tile.num_tokens);
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
     for (int k = 0; k < k_blocks; ++k) {
       uint64_t* full = &shared_.full[ring_.stage];
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
       if (k == 0) shared_.tile[ring_.stage] = tile;
-      ptx::mbarrier_arrive_expect(full, tile_width<Tile>(tile.num_tokens) * kSubBlockIn +
-                                            weight.total_bytes() +
-                                            scales.row_bytes * scales.rows());
+      ptx::mbarrier_arrive_expect(
+          full, width * kSubBlockIn + weight.total_bytes() + scales.row_bytes * scales.rows());
       weight.copy(shared_.weight[ring_.stage], full, policy);
       weight.advance();
       scales.copy(shared_.scale[ring_.stage], full, policy);
       scales.advance();
-      load_tokens(tile, k, full);
+      load_tokens(tile.row_begin, width, k, full);
       ring_.advance();
     }
   }
 
   // Boxes of tokens, in turn by the blocks of the cluster, each to all of them. Tokens past the
   // tile's end may be loaded: they belong to accumulator columns nobody stores.
-  __device__ __forceinline__ void load_tokens(const TileCoordinates& tile, int k, uint64_t* full) {
+  __device__ __forceinline__ void load_tokens(int row_begin, int width, int k, uint64_t* full) {
     const int column = k * static_cast<int>(kSubBlockIn);
-    const int width = tile_width<Tile>(tile.num_tokens);
 #pragma unroll 1
     for (int token = rank_ * Tile::kBoxTokens; token < width;
          token += Tile::kCluster * Tile::kBoxTokens) {
       uint8_t* tokens = shared_.tokens[ring_.stage] + token * kSubBlockIn;
       if constexpr (Tile::kCluster == 1) {
-        ptx::tensor_copy(tokens, &token_map_, column, tile.row_begin + token, full,
+        ptx::tensor_copy(tokens, &token_map_, column, row_begin + token, full,
                          ptx::CachePolicy::EVICT_NORMAL);
       } else {
-        ptx::tensor_copy_multicast(tokens, &token_map_, column, tile.row_begin + token, full,
+        ptx::tensor_copy_multicast(tokens, &token_map_, column, row_begin + token, full,
                                    (1 << Tile::kCluster) - 1, ptx::CachePolicy::EVICT_NORMAL);
       }
     }

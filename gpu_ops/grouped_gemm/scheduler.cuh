@@ -48,6 +48,8 @@ class TileScheduler {
     plan.clusters = gridDim.x / Tile::kCluster;
     plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
     plan.heavy = plan.light = 0;
+    plan.has_narrow = false;
+    plan.low_height = Tile::kSubBlocks - 1;
     plan.token_group = Plan::token_group_of(params.in_features);
 
     const ExpertTables tables = ExpertTables::at(storage_, experts);
@@ -70,13 +72,17 @@ class TileScheduler {
       }
       plan.heavy += static_cast<int32_t>(total >> 32);
       plan.light += static_cast<int32_t>(total);
-      __syncthreads();  // the scan's storage is used again
+      // Also a barrier: the scan's storage is used again.
+      plan.has_narrow |= __syncthreads_or(Plan::ends_narrow(count)) != 0;
     }
-    if constexpr (Tile::kVariesHeight) {
-      // One wave of tall tiles cannot be made shorter.
+    if constexpr (Tile::kAnyHeight) {
       if (plan.light == 0 && plan.heavy > plan.clusters) {
-        lower_tiles(plan, tables.heavy_end, shared.scan.heights);
+        lower_last_tiles(plan, tables.heavy_end, shared.scan.heights);
       }
+    }
+    if (plan.lower_all()) {
+      lower_ends(plan, tables.heavy_end, 0);
+      lower_ends(plan, tables.light_end, 0);
     }
     plan.split_last_wave();
     if (threadIdx.x == 0) {
@@ -89,14 +95,13 @@ class TileScheduler {
   // The next tile of this block (of this cluster); false when there is none.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
     while (part_ < TileSequence::kParts) {
-      const TileSteps& steps = shared_.sequence.parts[part_];
-      const int index = steps.first + step_ * steps.stride;
-      if (index >= steps.end) {
+      TileSteps& steps = shared_.sequence.parts[part_];
+      if (!steps.has_tile()) {
         ++part_;
-        step_ = 0;
         continue;
       }
-      ++step_;
+      const int index = steps.tile();
+      steps.advance();
       tile = shared_.plan.locate(ExpertTables::at(storage_, shared_.plan.experts), index);
       if (tile.num_tokens > 0) return true;
     }
@@ -104,10 +109,20 @@ class TileScheduler {
   }
 
  private:
+  // Moves the ends of experts with low tiles, which counted tall ones, `tall_tiles` before them.
+  __device__ void lower_ends(const Plan& plan, int32_t* ends, int tall_tiles) {
+    const int tall = plan.out_blocks(true), low = plan.out_blocks(false);
+    for (int expert = threadIdx.x; expert < plan.experts; expert += Tile::kThreads) {
+      if (expert >= plan.tall_experts) {
+        ends[expert] = tall_tiles + (ends[expert] - tall_tiles) / tall * low;
+      }
+    }
+  }
+
   // Gives the later experts low tiles where the block with the most work then has less: waves of
   // tall tiles, then waves of low ones. Each thread tries some numbers of experts with tall tiles.
   template <class ReduceStorage>
-  __device__ void lower_tiles(Plan& plan, int32_t* ends, ReduceStorage& storage) {
+  __device__ void lower_last_tiles(Plan& plan, int32_t* ends, ReduceStorage& storage) {
     using Key = unsigned long long;  // height of the work, then experts with low tiles
     const int tall = plan.out_blocks(true), low = plan.out_blocks(false);
     const auto waves = [&](int n) { return (n + plan.clusters - 1) / plan.clusters; };
@@ -116,7 +131,7 @@ class TileScheduler {
       const int before = experts > 0 ? ends[experts - 1] : 0;
       const int tall_waves = waves(before);
       const int low_waves = waves(before + (plan.heavy - before) / tall * low) - tall_waves;
-      const Key height = tall_waves * Tile::kSubBlocks + low_waves * Plan::kLowSubBlocks;
+      const Key height = tall_waves * Tile::kSubBlocks + low_waves * plan.low_height;
       best = min(best, height << 32 | static_cast<Key>(plan.experts - experts));
     }
     best = cub::BlockReduce<Key, Tile::kThreads>(storage).Reduce(
@@ -127,17 +142,13 @@ class TileScheduler {
     plan.tall_experts = shared_.plan.tall_experts;
     const int tall_tiles = plan.tall_experts > 0 ? ends[plan.tall_experts - 1] : 0;
     __syncthreads();
-    for (int expert = threadIdx.x; expert < plan.experts; expert += Tile::kThreads) {
-      if (expert >= plan.tall_experts) {
-        ends[expert] = tall_tiles + (ends[expert] - tall_tiles) / tall * low;
-      }
-    }
+    lower_ends(plan, ends, tall_tiles);
     plan.heavy = tall_tiles + (plan.heavy - tall_tiles) / tall * low;
   }
 
   Shared& shared_;
   int32_t* const storage_;
-  int part_ = 0, step_ = 0;
+  int part_ = 0;
 };
 
 }  // namespace w4afp8

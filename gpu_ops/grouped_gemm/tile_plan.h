@@ -16,13 +16,19 @@
 // the token counts, the same on host and device.
 //
 // Where tiles are wide, experts with more than half a tile of tokens are heavy: the tensor cores bind
-// their tiles. The others are light: reading their weights binds. Each block (each cluster) gets every n-th heavy
-// tile; where their number is no multiple of n, those with one fewer take two light tiles for it; the
-// other light tiles are dealt out in turn. Every second block starts with its light tiles, so that
-// some read memory while others multiply.
+// their tiles. The others are light: reading their weights binds. Heavy tiles are dealt out in waves of
+// one for each block (each cluster); where the last wave is short, those with one fewer take two light
+// tiles for it; the other light tiles are dealt out in turn. Every second block starts with its light
+// tiles, so that some read memory while others multiply.
+//
+// The last token tile of an expert may be narrow. Experts with equally many token tiles would make every
+// third tile narrow, say, and clusters whose number is a multiple of 3 would have only these or none. So
+// each wave starts kTurn clusters later than the one before then, but not where many tiles are light:
+// those lose more than is gained.
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
-// have tiles a sub-block lower, or the last tiles are halved along the tokens.
+// have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
+// tiles than blocks, all are as low as still makes no more tiles than blocks.
 #pragma once
 
 #include "grouped_gemm/config.h"
@@ -51,9 +57,17 @@ struct ExpertTables {
   }
 };
 
-// Tiles first, first + stride, ... before end.
+// Tiles begin + place, begin + stride + place + turn ... before end, places modulo the stride.
 struct TileSteps {
-  int32_t first, stride, end;
+  int32_t begin, place, stride, end, turn;
+
+  W4AFP8_HOST_DEVICE bool has_tile() const { return begin + place < end; }
+  W4AFP8_HOST_DEVICE int tile() const { return begin + place; }
+  W4AFP8_HOST_DEVICE void advance() {
+    begin += stride;
+    place += turn;
+    if (place >= stride) place -= stride;
+  }
 };
 struct TileSequence {
   static constexpr int kParts = 3;
@@ -66,19 +80,34 @@ struct TilePlan {
   int32_t clusters;      // that share the tiles
   int32_t sub_blocks;    // of an expert
   int32_t tall_experts;  // the first so many experts have tiles of Tile::kSubBlocks
+  int32_t low_height;    // sub-blocks of the tiles of the others
   int32_t heavy, light;  // tiles
+  bool has_narrow;       // a heavy expert ends with a tile narrower than its others
   int32_t whole;         // heavy tiles from this one on are halves, two for a tile
   int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
 
-  static constexpr int kLowSubBlocks = Tile::kVariesHeight ? Tile::kSubBlocks - 1 : 1;
+  // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
+  static constexpr int kTurn = 5;
   // Activations that stay in L2 while all outputs are multiplied with them.
   static constexpr int64_t kTokenGroupBytes = 12 << 20;
 
   W4AFP8_HOST_DEVICE static int token_tiles(int count) {
     return (count + Tile::kTokens - 1) / Tile::kTokens;
   }
+  // Tokens of each of an expert's tiles but the last. Two or three tiles of three quarters are faster
+  // than one or two whole ones and a narrow one.
+  W4AFP8_HOST_DEVICE static int tile_tokens(int count, int tiles) {
+    if (!Tile::kHasThreeQuarters || tiles < 2 || tiles > 3) return Tile::kTokens;
+    return count <= tiles * Tile::kThreeQuarters ? Tile::kThreeQuarters : Tile::kTokens;
+  }
   W4AFP8_HOST_DEVICE static bool is_heavy(int count) {
     return !Tile::kIsWide || 2 * count > Tile::kTokens;
+  }
+
+  W4AFP8_HOST_DEVICE static bool ends_narrow(int count) {
+    const int last = count % Tile::kTokens;
+    return Tile::kIsWide && count > Tile::kTokens && last > 0 &&
+           tile_width<Tile>(last) < Tile::kTokens;
   }
 
   // Halves the last wave's tiles if they are few enough.
@@ -97,23 +126,43 @@ struct TilePlan {
   }
 
   W4AFP8_HOST_DEVICE int out_blocks(bool tall) const {
-    const int height = tall ? Tile::kSubBlocks * Tile::kCluster : kLowSubBlocks;
+    const int height = (tall ? Tile::kSubBlocks : low_height) * Tile::kCluster;
     return (sub_blocks + height - 1) / height;
+  }
+
+  // Makes all tiles lower where there are few: `heavy` and `light` count tall ones. False where none is.
+  W4AFP8_HOST_DEVICE bool lower_all() {
+    const int tiles = heavy + light;
+    if (!Tile::kVariesHeight || tiles == 0 || tiles > clusters) return false;
+    const int tall = out_blocks(true), token_tiles = tiles / tall;
+    int height = Tile::kSubBlocks;
+    while (height > 1) {
+      low_height = Tile::kAnyHeight ? height - 1 : height / 2;
+      if (token_tiles * out_blocks(false) > clusters) break;
+      height = low_height;
+    }
+    low_height = height;
+    if (height == Tile::kSubBlocks) return false;
+    tall_experts = 0;
+    heavy = heavy / tall * out_blocks(false);
+    light = light / tall * out_blocks(false);
+    return true;
   }
 
   // The tiles of one cluster, in order.
   W4AFP8_HOST_DEVICE TileSequence sequence(int cluster) const {
-    // Clusters from `extra` on have a heavy tile fewer than the others, for which they take up to two
-    // light ones.
-    const int extra = heavy % clusters, takers = extra > 0 ? clusters - extra : 0;
+    const int turn = has_narrow && 8 * int64_t{light} <= heavy ? kTurn % clusters : 0;
+    const TileSteps heavies = {0, cluster, clusters, whole, turn}, none = {0, 0, 1, 0, 0};
+    if (whole < heavy) return {{{whole, cluster, clusters, heavy, 0}, heavies, none}};
+    // Clusters whose place in the last wave is `extra` or later have a heavy tile fewer than the others,
+    // for which they take up to two light ones.
+    const int waves = heavy / clusters, extra = heavy - waves * clusters;
+    const int place = (cluster + waves % clusters * turn) % clusters;
+    const int takers = extra > 0 ? clusters - extra : 0;
     const int firsts = light < 2 * takers ? light : 2 * takers;
-    const TileSteps heavies = {cluster, clusters, whole};
-    if (whole < heavy) return {{{whole + cluster, clusters, heavy}, heavies, {0, 1, 0}}};
-    TileSteps lights = {0, 1, 0};
-    if (takers > 0 && cluster >= extra) {
-      lights = {heavy + cluster - extra, takers, heavy + firsts};
-    }
-    const TileSteps others = {heavy + firsts + cluster, clusters, heavy + light};
+    TileSteps lights = none;
+    if (takers > 0 && place >= extra) lights = {heavy, place - extra, takers, heavy + firsts, 0};
+    const TileSteps others = {heavy + firsts, place, clusters, heavy + light, 0};
     if (cluster % 2 == 0) return {{heavies, lights, others}};
     return {{lights, others, heavies}};
   }
@@ -146,15 +195,16 @@ struct TilePlan {
       token_tile += local - block * in_group;
     }
     const int most = is_half ? Tile::kTokens / 2 : Tile::kTokens;
-    const int token_begin = token_tile * Tile::kTokens + second_half * most;
+    const int each = tile_tokens(count, all_tokens), token_begin = token_tile * each;
 
-    const int height = tall ? Tile::kSubBlocks : kLowSubBlocks;
+    const int height = tall ? Tile::kSubBlocks : low_height;
     tile.sub_block = block * height * Tile::kCluster;
     const int left = sub_blocks - tile.sub_block;
     tile.sub_blocks = Tile::kVariesHeight && left < height ? left : height;
-    tile.row_begin = tables.row_begin[tile.expert] + token_begin;
-    const int tokens = count - token_begin;
-    tile.num_tokens = tokens < most ? tokens : most;
+    const int first = token_begin + second_half * most;
+    tile.row_begin = tables.row_begin[tile.expert] + first;
+    const int end = count < token_begin + each ? count : token_begin + each;
+    tile.num_tokens = end - first < most ? end - first : most;
     tile.alone = all_tokens == 1 && !is_half;
     return tile;
   }

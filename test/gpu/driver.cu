@@ -314,6 +314,11 @@ void group_gemm() {
       for (const GemmFormat& format : formats) group_gemm_case(experts, layout, format);
     }
   }
+  // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
+  for (const int32_t tokens : {3, 20, 100}) {
+    const Experts many = {std::vector<int32_t>(70, tokens), 0};
+    for (const int format : {0, 3}) group_gemm_case(many, layouts[1], formats[format]);
+  }
   // So many in_features that sums for float16 are carried to shared memory.
   for (const GemmFormat& format : {formats[0], formats[3]}) {
     GemmFormat carried = format;

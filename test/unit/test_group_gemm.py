@@ -275,6 +275,14 @@ def test_exact_for_many_experts(place: Any) -> None:
     check_exact(place, problem(counts, LinearShape(72, 96)))
 
 
+# Of fewer tiles than multiprocessors the GPU makes lower ones: here most have all their sub-blocks.
+@pytest.mark.parametrize("max_tokens", [1, 64, 128])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+def test_exact_for_many_tiles(place: Any, form: str, max_tokens: int) -> None:
+    counts = (70, 130, *np.random.default_rng(2).integers(1, 4, 38))
+    check_exact(place, problem(counts, LinearShape(840, 128), form), max_tokens=max_tokens)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_accuracy(place: Any, accumulator: Accumulator, form: str) -> None:
     p = problem((130, 1, 0, 30), LinearShape(328, 1152), form, x_scale="token", has_bias=True)

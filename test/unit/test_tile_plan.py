@@ -39,7 +39,8 @@ pytestmark = pytest.mark.cpu_only
 HERE = pathlib.Path(__file__).resolve().parent
 HEAD = re.compile(
     r"\w+, (\d+) x (\d+), narrowest (\d+), cluster of (\d+)(.*)\n"
-    r"(\d+) heavy, (\d+) light, halves from (\d+), token groups of (\d+)\n?"
+    r"(\d+) heavy, (\d+) light, halves from (\d+), token groups of (\d+), "
+    r"\d+ high up to expert (\d+), then (\d+)\n?"
 )
 TILE = re.compile(
     r"cluster (\d+), tile (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
@@ -61,11 +62,12 @@ CHOICES = f"""
 992 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
 4096 1160 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
 4096 1152 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
-4096 7168 int4 none -1 float16 default: {FEW} {PROMOTED}
+4096 7168 int4 none -1 float16 default: {FEW} medium medium medium medium large
 4096 7168 int4 none -1 float16 half: {FEW} medium medium medium medium large
 4096 7168 int4 none -1 bfloat16 float32: {FEW} {PROMOTED}
 4096 7168 int4 float32 64 bfloat16 half: {FEW} {PROMOTED}
-4096 7168 mxfp4 e8m0 32 float16 default: {FEW} {PROMOTED}
+4096 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
+4096 7168 int4 float32 128 float16 default: {FEW} {PROMOTED}
 """  # in_features, out_features, format, scales, group_size, output, accumulation: of each hint
 UNHINTED = """
 decode: 0 32 8, 4 32 8
@@ -125,6 +127,22 @@ class Plan:
     light: int
     whole: int
     token_group: int
+    tall_experts: int
+    low: int  # sub-blocks of the tiles of the others
+
+    @property
+    def widths(self) -> list[int]:
+        halves = [width for width in (16, 32, 64, 128, 256) if self.narrowest <= width]
+        three_quarters = [self.tokens * 3 // 4] if "three quarters" in self.traits else []
+        return [width for width in halves if width <= self.tokens] + three_quarters
+
+    @property
+    def token_tiles(self) -> int:
+        return sum(-(-count // self.tokens) for count in self.case.counts)
+
+    def tiles_of(self, height: int) -> int:
+        """How many there would be, all with so many sub-blocks a block."""
+        return self.token_tiles * -(-self.case.sub_blocks // (height * self.blocks))
 
 
 def read_tile(line: str) -> Tile:
@@ -143,7 +161,7 @@ def read_plan(case: Case, text: str) -> Plan:
     indices = sorted(tile.index for tile in tiles)
     assert indices == list(range(int(head[6]) + int(head[7]))), case.line
     tiles = [tile for tile in tiles if tile.tokens > 0]
-    return Plan(case, tiles, head[5], *map(int, head.group(1, 2, 3, 4, 6, 7, 8, 9)))
+    return Plan(case, tiles, head[5], *map(int, head.group(1, 2, 3, 4, 6, 7, 8, 9, 10, 11)))
 
 
 def find_compiler() -> list[str]:
@@ -225,16 +243,56 @@ def test_every_output_of_every_row_is_in_one_tile(plans: list[Plan]) -> None:
 
 def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
     for plan in plans:
+        widths = plan.widths
         for tile in plan.tiles:
             most = plan.tokens // 2 if tile.kind == "half" else plan.tokens
             assert tile.tokens <= most, plan.case.line
             assert tile.tokens <= tile.width <= plan.tokens, plan.case.line
-            assert tile.width == plan.narrowest or tile.tokens > tile.width // 2, plan.case.line
+            assert tile.width == min(w for w in widths if w >= tile.tokens), plan.case.line
             height = plan.out // 64
             if "varies height" in plan.traits:  # blocks copy no weights that do not exist
-                height -= tile.expert >= plan.case.tall_experts
+                height = height if tile.expert < plan.tall_experts else plan.low
                 height = min(height, plan.case.sub_blocks - tile.sub_block)
             assert tile.sub_blocks == height, plan.case.line
+
+
+def test_experts_of_two_or_three_large_tiles_may_have_all_of_three_quarters(
+    plans: list[Plan],
+) -> None:
+    three_quarters = 0
+    for plan in plans:
+        for tile in plan.tiles:
+            count, each = plan.case.counts[tile.expert], plan.tokens
+            tiles = -(-count // each)
+            if "three quarters" in plan.traits and 1 < tiles < 4 and count <= tiles * each * 3 // 4:
+                each = each * 3 // 4
+                three_quarters += 1
+            place = (tile.row - plan.case.begin_of(tile.expert)) % each
+            assert place in ((0, plan.tokens // 2) if tile.kind == "half" else (0,)), plan.case.line
+            assert tile.tokens <= each - place, plan.case.line
+    assert three_quarters > 100
+
+
+def test_few_tiles_are_as_low_as_still_makes_no_more_than_clusters(plans: list[Plan]) -> None:
+    heights = set()
+    for plan in plans:
+        heavy_or_light = plan.heavy + plan.light - (plan.heavy - plan.whole) // 2
+        tall = plan.out // 64
+        steps = range(1, tall + 1) if "any height" in plan.traits else (1, 2, 4)
+        fits = [height for height in steps if 0 < plan.tiles_of(height) <= plan.case.clusters]
+        if "varies height" in plan.traits and tall in fits:
+            expected = 0 if min(fits) < tall else plan.case.tall_experts
+            assert plan.tall_experts == expected, plan.case.line
+            if expected == 0:
+                assert plan.low == min(fits), plan.case.line
+                assert heavy_or_light == plan.tiles_of(plan.low), plan.case.line
+                heights.add((plan.case.tile, plan.low))
+        else:
+            assert plan.tall_experts == plan.case.tall_experts, plan.case.line
+    assert heights >= {
+        (tile, height) for tile in ("decode", "small", "medium") for height in (1, 2)
+    }
+    assert ("medium", 3) in heights
 
 
 def test_experts_with_few_tokens_are_light_where_tiles_are_wide(plans: list[Plan]) -> None:
@@ -279,6 +337,26 @@ def test_clusters_have_as_much_to_do(plans: list[Plan]) -> None:
         assert max(loads) - min(loads) <= (0.5 if is_filled else 1), plan.case.line
         if len(set(plan.case.counts)) == 1:
             assert max(lengths) - min(lengths) <= 1, plan.case.line
+
+
+@pytest.mark.parametrize(
+    ("tile", "clusters", "counts"),
+    [
+        ("large", 66, (4096, *[585] * 31)),  # 16 tiles of 256, then 2 and a narrow one each
+        ("medium", 132, (150,) * 32),
+        ("medium", 132, (150,) * 32 + (1, 0)),  # few light tiles change nothing
+    ],
+)
+def test_narrow_tiles_are_spread_over_clusters(
+    program: str, tile: str, clusters: int, counts: tuple[int, ...]
+) -> None:
+    """Also where experts have as many token tiles as divide the number of clusters."""
+    case = Case(tile, 7168, 4096, clusters, len(counts), 0, counts)
+    plan = read_plan(case, ask(program, [case.line])[0])
+    whole = [tile for tile in plan.tiles if tile.kind == "heavy"]
+    narrow = Counter(tile.cluster for tile in whole if tile.width < plan.tokens)
+    assert sum(narrow.values()) > 3 * clusters
+    assert max(narrow.values()) - min(narrow[c] for c in range(clusters)) <= 2
 
 
 def test_every_second_cluster_starts_with_its_light_tiles(plans: list[Plan]) -> None:

@@ -62,10 +62,11 @@ void with_tile(TileKind kind, const Function& function) {
 
 template <class Tile>
 void print_shape(TileKind kind, Tile) {
-  std::printf("%s, %d x %d, narrowest %d, cluster of %d%s%s%s\n",
+  std::printf("%s, %d x %d, narrowest %d, cluster of %d%s%s%s%s%s\n",
               kKinds[static_cast<int>(kind)].c_str(), Tile::kOut, Tile::kTokens, Tile::kNarrowest,
               Tile::kCluster, Tile::kIsWide ? ", wide" : "",
-              Tile::kVariesHeight ? ", varies height" : "", Tile::kSplits ? ", splits" : "");
+              Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
+              Tile::kSplits ? ", splits" : "", Tile::kHasThreeQuarters ? ", three quarters" : "");
 }
 
 template <class Tile>
@@ -78,9 +79,10 @@ void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int clus
   std::printf("width %d%s\n", tile_width<Tile>(tile.num_tokens), tile.alone ? ", alone" : "");
 }
 
-// As TileScheduler fills them, one expert after the other.
+// As TileScheduler fills them, one expert after the other, with the heights of the plan.
 template <class Tile>
 void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTables& tables) {
+  plan.heavy = plan.light = 0;
   for (int expert = 0; expert < plan.experts; ++expert) {
     const RowRange rows = tokens.rows_of(expert);
     const int count = static_cast<int>(rows.end - rows.begin);
@@ -91,6 +93,7 @@ void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTa
     tables.light_end[expert] = plan.light;
     tables.row_begin[expert] = static_cast<int32_t>(rows.begin);
     tables.count[expert] = count;
+    plan.has_narrow |= plan.ends_narrow(count);
   }
 }
 
@@ -100,19 +103,24 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
   plan.experts = static_cast<int>(params.tokens.experts);
   plan.clusters = clusters;
   plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
-  plan.tall_experts = tall_experts;
+  plan.tall_experts = plan.experts;
+  plan.low_height = Tile::kSubBlocks - 1;
   plan.token_group = plan.token_group_of(params.in_features);
   std::vector<int32_t> storage(ExpertTables::kTables * plan.experts);
   const ExpertTables tables = ExpertTables::at(storage.data(), plan.experts);
   fill_tables(params.tokens, plan, tables);
+  if (!plan.lower_all()) plan.tall_experts = tall_experts;
+  fill_tables(params.tokens, plan, tables);
   plan.split_last_wave();
-  std::printf("%d heavy, %d light, halves from %d, token groups of %d\n", plan.heavy, plan.light,
+  std::printf("%d heavy, %d light, halves from %d, token groups of %d, ", plan.heavy, plan.light,
               plan.whole, plan.token_group);
+  std::printf("%d high up to expert %d, then %d\n", Tile::kSubBlocks, plan.tall_experts,
+              plan.low_height);
   for (int cluster = 0; cluster < clusters; ++cluster) {
     const TileSequence sequence = plan.sequence(cluster);
     for (const TileSteps& part : sequence.parts) {
-      for (int index = part.first; index < part.end; index += part.stride) {
-        print_tile(plan, tables, cluster, index);
+      for (TileSteps steps = part; steps.has_tile(); steps.advance()) {
+        print_tile(plan, tables, cluster, steps.tile());
       }
     }
   }
