@@ -93,7 +93,7 @@ cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStre
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {
     constexpr bool kIsCoarse =
-        Format::kSummation != Summation::kHalves || Format::kGroupScaling == GroupScaling::kScaled;
+        Format::kSummation != Summation::kHalves || Format::kGroupScaling != GroupScaling::kNone;
     using Large = std::conditional_t<kIsCoarse, TileLargeCoarse, TileLarge>;
     return tile == TileKind::kLarge ? launch_tile<Large, Format>(params, stream)
                                     : launch_tile<TileMedium, Format>(params, stream);

@@ -23,21 +23,6 @@
 
 namespace w4afp8 {
 
-template <Summation kSummation, class Tile, class Format>
-struct SumsOf;
-template <class Tile, class Format>
-struct SumsOf<Summation::kHalves, Tile, Format> {
-  using Type = HalfSums<Tile::kTokens>;
-};
-template <class Tile, class Format>
-struct SumsOf<Summation::kPromoted, Tile, Format> {
-  using Type = FloatSums<Tile::kTokens>;
-};
-template <class Tile, class Format>
-struct SumsOf<Summation::kCarried, Tile, Format> {
-  using Type = CarriedSums<Tile::kTokens, Format::kCarriedUnit>;
-};
-
 template <class Tile, class Format>
 class MainLoop {
  public:

@@ -20,6 +20,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include "grouped_gemm/config.h"
 #include "grouped_gemm/wgmma.cuh"
 
 namespace w4afp8 {
@@ -213,6 +214,22 @@ struct HalfSums {
   __device__ __forceinline__ static uint32_t as_bits(__half2 pair) {
     return *reinterpret_cast<const uint32_t*>(&pair);
   }
+};
+
+// The sums of a format.
+template <Summation kSummation, class Tile, class Format>
+struct SumsOf;
+template <class Tile, class Format>
+struct SumsOf<Summation::kHalves, Tile, Format> {
+  using Type = HalfSums<Tile::kTokens>;
+};
+template <class Tile, class Format>
+struct SumsOf<Summation::kPromoted, Tile, Format> {
+  using Type = FloatSums<Tile::kTokens>;
+};
+template <class Tile, class Format>
+struct SumsOf<Summation::kCarried, Tile, Format> {
+  using Type = CarriedSums<Tile::kTokens, Format::kCarriedUnit>;
 };
 
 }  // namespace w4afp8

@@ -42,10 +42,10 @@ A grouped GEMM's result differs from the float64 product of the same dequantised
    variance. What is too small for halves, 2^-25 of units near the largest product, does not show
    beside that.
 
-   *Carried*: float16's sums stay in the accumulator for longer (`CARRIED_EVERY`). Then the E5M2 number
-   next to the sum, three significant bits, is carried elsewhere, which leaves 1/8 of all so far in
-   the accumulator at most; the next steps begin with that. (Of sums beyond E5M2's range more is
-   left: 57344 products of int4's 256 times an activation of 1.)
+   *Carried*: float16's sums stay in the accumulator for longer (`CARRIED_EVERY`). Then the E5M2
+   number next to the sum, three significant bits, is carried elsewhere, which leaves 1/8 of all so
+   far in the accumulator at most; the next steps begin with that. (More is left beyond E5M2's
+   range: of int4's codes times FP8 values, sums above 57344 * 256.)
 
    *Folded MXFP4*: the kernel rounds a weight that is far below the channel's largest group to the
    E5M2 grid. `folding_error` repeats that, bit for bit.
@@ -178,7 +178,9 @@ def _halves_error(x: Float64, weight: Float64) -> AccumulationError:
     variance, total = np.zeros_like(drift), np.zeros_like(drift)
     for k in range(0, x.shape[1], K_BLOCK):
         x_block, w_block = x[:, k : k + K_BLOCK], weight[:, k : k + K_BLOCK]
-        block = _tensor_core_error(x_block, w_block, before=np.zeros_like(total), rounding=HALF_UNIT)
+        block = _tensor_core_error(
+            x_block, w_block, before=np.zeros_like(total), rounding=HALF_UNIT
+        )
         part = x_block @ w_block.T
         total += part
         drift += block.drift
