@@ -24,8 +24,7 @@
 namespace w4afp8 {
 
 std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
-                                   int64_t token_padding, int64_t first_expert, Outputs outputs,
-                                   bool is_settled) {
+                                   int64_t token_padding, int64_t first_expert, Outputs outputs) {
   check_tensor(x, "x");
   check_dtype(x, "x", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(x, "x", 2, "[tokens, hidden]");
@@ -63,8 +62,7 @@ std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int6
                                  topk,
                                  data_type_of(x),
                                  token_padding,
-                                 static_cast<int32_t>(first_expert),
-                                 is_settled};
+                                 static_cast<int32_t>(first_expert)};
   W4AFP8_RUN(moe_dispatch, params, x);
   return {permuted, scale, sums, row_index};
 }

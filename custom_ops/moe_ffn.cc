@@ -85,11 +85,6 @@ Tensor product(const MoeFfnArguments& a, const ProjectionArguments& projection, 
                     projection.accumulation, {out});
 }
 
-// Of x when the dispatch starts, and of the routing when the combine does (grid_dependency.cuh): the
-// router and the activation trigger behind their waits, and the second product, between the activation
-// and the combine, at once.
-constexpr bool kIsSettled = true;
-
 }  // namespace
 
 Tensor moe_ffn(const MoeFfnArguments& a) {
@@ -102,13 +97,15 @@ Tensor moe_ffn(const MoeFfnArguments& a) {
       a.n_group, a.topk_group, {at(layout.topk_weights), at(layout.topk_ids)});
   const auto [permuted, scale, tokens, row_index] = moe_dispatch(
       a.x, ids, a.up_gate.weight_scale.dims()[0], 0, a.first_expert,
-      {at(layout.permuted), at(layout.scale), at(layout.tokens), at(layout.row_index)}, kIsSettled);
+      {at(layout.permuted), at(layout.scale), at(layout.tokens), at(layout.row_index)});
   const Tensor inner = product(a, a.up_gate, permuted, scale, tokens, at(layout.inner_rows));
   const auto [activated, activated_scale] =
       activation_quant(inner, tokens, a.activation, 0, a.hadamard_block_size,
                        {at(layout.activated), at(layout.gated_scale)});
   const Tensor y = product(a, a.down, activated, activated_scale, tokens, at(layout.y));
-  // The output is new, and no launch of the layer before this one uses it.
+  // The second product triggers at once, the activation before it behind its wait: what the router and
+  // the dispatch wrote can be read when this starts. The output is new, and nothing in between uses it.
+  constexpr bool kIsSettled = true;
   return moe_combine(y, weights, row_index, a.shared_output, kIsSettled);
 }
 

@@ -48,10 +48,10 @@ std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_b
                                 std::string_view score, bool norm_topk_prob,
                                 double routed_scaling_factor, int64_t n_group, int64_t topk_group,
                                 Outputs outputs = {});
-// permuted, scale, tokens, row_index. `is_settled`: see MoeDispatchParams.
+// permuted, scale, tokens, row_index.
 std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
                                    int64_t token_padding, int64_t first_expert,
-                                   Outputs outputs = {}, bool is_settled = false);
+                                   Outputs outputs = {});
 // `is_settled`: see MoeCombineParams.
 Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
                    const Tensor* shared_output, bool is_settled = false);

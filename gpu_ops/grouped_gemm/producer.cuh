@@ -143,7 +143,11 @@ class Producer {
 
   __device__ Producer(const GroupGemmParams& params, const CUtensorMap& token_map, Storage& shared,
                       uint32_t rank)
-      : params_(params), token_map_(token_map), shared_(shared), rank_(rank) {}
+      : params_(params),
+        token_map_(token_map),
+        shared_(shared),
+        rank_(rank),
+        streams_(streams_outputs(params)) {}
 
   __device__ void run(TileScheduler<Tile> scheduler) {
     TileCoordinates tile;
@@ -183,16 +187,17 @@ class Producer {
   // tile's end may be loaded: they belong to accumulator columns nobody stores.
   __device__ __forceinline__ void load_tokens(int row_begin, int width, int k, uint64_t* full) {
     const int column = k * static_cast<int>(kSubBlockIn);
+    // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk.
+    const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
 #pragma unroll 1
     for (int token = rank_ * Tile::kBoxTokens; token < width;
          token += Tile::kCluster * Tile::kBoxTokens) {
       uint8_t* tokens = shared_.tokens[ring_.stage] + token * kSubBlockIn;
       if constexpr (Tile::kCluster == 1) {
-        ptx::tensor_copy(tokens, &token_map_, column, row_begin + token, full,
-                         ptx::CachePolicy::EVICT_NORMAL);
+        ptx::tensor_copy(tokens, &token_map_, column, row_begin + token, full, policy);
       } else {
         ptx::tensor_copy_multicast(tokens, &token_map_, column, row_begin + token, full,
-                                   (1 << Tile::kCluster) - 1, ptx::CachePolicy::EVICT_NORMAL);
+                                   (1 << Tile::kCluster) - 1, policy);
       }
     }
   }
@@ -201,6 +206,7 @@ class Producer {
   const CUtensorMap& token_map_;
   Storage& shared_;
   uint32_t rank_;
+  const bool streams_;
   RingPosition<Tile::kStages> ring_;
 };
 

@@ -14,8 +14,7 @@
 
 // Dispatch in one launch: each block finds the rows of a contiguous range of tokens, then its teams
 // of threads quantise a token each and write it to the rows of its slots. Where there are few tokens,
-// several blocks do that for the same ones, each for some of the slots; in a layer, where the router
-// runs before and x is settled, each quantises its token while the router runs.
+// several blocks do that for the same ones, each for some of the slots.
 #pragma once
 
 #include "common/grid_dependency.cuh"
@@ -89,57 +88,45 @@ class RowCopier {
 
   __device__ static int team() { return threadIdx.x / kTeamThreads; }
 
-  // A token as the team holds it.
-  struct Row {
-    Bytes bytes[kTeamChunks];
-    float scale, inverse;
-  };
-
-  // Writes a token to `rows`, one a slot, -1 where it is dropped, as far as the slots are this block's.
+  // Quantises a token and writes it to `rows`, one a slot, -1 where it is dropped, as far as the
+  // slots are this block's.
   __device__ __forceinline__ void copy(int32_t token, const int32_t* rows) {
-    if (any_row(rows)) write(token, quantise(token), rows);
-  }
-
-  __device__ __forceinline__ Row quantise(int32_t token) {
-    const T* x = features_of(token);
+    if (!any_row(rows)) return;
+    const T* x = static_cast<const T*>(p_.x) + token * p_.hidden;
     RawChunk<kWidth, T> held[kTeamChunks];
 #pragma unroll
     for (int c = 0; c < kTeamChunks; ++c) {
-      const int i = first_feature(c);
-      if (i < hidden_) held[c] = load_raw<kWidth, Access::kPastL1>(x + i);
+      if (first_feature(c) < hidden_) held[c] = load_raw<kWidth>(x + first_feature(c));
     }
     float largest = largest_magnitude(held);
 #pragma unroll 1
     for (int i = first_feature(kTeamChunks); i < hidden_; i += kTeamThreads * kWidth) {
-      largest = larger_magnitude(largest, load_chunk<kWidth, Access::kPastL1>(x + i));
+      largest = larger_magnitude(largest, load_chunk<kWidth>(x + i));
     }
-    Row row;
-    row.scale = row_scale(team_max(largest));
-    row.inverse = __frcp_rn(row.scale);
-#pragma unroll
-    for (int c = 0; c < kTeamChunks; ++c) row.bytes[c] = scaled(held[c].floats(), row.inverse);
-    return row;
-  }
+    const float scale = row_scale(team_max(largest)), inverse = __frcp_rn(scale);
 
-  __device__ __forceinline__ void write(int32_t token, const Row& row, const int32_t* rows) const {
+    Bytes bytes[kTeamChunks];
+#pragma unroll
+    for (int c = 0; c < kTeamChunks; ++c) {
+      bytes[c] = scaled(held[c].floats(), inverse);
+    }
 #pragma unroll 1
     for (int slot = grid_.first_slot(); slot < p_.topk; slot += grid_.splits) {
       if (rows[slot] < 0) continue;
 #pragma unroll
       for (int c = 0; c < kTeamChunks; ++c) {
-        if (first_feature(c) < hidden_) store(rows[slot], first_feature(c), row.bytes[c]);
+        if (first_feature(c) < hidden_) store(rows[slot], first_feature(c), bytes[c]);
       }
     }
-    const T* x = features_of(token);
 #pragma unroll 1
     for (int i = first_feature(kTeamChunks); i < hidden_; i += kTeamThreads * kWidth) {
-      const Bytes unheld = scaled(load_chunk<kWidth, Access::kPastL1>(x + i), row.inverse);
+      const Bytes unheld = scaled(load_chunk<kWidth>(x + i), inverse);
       for (int slot = grid_.first_slot(); slot < p_.topk; slot += grid_.splits) {
         if (rows[slot] >= 0) store(rows[slot], i, unheld);
       }
     }
     const int slot = grid_.first_slot() + threadIdx.x % kTeamThreads * grid_.splits;
-    if (slot < p_.topk && rows[slot] >= 0) p_.scale[rows[slot]] = row.scale;
+    if (slot < p_.topk && rows[slot] >= 0) p_.scale[rows[slot]] = scale;
   }
 
  private:
@@ -149,10 +136,6 @@ class RowCopier {
       any |= rows[slot] >= 0;
     }
     return any;
-  }
-
-  __device__ const T* features_of(int64_t token) const {
-    return static_cast<const T*>(p_.x) + token * p_.hidden;
   }
 
   // A thread's chunk c of a token begins there.
@@ -195,8 +178,7 @@ __device__ __forceinline__ int32_t prefetched_tokens(const MoeDispatchParams& p,
   return kPrefetchBytes / (static_cast<uint32_t>(p.hidden) * kFeatureBytes);
 }
 
-// kEarly: x is settled, and a block has one token at most. It is quantised before the wait.
-template <int kWidth, int kTeamThreads, typename T, bool kEarly>
+template <int kWidth, int kTeamThreads, typename T>
 __global__ void __launch_bounds__(kDispatchThreads, 1)
     moe_dispatch_kernel(const __grid_constant__ MoeDispatchParams p, DispatchGrid grid) {
   using Copier = RowCopier<kWidth, kTeamThreads, T>;
@@ -209,10 +191,6 @@ __global__ void __launch_bounds__(kDispatchThreads, 1)
   const OwnSlots own{mine.begin * topk, first_tokens * topk,
                      prefetched_tokens<kWidth>(p, grid) * topk, shared.rows};
   clear_counts(p, shared.counts);
-  typename Copier::Row early;
-  if constexpr (kEarly) {
-    if (Copier::team() == 0 && mine.begin < mine.end) early = copier.quantise(mine.begin);
-  }
   wait_for_previous_grids();
   __syncthreads();
   SlotCounter(p, shared.counts, own).count_all();
@@ -229,11 +207,7 @@ __global__ void __launch_bounds__(kDispatchThreads, 1)
     __syncthreads();
     if (grid.first_slot() == 0) store_rows(p, shared, first * topk, count * topk);
     for (int i = Copier::team(); i < count; i += Copier::kTeams) {
-      if constexpr (kEarly) {
-        copier.write(first, early, shared.rows);
-      } else {
-        copier.copy(first + i, shared.rows + i * topk);
-      }
+      copier.copy(first + i, shared.rows + i * topk);
     }
   }
 }

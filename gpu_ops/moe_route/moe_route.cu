@@ -47,21 +47,12 @@ cudaError_t launch_route(const MoeRouteParams& params, cudaStream_t stream) {
                                  stream, params, groups_of(params));
 }
 
-template <int kWidth, int kTeamThreads, typename T>
-auto dispatch_kernel(bool is_early) {
-  constexpr bool kCanBeEarly = kWidth > 1;  // few layers have other widths
-  return is_early ? moe_dispatch_kernel<kWidth, kTeamThreads, T, kCanBeEarly>
-                  : moe_dispatch_kernel<kWidth, kTeamThreads, T, false>;
-}
-
 template <int kWidth, int kTeamThreads>
 cudaError_t launch_dispatch(const MoeDispatchParams& params, cudaStream_t stream) {
+  auto kernel = params.in_type == DataType::kBFloat16
+                    ? moe_dispatch_kernel<kWidth, kTeamThreads, __nv_bfloat16>
+                    : moe_dispatch_kernel<kWidth, kTeamThreads, __half>;
   const int64_t groups = std::clamp<int64_t>(params.num_tokens, 1, sm_count());
-  const bool is_early = params.is_settled && params.num_tokens <= groups;
-  auto kernel = dispatch_kernel<kWidth, kTeamThreads, __half>(is_early);
-  if (params.in_type == DataType::kBFloat16) {
-    kernel = dispatch_kernel<kWidth, kTeamThreads, __nv_bfloat16>(is_early);
-  }
   const int64_t splits = std::clamp<int64_t>(sm_count() / groups, 1, params.topk);
   return launch_dependent_kernel(kernel, groups * splits, kDispatchThreads, stream, params,
                                  DispatchGrid{static_cast<int>(splits)});

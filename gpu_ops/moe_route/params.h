@@ -64,9 +64,6 @@ struct MoeDispatchParams {
   DataType in_type;           // kBFloat16 or kFloat16
   int64_t token_padding = 0;  // 0, or rows of `permuted` for each expert
   int32_t first_expert = 0;
-  // The exception in common/grid_dependency.cuh holds: x may be read while the kernel before is still
-  // running.
-  bool is_settled = false;
 
   W4AFP8_HOST_DEVICE int64_t num_rows() const {
     return token_padding > 0 ? experts * token_padding : num_tokens * topk;

@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kRouteWarps * 32)
   __shared__ uint32_t keys_of_warp[kRouteWarps][kPerLane * 32];
   __shared__ float scores_of_warp[kRouteWarps][kPerLane * 32];
   wait_for_previous_grids();
-  launch_large_dependents();  // the dispatch; behind the wait, as a layer's relies on
+  launch_large_dependents();  // the dispatch
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kRouteWarps + warp;
   if (token >= p.num_tokens) return;

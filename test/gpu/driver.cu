@@ -235,7 +235,7 @@ void dispatch_and_combine_case(int64_t num_tokens, int64_t hidden, int64_t paddi
   run("moe_dispatch",
       MoeDispatchParams{x.as<void>(), ids.as<int32_t>(), permuted.as<uint8_t>(), scale.as<float>(),
                         tokens.as<int32_t>(), row_index.as<int32_t>(), num_tokens, hidden, experts,
-                        topk, DataType::kBFloat16, padding, 0, is_settled},
+                        topk, DataType::kBFloat16, padding, 0},
       launch_moe_dispatch);
   permuted.read("moe_dispatch, permuted");
   scale.read("moe_dispatch, scale");
