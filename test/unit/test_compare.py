@@ -18,8 +18,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from w4afp8.bench.numerics import quantized_activations, rounded
+from w4afp8.quant.quantize import dequantize, quantize
+from w4afp8.quant.weights import WeightFormat
 from w4afp8.testing import float8
 from w4afp8.testing.compare import (
+    CARRIED_EVERY,
     CPU_ACCUMULATOR,
     HOPPER_ACCUMULATOR,
     Summation,
@@ -80,6 +84,33 @@ def test_bound_holds_for_a_truncating_accumulator(
     float32 = accumulation_error(x, weight, how, CPU_ACCUMULATOR).bound()
     own = bound - float32 if isinstance(how, int) else bound
     assert own.mean() <= (34 if how == "halves" else 24) * error.mean()
+
+
+def times_rounding(weight_format: WeightFormat, in_features: int, how: Summation) -> float:
+    """Error of a float16 product of normal data, its sums executed, over that of rounding alone."""
+    rng = np.random.default_rng(0)
+    x = quantized_activations("normal", rng)[:12]
+    group_size = 32 if weight_format == "mxfp4" else -1
+    values = rng.standard_normal((1, 48, in_features), np.float32)
+    weight = quantize(values, weight_format=weight_format, group_size=group_size)
+    factors, scale = dequantize(weight)[0].astype(np.float64), np.ones(48)
+    if weight_format == "int4":  # the kernel multiplies codes
+        scale = weight.scale.reshape(-1).astype(np.float64)
+        factors = np.round(factors / scale[:, None])
+    x_values = float8.decode(x[:, :in_features])
+    exact, size = x_values @ factors.T * scale, 2.0**-12  # far from float16's ends
+    sums = truncating_sum(x_values, factors, how) * scale
+    error = np.linalg.norm(rounded(sums * size, "float16") - exact * size)
+    return float(error / np.linalg.norm(rounded(exact * size, "float16") - exact * size))
+
+
+@pytest.mark.parametrize("weight_format", CARRIED_EVERY)
+def test_carried_sums_keep_float16(weight_format: WeightFormat) -> None:
+    """docs/numerics.md promises twice the rounding; sums that are not carried do not keep it."""
+    every = CARRIED_EVERY[weight_format]
+    for in_features in (every, 8192):
+        assert times_rounding(weight_format, in_features, every) < 2
+    assert times_rounding(weight_format, 8192, 8192) > 2.5
 
 
 @pytest.mark.parametrize("accumulator", [CPU_ACCUMULATOR, HOPPER_ACCUMULATOR])
