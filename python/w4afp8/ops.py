@@ -99,10 +99,10 @@ def group_gemm(
         out_dtype: ``"bfloat16"`` or ``"float16"``.
         accumulation: What the GPU adds up sums of 128 products in (docs/numerics.md): ``"half"``
             precision, which is the fastest above 64 tokens an expert, ``"float32"``, the most
-            precise, or ``"default"``: for bfloat16 half; for float16 float32, without group scales
-            (int4) over up to 2816 in_features at a time. On normal data either keeps the error
-            within twice the output's rounding; sums of one sign drift by percents in the latter.
-            Groups of 32 and 64, and the CPU, always have float32.
+            precise, or ``"default"``: half for bfloat16; for float16 float32, and there int4 per
+            channel sums up to 2816 products at a time, mxfp4 1664. On normal data all of these keep
+            the error within twice the output's rounding; so many products of one sign drift by
+            percents. int4's groups of 32 and 64, and the CPU, always have float32.
 
     Returns:
         ``out_dtype``, the shape of x with out_features last.

@@ -43,10 +43,8 @@ EXPERTS = 2
 CUTS = (1, 8, 17, 64, 65, 129, 257, 300)
 # The tile that suits the counts, then decode, small, medium (promoted) and large ones (config.h).
 HINTS = (-1, 1, 64, 128, 4096)
-OUT_FEATURES, IN_FEATURES = (
-    248,
-    2944,
-)  # a tail in out, as short as large tiles take it; so many k blocks that sums are carried
+OUT_FEATURES = 248  # a tail, as short as large tiles take it
+IN_FEATURES = 2944  # so many k blocks that sums are carried
 
 Bits = NDArray[np.uint16]
 

@@ -32,6 +32,7 @@ from w4afp8.bench.case_sets import (
 from w4afp8.bench.cases import GemmCase, error_bound
 from w4afp8.bench.goals import goal_us
 from w4afp8.bench.routing import SKEWS, even_among_busy, even_split, skewed_counts
+from w4afp8.testing.compare import CARRIED_EVERY
 
 pytestmark = pytest.mark.cpu_only
 
@@ -168,9 +169,18 @@ def test_error_bound_grows_with_in_features_unless_sums_are_promoted() -> None:
     promoted = dataclasses.replace(case, group_size=64)
     assert dataclasses.replace(longer, group_size=64).error_bound() == promoted.error_bound()
     assert promoted.error_bound() == error_bound("bfloat16", 64)
-    assert dataclasses.replace(longer, out_dtype="float16").error_bound() == error_bound(
-        "float16", 128
+    grouped = dataclasses.replace(longer, out_dtype="float16", group_size=128)
+    assert grouped.error_bound() == error_bound("float16", 128)
+
+
+def test_error_bound_of_carried_sums_hardly_grows_beyond_an_interval() -> None:
+    every = CARRIED_EVERY["int4"]
+    short, one, many = (
+        GemmCase(8, 7168, in_features, 1, out_dtype="float16").error_bound()
+        for in_features in (1024, every, 4 * every)
     )
+    assert short == error_bound("float16", 1024)
+    assert short < one < many < 1.05 * one
 
 
 def test_error_bound_is_hardly_more_than_the_rounding_of_a_short_sum() -> None:

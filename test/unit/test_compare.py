@@ -15,6 +15,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
+
 import numpy as np
 import pytest
 
@@ -26,6 +29,7 @@ from w4afp8.testing.compare import (
     CARRIED_EVERY,
     CPU_ACCUMULATOR,
     HOPPER_ACCUMULATOR,
+    K_BLOCK,
     Summation,
     accumulation_error,
     assert_within,
@@ -36,6 +40,8 @@ from w4afp8.testing.tensor_core import truncating_sum
 from w4afp8.testing.tensors import bits_of, values_of
 
 pytestmark = pytest.mark.cpu_only
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_float8_is_that_of_ml_dtypes() -> None:
@@ -102,6 +108,12 @@ def times_rounding(weight_format: WeightFormat, in_features: int, how: Summation
     sums = truncating_sum(x_values, factors, how) * scale
     error = np.linalg.norm(rounded(sums * size, "float16") - exact * size)
     return float(error / np.linalg.norm(rounded(exact * size, "float16") - exact * size))
+
+
+def test_kernel_carries_as_often() -> None:
+    source = (ROOT / "gpu_ops/grouped_gemm/dequant.cuh").read_text()
+    blocks = re.findall(r"struct (\w+)Carried .*?kCarriedBlocks = (\d+)", source, re.DOTALL)
+    assert {name.lower(): K_BLOCK * int(n) for name, n in blocks} == CARRIED_EVERY
 
 
 @pytest.mark.parametrize("weight_format", CARRIED_EVERY)

@@ -171,10 +171,10 @@ def error_bound(out_dtype: str, promoted_every: int, in_features: int = 0) -> fl
     Args:
         out_dtype: "bfloat16" or "float16".
         promoted_every: in_features after which the tensor cores' sum goes to float32.
-        in_features: of the product, where its sums are carried (above 128).
+        in_features: of the product, where its sums are carried (above 128): they may be fewer.
     """
     half = 2.0**-8 if out_dtype == "bfloat16" else 2.0**-11
-    steps = promoted_every / 32
+    steps = (min(promoted_every, in_features) if in_features else promoted_every) / 32
     intervals = math.ceil(in_features / promoted_every) if promoted_every > 128 else 1
     squares = (steps + 3) / 2 + steps * max(intervals - 1, 0) / 128
     return math.sqrt(_BINADE * (half**2 / 3 + 32 / 3 * 2.0**-26 * squares))
