@@ -48,7 +48,7 @@ TILE = re.compile(
 )
 # Outputs x tokens.
 SIZES = "decode 256 x 16, small 256 x 64, medium 256 x 128, large 128 x 256, promoted 128 x 128"
-TILES = [size.split()[0] for size in SIZES.split(", ")]
+TILES = [*(size.split()[0] for size in SIZES.split(", ")), "coarse"]
 HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
 FEW = "decode decode small small"
 PROMOTED = "promoted promoted promoted promoted promoted"
@@ -223,7 +223,7 @@ def draw_case(random: random.Random) -> Case:
 @pytest.fixture(scope="session")
 def plans(program: str) -> list[Plan]:
     source = random.Random(0)
-    cases = [draw_case(source) for _ in range(400)]
+    cases = [draw_case(source) for _ in range(480)]
     return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
 
 
@@ -304,8 +304,8 @@ def test_experts_with_few_tokens_are_light_where_tiles_are_wide(plans: list[Plan
             assert (tile.kind == "light") == is_light, plan.case.line
         kinds |= {(plan.case.tile, tile.kind) for tile in plan.tiles}
     always = {(tile, "heavy") for tile in TILES}
-    wide = {(tile, "light") for tile in ("medium", "large", "promoted")}
-    assert kinds == always | wide | {("large", "half")}
+    wide = {(tile, "light") for tile in ("medium", "large", "coarse", "promoted")}
+    assert kinds == always | wide | {("large", "half"), ("coarse", "half")}
 
 
 def test_halves_are_the_last_wave_of_heavy_tiles_alone(plans: list[Plan]) -> None:
