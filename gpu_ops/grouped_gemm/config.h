@@ -91,7 +91,7 @@ using TileDecode = TileShape<4, 16, 16, 5, 1>;        // 256 x 16
 using TileSmall = TileShape<4, 64, 16, 5, 1>;         // 256 x 64
 using TileMedium = TileShape<4, 128, 32, 5, 1>;       // 256 x 128
 using TileLarge = TileShape<2, 256, 64, 4, 2, true>;  // 128 x 256
-// With group scales and carried sums registers do not suffice for one more main loop, and MXFP4's full
+// With group scales or carried sums registers do not suffice for one more main loop, and MXFP4's full
 // tiles become slower with it.
 using TileLargeCoarse = TileShape<2, 256, 64, 4, 2>;
 using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit

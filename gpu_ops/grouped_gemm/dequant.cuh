@@ -93,7 +93,7 @@ struct Int4Promoted : Int4Scaled {
   static constexpr int kScaleBytes = 4 * kStepsPerBlock;  // a group a step
 };
 
-// int4 per channel summed in float32 accumulators; the longest interval with which normal data keeps
+// int4 per channel summed in float32 accumulators; about the longest interval with which normal data keeps
 // an error within twice float16's rounding (docs/numerics.md).
 struct Int4Carried : Int4PerChannel {
   static constexpr Summation kSummation = Summation::kCarried;

@@ -18,7 +18,7 @@
 //
 // Where the routing is settled, the first blocks write the zeros of tokens without rows, of which a
 // rank's share has many: multiprocessors that the product before has left do that while others are
-// still multiplying (DeepSeek-V3's layer of 2048 tokens took 3 us less on an H100).
+// still multiplying.
 #pragma once
 
 #include "common/chunk.cuh"
