@@ -75,6 +75,7 @@ def test_without_pauses_the_bits_are_those_of_the_operators(
         for _ in range(RUNS):
             for got, right in zip(layers.run(), expected, strict=True):
                 different += (as_torch(got).view(torch.uint8) != right.view(torch.uint8)).sum()
+                as_torch(got).fill_(float("nan"))  # the next run may get this memory
         stream.synchronize()
     assert different.item() == 0
 
