@@ -112,10 +112,15 @@ def _fail(name: str, expected: str, value: object) -> ValueError:
     return ValueError(f"{name}: expected {expected}, got {type(value).__name__}")
 
 
+def _is_strided(tensor: paddle.Tensor) -> bool:
+    """Whether a tensor is not contiguous; strides of one without elements may be anything."""
+    return tensor.is_dense() and tensor.size > 0 and not tensor.is_contiguous()
+
+
 def _check_tensor(name: str, value: Any) -> Any:
     if isinstance(value, paddle.Tensor):
         # Paddle's dispatch copies quietly; eager calls refuse.
-        if value.is_dense() and not value.is_contiguous():
+        if _is_strided(value):
             raise ValueError(
                 f"{name}: expected a contiguous tensor, got strides {value.strides}; "
                 "call contiguous()"
@@ -128,7 +133,7 @@ def _check_tensor(name: str, value: Any) -> Any:
 
 def _check_view(name: str, value: Any) -> Any:
     """A tensor whose last dimension need be contiguous; copied for Paddle's dispatch."""
-    if isinstance(value, paddle.Tensor) and value.is_dense() and not value.is_contiguous():
+    if isinstance(value, paddle.Tensor) and _is_strided(value):
         if value.shape[-1] > 1 and value.strides[-1] != 1:
             raise ValueError(
                 f"{name}: expected a contiguous tensor, or a view whose last dimension is "
