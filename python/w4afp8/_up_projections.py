@@ -132,10 +132,7 @@ def quant_per_token_and_head(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.ndim != 3:
         raise ValueError(f"x: expected [tokens, heads, features], got {list(x.shape)}")
-    heads, features = x.shape[1:]
-    whole = x.contiguous() if paddle.in_dynamic_mode() else x
-    values, scale = call("quant_per_token", whole.reshape([-1, features]))
-    return values.reshape([-1, heads, features]), scale.reshape([-1, heads])
+    return call("quant_per_token", x.contiguous() if paddle.in_dynamic_mode() else x)
 
 
 def _type_name(out_dtype: str | paddle.dtype | None) -> str:
