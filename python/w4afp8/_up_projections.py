@@ -18,6 +18,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor
 
+from w4afp8._checks import dtype_name
 from w4afp8._routes import call
 from w4afp8._tracing import run_as_written
 
@@ -139,4 +140,4 @@ def _type_name(out_dtype: str | paddle.dtype | None) -> str:
     """As the operators take it; "" for None."""
     if out_dtype is None or isinstance(out_dtype, str):
         return out_dtype or ""
-    return str(out_dtype).removeprefix("paddle.")
+    return dtype_name(out_dtype)

@@ -31,6 +31,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
+from w4afp8._checks import check_int, check_multiple, check_range
 from w4afp8.quant.codes import join_nibbles, split_nibbles
 from w4afp8.quant.kv_b_source import FP8_BLOCK, Source, UpError, read_source
 from w4afp8.quant.mla_layout import (
@@ -167,7 +168,7 @@ def split_kv_b_proj(
         ([2, 256, 64], [2, 64, 128], True)
     """
     source = read_source(weight, scale, block)
-    _check_sizes(source, heads, nope, v)
+    heads, nope, v = _check_sizes(source, heads, nope, v)
     if requantize:
         return _requantized(source, heads, nope, v)
     codes = _by_head(split_nibbles(source.quantized.codes[0]), heads)
@@ -251,15 +252,16 @@ def _error(source: Source, values: NDArray[Any], heads: int, nope: int) -> UpErr
     return UpError(k=relative((every, slice(nope))), v=relative((every, slice(nope, None))))
 
 
-def _check_sizes(source: Source, heads: int, nope: int, v: int) -> None:
+def _check_sizes(source: Source, heads: int, nope: int, v: int) -> tuple[int, int, int]:
+    """Returns heads, nope and v as ints."""
     rows, lora = source.values.shape
-    for name, value in (("nope", nope), ("v", v), ("lora", lora)):
-        if value <= 0 or value % BLOCK:
-            raise ValueError(f"{name}: expected a positive multiple of {BLOCK}, got {value}")
-    for name, value in (("nope", nope), ("lora", lora)):
-        if value > MOST_INPUTS:
-            raise ValueError(f"{name}: expected at most {MOST_INPUTS}, got {value}")
+    heads = check_int("heads", heads)
+    nope, v = check_multiple("nope", nope, BLOCK), check_multiple("v", v, BLOCK)
+    check_multiple("lora", lora, BLOCK)
+    check_range("nope", nope, 1, MOST_INPUTS)
+    check_range("lora", lora, 1, MOST_INPUTS)
     if heads < 1 or heads * (nope + v) != rows:
         raise ValueError(
             f"weight: expected heads * (nope + v) = {heads} * ({nope} + {v}) rows, got {rows}"
         )
+    return heads, nope, v
