@@ -18,7 +18,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor
 
-from w4afp8._checks import dtype_name
+from w4afp8._checks import check_tensor, dtype_name
 from w4afp8._routes import call
 from w4afp8._tracing import run_as_written
 
@@ -131,6 +131,7 @@ def quant_per_token_and_head(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> values.shape, scale.shape
         (paddle.Size([4, 2, 64]), paddle.Size([4, 2]))
     """
+    check_tensor("x", x)
     if x.ndim != 3:
         raise ValueError(f"x: expected [tokens, heads, features], got {list(x.shape)}")
     return call("quant_per_token", x.contiguous() if paddle.in_dynamic_mode() else x)

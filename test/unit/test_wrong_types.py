@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 import pytest
 from checkpoint_files import write_checkpoint
 
+from w4afp8 import ops
 from w4afp8.checkpoint import load_mla_up
 from w4afp8.distributed import ExpertPartition
 from w4afp8.layers import ExpertLinear, MLAUpProjections, W4AFP8MoEFFN
-from w4afp8.quant import quantize, split_kv_b_proj
+from w4afp8.quant import MLAUpWeights, UpError, quantize, split_kv_b_proj
 
 pytestmark = pytest.mark.cpu_only
 
@@ -107,3 +109,41 @@ def test_ranks_of_a_checkpoint(options: Any, rank: Any, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, tensors, config)
     with pytest.raises(ValueError, match=r"^(rank|world_size): expected an int, got "):
         load_mla_up(path, layer=0, **{**options, **rank})
+
+
+NOT_TENSORS = [None, [[[1.0]]], np.zeros((3, HEADS, NOPE), np.float32)]
+
+
+@pytest.mark.parametrize("value", NOT_TENSORS, ids=lambda value: type(value).__name__)
+def test_activations_are_tensors(value: Any) -> None:
+    expected = f"expected a paddle.Tensor, got {type(value).__name__}"
+    scale = paddle.ones([3, HEADS])
+    for call, name in (
+        (ops.quant_per_token_and_head, "x"),
+        (mla().absorb_q, "q_nope"),
+        (lambda x: mla().absorb_q(x, scale), "q_nope"),
+        (mla().project_v, "x"),
+        (lambda x: moe()(x, paddle.ones([3, 4])), "x"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: {expected}$"):
+            call(value)
+
+
+def test_sparse_activations() -> None:
+    sparse = paddle.sparse.sparse_coo_tensor([[0], [0], [0]], [1.0], [3, HEADS, NOPE])
+    with pytest.raises(ValueError, match="x: expected a dense tensor, got another kind of tensor"):
+        ops.quant_per_token_and_head(sparse)
+
+
+@pytest.mark.parametrize("value", [{}, None, CODES], ids=lambda value: type(value).__name__)
+def test_packed_weights(value: Any) -> None:
+    kind = type(value).__name__
+    with pytest.raises(ValueError, match=f"^up: expected a MLAUpWeights, got {kind}$"):
+        mla().set_weights(value)
+    with pytest.raises(ValueError, match=f"^weight: expected a PackedWeight, got {kind}$"):
+        linear().set_weight(value)
+
+
+def test_packed_weights_that_hold_no_tensors() -> None:
+    with pytest.raises(ValueError, match=r"^up.w_k: expected a paddle.Tensor, got ndarray$"):
+        mla().set_weights(MLAUpWeights(CODES, CODES, CODES, CODES, UpError()))  # type: ignore

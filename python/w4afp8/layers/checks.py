@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from paddle import Tensor
 
-from w4afp8._checks import check_int, check_range, dtype_name
+from w4afp8._checks import check_int, check_range, check_tensor, dtype_name
 
 MAX_EXPERTS = 1024
 
@@ -70,10 +70,16 @@ def check_hadamard(block_size: int, features: int) -> int:
 
 def check_activations(name: str, x: Tensor, dtype: str, features: int) -> None:
     """Raises ValueError unless x is ``[..., features]`` of a layer's own type."""
+    check_tensor(name, x)
+    check_own_dtype(name, x, dtype)
+    if x.ndim < 1 or x.shape[-1] != features:
+        raise ValueError(f"{name}: expected shape [..., {features}], got {list(x.shape)}")
+
+
+def check_own_dtype(name: str, x: Tensor, dtype: str) -> None:
+    """Raises ValueError unless a tensor is of a layer's own type."""
     if dtype_name(x.dtype) != dtype:
         raise ValueError(
             f"{name}: expected {dtype}, the layer's type (cast {name}, or convert the layer with "
             f".bfloat16() or .float16()), got {dtype_name(x.dtype)}"
         )
-    if x.ndim < 1 or x.shape[-1] != features:
-        raise ValueError(f"{name}: expected shape [..., {features}], got {list(x.shape)}")

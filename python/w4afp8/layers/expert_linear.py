@@ -27,7 +27,7 @@ from w4afp8.layers.checks import check_same
 from w4afp8.layers.format_record import RecordedLayer, check_record, format_record
 from w4afp8.layers.operands import alias
 from w4afp8.quant import PackedWeight, ScaleDtype, WeightFormat
-from w4afp8.quant.weights import check_choice, check_group_size
+from w4afp8.quant.weights import check_choice, check_group_size, check_type
 
 
 class ExpertLinear(RecordedLayer):
@@ -160,6 +160,7 @@ class ExpertLinear(RecordedLayer):
         Raises:
             ValueError: they are of another format, size or type than the layer.
         """
+        check_type(name, packed, PackedWeight)
         for field in ("weight_format", "group_size", "out_features", "in_features"):
             check_same(f"{name}.{field}", getattr(packed, field), getattr(self, field))
         for field in ("weight", "weight_scale", "group_scale"):

@@ -22,15 +22,16 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8._checks import check_int, check_multiple, check_range, dtype_name
+from w4afp8._checks import check_int, check_multiple, check_range, check_tensor, dtype_name
 from w4afp8._tracing import run_as_written
-from w4afp8.layers.checks import check_same
+from w4afp8.layers.checks import check_own_dtype, check_same
 from w4afp8.layers.format_record import RecordedLayer
 from w4afp8.layers.operands import alias
 from w4afp8.quant import MLAUpWeights, UpError, split_kv_b_proj
 from w4afp8.quant.kv_b_proj import MOST_INPUTS
 from w4afp8.quant.kv_b_source import FP8_BLOCK
 from w4afp8.quant.mla_layout import BLOCK, GROUP
+from w4afp8.quant.weights import check_type
 
 _LAYOUT_VERSION = 1  # of the packed order of docs/mla.md
 _OPERANDS = ("w_k", "w_k_scale", "w_v", "w_v_scale")
@@ -150,7 +151,9 @@ class MLAUpProjections(RecordedLayer):
         Raises:
             ValueError: they are of another size or type than the layer's.
         """
+        check_type("up", up, MLAUpWeights)
         for name in _OPERANDS:
+            check_tensor(f"up.{name}", getattr(up, name))
             got, own = getattr(up, name), getattr(self, name)
             check_same(f"up.{name}", _describe(got), _describe(own))
         for name in _OPERANDS:
@@ -211,13 +214,10 @@ class MLAUpProjections(RecordedLayer):
 
     def _check(self, name: str, x: Tensor, features: int, scale: Tensor | None) -> None:
         self.check_loaded()
+        check_tensor(name, x)
         # The operator tells whether FP8 and scales go together.
-        is_float8 = scale is not None or x.dtype == paddle.float8_e4m3fn
-        if not is_float8 and dtype_name(x.dtype) != self.activation_dtype:
-            raise ValueError(
-                f"{name}: expected {self.activation_dtype}, the layer's type (cast {name}, or "
-                f"convert the layer with .bfloat16() or .float16()), got {dtype_name(x.dtype)}"
-            )
+        if scale is None and x.dtype != paddle.float8_e4m3fn:
+            check_own_dtype(name, x, self.activation_dtype)
         if x.ndim != 3 or list(x.shape)[1:] != [self.heads, features]:
             raise ValueError(
                 f"{name}: expected shape [tokens, {self.heads}, {features}], got {list(x.shape)}"
