@@ -18,6 +18,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 import paddle
 
 # While a program is traced, tensors are values of it.
@@ -27,6 +28,12 @@ _TENSORS = (paddle.Tensor, paddle.pir.Value, paddle.static.Variable)
 def dtype_name(dtype: Any) -> str:
     """Name of a Paddle dtype given as a string, a `paddle.dtype` or a numpy dtype."""
     return str(dtype).removeprefix("paddle.")
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a Paddle or numpy dtype is one of floats, those of ml_dtypes included."""
+    name = dtype.name if isinstance(dtype, np.dtype) else dtype_name(dtype)
+    return name.startswith(("float", "bfloat"))
 
 
 def wrong_type(name: str, expected: str, value: object) -> ValueError:

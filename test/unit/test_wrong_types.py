@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,51 @@ def test_ints_of_numpy(kind: type) -> None:
     layer.set_weights(up)
     assert {type(getattr(layer, name)) for name in ("heads", "nope", "lora", "v")} == {int}
     assert mla_from(**sizes, rank=kind(1), world_size=kind(2)).heads == 1
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (128, "block: expected two positive ints, got 128"),
+        (None, "block: expected two positive ints, got None"),
+        ((128, 128, 128), r"block: expected two positive ints, got \(128, 128, 128\)"),
+        ((0, 128), "block: expected 1 to 2147483647, got 0"),
+        ((128, -1), "block: expected 1 to 2147483647, got -1"),
+        ((128.0, 128), "block: expected an int, got float"),
+        (("1", "2"), "block: expected an int, got str"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("make", [split, mla_from])
+def test_blocks(make: Callable[..., Any], block: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(block=block)
+    weight, scale = np.zeros((HEADS * (NOPE + V), LORA), np.float32), np.ones((2, 1), np.float32)
+    with pytest.raises(ValueError, match=message):
+        split(weight=weight, scale=scale, block=block)
+
+
+@pytest.mark.parametrize("value", ["no", 1, None, np.True_], ids=repr)
+def test_requantize_is_a_bool(value: Any) -> None:
+    kind = type(value).__name__
+    with pytest.raises(ValueError, match=f"requantize: expected a bool, got {kind}"):
+        split(requantize=value)
+
+
+@pytest.mark.parametrize("dtype", ["V2", "int32", "O", [("a", "f4")]], ids=str)
+def test_arrays_that_are_no_floats(dtype: Any) -> None:
+    weight = np.zeros((HEADS * (NOPE + V), LORA), dtype)
+    message = re.escape(f"weight: expected floats, got {weight.dtype}")
+    with pytest.raises(ValueError, match=message):
+        split(weight=weight, scale=None)
+    with pytest.raises(ValueError, match=message):
+        quantize(weight[None])
+
+
+def test_floats_of_another_byte_order() -> None:
+    values = np.random.default_rng(0).standard_normal((HEADS * (NOPE + V), LORA), np.float32)
+    ups = [split(weight=values.astype(order), scale=None) for order in (">f4", "<f4")]
+    assert (ups[0].w_k.numpy() == ups[1].w_k.numpy()).all()
 
 
 @pytest.mark.parametrize("options", [{"world_size": 2.0}, {"world_size": "2"}, {"rank": "0"}])

@@ -31,7 +31,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
-from w4afp8._checks import check_int, check_multiple, check_range
+from w4afp8._checks import check_bool, check_int, check_multiple, check_range
 from w4afp8.quant.codes import join_nibbles, split_nibbles
 from w4afp8.quant.kv_b_source import FP8_BLOCK, Source, UpError, read_source
 from w4afp8.quant.mla_layout import (
@@ -167,6 +167,7 @@ def split_kv_b_proj(
         >>> list(up.w_k.shape), list(up.w_v.shape), 0.1 < up.error.k < 0.12
         ([2, 256, 64], [2, 64, 128], True)
     """
+    check_bool("requantize", requantize)
     source = read_source(weight, scale, block)
     heads, nope, v = _check_sizes(source, heads, nope, v)
     if requantize:

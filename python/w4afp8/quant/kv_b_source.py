@@ -26,6 +26,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
+from w4afp8._checks import check_range, is_float
 from w4afp8.quant.quantize import dequantize, quantize
 from w4afp8.quant.weights import MXFP4_GROUP_SIZE, QuantizedWeight
 
@@ -75,6 +76,7 @@ def read_source(weight: Any, scale: Any, block: tuple[int, int]) -> Source:
         ValueError: types or shapes that go together in none of these ways; NaN, infinity, a scale
             that bfloat16 cannot hold.
     """
+    block = _check_block(block)
     weight_array, scale_array = _host_array("weight", weight), None
     if scale is not None:
         scale_array = _host_array("scale", scale)
@@ -128,11 +130,20 @@ def _scaled_blocks(
         return values * scale[rows][:, columns]
 
 
+def _check_block(block: Any) -> tuple[int, int]:
+    """The rows and columns of a block as ints."""
+    try:
+        rows, columns = block
+    except (TypeError, ValueError):
+        raise ValueError(f"block: expected two positive ints, got {block!r:.80}") from None
+    return check_range("block", rows, 1, 2**31 - 1), check_range("block", columns, 1, 2**31 - 1)
+
+
 def _host_array(name: str, value: Any) -> NDArray[Any]:
-    """A numpy array; floats of Paddle that numpy lacks come as float32, exactly."""
+    """A numpy array; floats of Paddle, whose types numpy may lack, come as float32, exactly."""
     if isinstance(value, paddle.Tensor):
-        is_float = value.is_floating_point() or value.dtype == paddle.float8_e4m3fn
-        return (value.cpu().astype("float32") if is_float else value.cpu()).numpy()
+        host = value.cpu()
+        return (host.astype("float32") if is_float(host.dtype) else host).numpy()
     if isinstance(value, np.ndarray):
         return value
     raise ValueError(
@@ -141,7 +152,7 @@ def _host_array(name: str, value: Any) -> NDArray[Any]:
 
 
 def _floats(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
-    if array.dtype.kind not in "fV":  # V: the extension types of ml_dtypes
+    if not is_float(array.dtype):
         raise ValueError(f"{name}: expected floats, got {array.dtype}")
     values = np.ascontiguousarray(array, dtype=np.float32)
     wrong = np.argwhere(~np.isfinite(values))
