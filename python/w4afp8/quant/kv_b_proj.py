@@ -141,8 +141,8 @@ def split_kv_b_proj(
         weight: paddle.Tensor or numpy array. MXFP4: uint8 ``[heads * (nope + v), lora / 2]``, the
             low nibble first. Floats ``[heads * (nope + v), lora]``. FP8 blocks: float8_e4m3fn, or
             its bits as uint8, ``[heads * (nope + v), lora]``.
-        scale: MXFP4: uint8 E8M0 ``[.., lora / 32]``, 0 to 252. Floats: None. FP8 blocks: floats, a
-            multiplier for each block.
+        scale: MXFP4: E8M0 ``[.., lora / 32]``, bytes of 0 to 252, as uint8 or as
+            ml_dtypes.float8_e8m0fnu. Floats: None. FP8 blocks: floats, a multiplier for each block.
         heads: rows are divided among so many.
         nope: features of a head of q without rotary part, a multiple of 64.
         v: features of a head's value, a multiple of 64.
@@ -156,8 +156,8 @@ def split_kv_b_proj(
         W_K rounded along nope. Both tell their errors.
 
     Raises:
-        ValueError: a type, a shape or a size is wrong; a scale is NaN (0xFF), or so large that
-            bfloat16 cannot hold a weight (253, 254).
+        ValueError: a type, a shape or a size is wrong; FP8 has no scale; a scale is NaN (0xFF), or
+            so large that bfloat16 cannot hold a weight (253, 254).
 
     Examples:
         >>> import numpy as np
