@@ -47,12 +47,13 @@ void check_hadamard(int64_t size, int64_t features) {
 std::array<Tensor, 2> quant_per_token(const Tensor& x) {
   check_tensor(x, "x");
   check_dtype(x, "x", {PaddleType::BFLOAT16, PaddleType::FLOAT16, PaddleType::FLOAT32});
-  check_rank(x, "x", 2, "[tokens, features]");
-  const int64_t rows = x.dims()[0], features = x.dims()[1];
+  const int rank = x.dims().size();
+  if (rank != 3) check_rank(x, "x", 2, "[tokens, features] or [tokens, heads, features]");
+  const int64_t rows = rows_of(x), features = x.dims()[rank - 1];
   check_range(features, "features of x", 1, INT32_MAX);
 
-  Tensor out = paddle::empty({rows, features}, kFp8, x.place());
-  Tensor scale = paddle::empty({rows}, PaddleType::FLOAT32, x.place());
+  Tensor out = paddle::empty(with_features(x, features), kFp8, x.place());
+  Tensor scale = paddle::empty(without_features(x), PaddleType::FLOAT32, x.place());
   if (rows > 0) {
     const QuantPerTokenParams params{x.data(), bytes_of(out), scale.data<float>(),
                                      rows,     features,      data_type_of(x)};
@@ -99,7 +100,7 @@ std::vector<Tensor> quant_per_token_kernel(const Tensor& x) {
   return registered([&] { return to_vector(quant_per_token(x)); });
 }
 
-std::vector<Shape> quant_per_token_shape(const Shape& x) { return {x, {size_at(x, 0)}}; }
+std::vector<Shape> quant_per_token_shape(const Shape& x) { return {x, without_last(x)}; }
 
 std::vector<PaddleType> quant_per_token_type(PaddleType) { return {kFp8, PaddleType::FLOAT32}; }
 
@@ -114,8 +115,7 @@ std::vector<Tensor> activation_quant_kernel(const Tensor& h, const Tensor& token
 std::vector<Shape> activation_quant_shape(const Shape& h, const Shape&,
                                           const std::string& activation, int64_t, int64_t) {
   if (h.empty()) return {h, h};
-  const Shape scale(h.begin(), h.end() - 1);
-  return {activation == "gelu" ? h : with_last(h, halved(h.back())), scale};
+  return {activation == "gelu" ? h : with_last(h, halved(h.back())), without_last(h)};
 }
 
 std::vector<PaddleType> activation_quant_type(PaddleType, PaddleType) {

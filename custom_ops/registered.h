@@ -71,5 +71,10 @@ inline Shape with_last(Shape shape, int64_t size) {
   if (!shape.empty()) shape.back() = size;
   return shape;
 }
+// `shape` without its last dimension.
+inline Shape without_last(Shape shape) {
+  if (!shape.empty()) shape.pop_back();
+  return shape;
+}
 
 }  // namespace w4afp8

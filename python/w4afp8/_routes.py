@@ -21,12 +21,12 @@ Both end in the same C++ function.
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import paddle
 
+from w4afp8._checks import check_bool, check_int, check_tensor, wrong_type
 from w4afp8._extension import extension
 from w4afp8._tracing import run_as_written
 
@@ -108,27 +108,26 @@ def call(name: str, *arguments: Any) -> Any:
     return tuple(result) if isinstance(result, list) else result
 
 
-def _fail(name: str, expected: str, value: object) -> ValueError:
-    return ValueError(f"{name}: expected {expected}, got {type(value).__name__}")
+def _is_strided(value: Any) -> bool:
+    """Whether it is an eager tensor with elements that is not contiguous."""
+    if not isinstance(value, paddle.Tensor) or not value.is_dense():
+        return False
+    return value.size > 0 and not value.is_contiguous()
 
 
 def _check_tensor(name: str, value: Any) -> Any:
-    if isinstance(value, paddle.Tensor):
+    check_tensor(name, value)
+    if _is_strided(value):
         # Paddle's dispatch copies quietly; eager calls refuse.
-        if value.is_dense() and not value.is_contiguous():
-            raise ValueError(
-                f"{name}: expected a contiguous tensor, got strides {value.strides}; "
-                "call contiguous()"
-            )
-        return value
-    if isinstance(value, (paddle.pir.Value, paddle.static.Variable)):
-        return value
-    raise _fail(name, "a paddle.Tensor", value)
+        raise ValueError(
+            f"{name}: expected a contiguous tensor, got strides {value.strides}; call contiguous()"
+        )
+    return value
 
 
 def _check_view(name: str, value: Any) -> Any:
     """A tensor whose last dimension need be contiguous; copied for Paddle's dispatch."""
-    if isinstance(value, paddle.Tensor) and value.is_dense() and not value.is_contiguous():
+    if _is_strided(value):
         if value.shape[-1] > 1 and value.strides[-1] != 1:
             raise ValueError(
                 f"{name}: expected a contiguous tensor, or a view whose last dimension is "
@@ -143,12 +142,7 @@ def _check_optional_tensor(name: str, value: Any) -> Any:
 
 
 def _check_int(name: str, value: Any) -> int:
-    if isinstance(value, bool):
-        raise _fail(name, "an int", value)
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise _fail(name, "an int", value) from None
+    number = check_int(name, value)
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name}: expected an int of 64 bits, got {number}")
     return number
@@ -156,22 +150,16 @@ def _check_int(name: str, value: Any) -> int:
 
 def _check_float(name: str, value: Any) -> float:
     if isinstance(value, str):
-        raise _fail(name, "a float", value)
+        raise wrong_type(name, "a float", value)
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise _fail(name, "a float", value) from None
-
-
-def _check_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _fail(name, "a bool", value)
-    return value
+        raise wrong_type(name, "a float", value) from None
 
 
 def _check_str(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise _fail(name, "a str", value)
+        raise wrong_type(name, "a str", value)
     return value
 
 
@@ -181,6 +169,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "o": _check_optional_tensor,
     "i": _check_int,
     "f": _check_float,
-    "b": _check_bool,
+    "b": check_bool,
     "s": _check_str,
 }

@@ -18,6 +18,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor
 
+from w4afp8._checks import check_tensor, dtype_name
 from w4afp8._routes import call
 from w4afp8._tracing import run_as_written
 
@@ -130,16 +131,14 @@ def quant_per_token_and_head(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> values.shape, scale.shape
         (paddle.Size([4, 2, 64]), paddle.Size([4, 2]))
     """
+    check_tensor("x", x)
     if x.ndim != 3:
         raise ValueError(f"x: expected [tokens, heads, features], got {list(x.shape)}")
-    heads, features = x.shape[1:]
-    whole = x.contiguous() if paddle.in_dynamic_mode() else x
-    values, scale = call("quant_per_token", whole.reshape([-1, features]))
-    return values.reshape([-1, heads, features]), scale.reshape([-1, heads])
+    return call("quant_per_token", x.contiguous() if paddle.in_dynamic_mode() else x)
 
 
 def _type_name(out_dtype: str | paddle.dtype | None) -> str:
     """As the operators take it; "" for None."""
     if out_dtype is None or isinstance(out_dtype, str):
         return out_dtype or ""
-    return str(out_dtype).removeprefix("paddle.")
+    return dtype_name(out_dtype)

@@ -176,10 +176,11 @@ def quant_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantises each row to FP8: ``scale = absmax / 448``, rounded to nearest even.
 
     Args:
-        x: Bfloat16, float16 or float32 ``[tokens, features]``. NaN stays NaN, infinity becomes it.
+        x: Bfloat16, float16 or float32 ``[tokens, features]`` or ``[tokens, heads, features]``. NaN
+            stays NaN, infinity becomes it.
 
     Returns:
-        Float8_e4m3fn ``[tokens, features]`` and its scale, float32 ``[tokens]``.
+        Float8_e4m3fn of the shape of x, and its scale, float32 of that shape without features.
 
     Raises:
         ValueError: ``x`` is wrong.

@@ -234,3 +234,14 @@ def test_layer_moves_to_the_gpu(place: Any, dtype: str) -> None:
         x = float_tensor(random_activations(p, op, dtype), dtype, place)
         expected = tensor_bits(run(op, x, packed(place, p, q)))
         assert_bits_equal(tensor_bits(product(x)), expected)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_layer_left_on_the_cpu(place: Any, op: Op) -> None:
+    p = MLAProblem(3, 2, 64, 256, 64)
+    layer = MLAUpProjections(p.heads, p.nope, p.lora, p.v)
+    x = float_tensor(np.zeros((p.tokens, p.heads, p.in_features(op))), "bfloat16", place)
+    product, name = (layer.absorb_q, "w_k") if op == "k_up" else (layer.project_v, "w_v")
+    message = rf"{name}: expected a tensor on .* as the first one, got one on Place\(cpu\)"
+    with pytest.raises(ValueError, match=message):
+        product(x)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.cpu_only
 
 PACKAGE = pathlib.Path(w4afp8.__file__).parent
 LIBRARY = PACKAGE / "_ops_pd_.so"
-# quant_per_token_and_head is quant_per_token of every head's row.
+# quant_per_token_and_head is quant_per_token of three dimensions.
 OPERATORS = set(ops.__all__) - {"force_route", "quant_per_token_and_head"}
 
 

@@ -283,7 +283,7 @@ def with_one(values: np.ndarray, value: float) -> np.ndarray:
         ),
         ({"nope": 96}, "nope: expected a positive multiple of 64, got 96"),
         ({"v": 0}, "v: expected a positive multiple of 64, got 0"),
-        ({"nope": 1088}, "nope: expected at most 1024, got 1088"),
+        ({"nope": 1088}, "nope: expected 1 to 1024, got 1088"),
         ({"heads": 4}, r"heads \* \(nope \+ v\) = 4 \* \(64 \+ 128\) rows, got 576"),
         ({"heads": 0}, r"heads \* \(nope \+ v\) = 0 \* "),
     ],

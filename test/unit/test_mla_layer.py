@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,15 @@ def test_attention_is_the_same_absorbed_and_unabsorbed(sizes: tuple[int, ...], d
     assert (np.abs(np.roll(result, 1, axis=1) - expected) > bound).mean() > 0.5
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_ranks_together_are_the_whole(world_size: int) -> None:
-    kv_b_proj = random_kv_b_proj(P)
-    whole = make(P, kv_b_proj)
-    q, x = query(P)[:, :, : P.nope], latent(P)
-    count = P.heads // world_size
+@pytest.mark.parametrize(("heads", "world_size"), [(8, 1), (8, 2), (8, 4), (8, 8), (6, 3)])
+def test_ranks_together_are_the_whole(heads: int, world_size: int) -> None:
+    p = dataclasses.replace(P, heads=heads)
+    kv_b_proj = random_kv_b_proj(p)
+    whole = make(p, kv_b_proj)
+    q, x = query(p)[:, :, : p.nope], latent(p)
+    count = heads // world_size
     for rank in range(world_size):
-        part = make(P, kv_b_proj, rank=rank, world_size=world_size)
+        part = make(p, kv_b_proj, rank=rank, world_size=world_size)
         assert part.heads == count
         assert part.weight_bytes * world_size == whole.weight_bytes
         mine = slice(rank * count, (rank + 1) * count)

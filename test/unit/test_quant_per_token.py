@@ -114,3 +114,13 @@ def test_extreme_sizes(place: Any, value: float) -> None:
 @pytest.mark.parametrize("shape", [(0, 8), (0, 1)])
 def test_no_rows(place: Any, shape: tuple[int, int]) -> None:
     check(place, np.zeros(shape), "bfloat16")
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_heads_are_rows(place: Any, heads: int) -> None:
+    x = np.random.default_rng(2).standard_normal((5 * heads, 72)).astype(np.float32)
+    rows = ops.quant_per_token(float_tensor(x, "float32", place))
+    by_head = ops.quant_per_token(float_tensor(x.reshape(5, heads, 72), "float32", place))
+    for found, expected, shape in zip(by_head, rows, ([5, heads, 72], [5, heads]), strict=True):
+        assert found.shape == shape
+        assert_bits_equal(tensor_bits(found).reshape(expected.shape), tensor_bits(expected))

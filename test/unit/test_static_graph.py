@@ -162,7 +162,7 @@ def test_wrong_kinds_while_tracing(run: Callable[..., Any], message: str) -> Non
     [
         (ops.quant_per_token, [3], "x: expected the shape"),
         (ops.quant_per_token, [], "x: expected the shape"),
-        (ops.quant_per_token, [2, 3, 4], "x: expected the shape"),
+        (ops.quant_per_token, [2, 3, 4, 5], "x: expected the shape"),
         (lambda x: ops.moe_route(x, topk=0), [3, 4], "topk: expected at least 1"),
         (lambda x: ops.moe_route(x, topk=-7), [3, 4], "topk: expected at least 1"),
         (lambda x: ops.moe_route(x, topk=1), [], "logits: expected the shape"),

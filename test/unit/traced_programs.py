@@ -252,4 +252,10 @@ PROGRAMS = {
         ((0,),),
         traced=([-1, 2, 96], [-1, 2]),
     ),
+    "quant_per_token_and_head of unknown heads": Program(
+        ops.quant_per_token_and_head,
+        lambda rng, tokens: [halves(rng, tokens, 2, 96)],
+        ((0, 1, 2),),
+        traced=([-1, -1, -1], [-1, -1]),
+    ),
 }

@@ -25,10 +25,10 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
+from w4afp8._checks import dtype_name
 from w4afp8.distributed.exchange import RowExchange
 from w4afp8.distributed.partition import ExpertPartition
 from w4afp8.distributed.row_bytes import as_bytes, from_bytes, take_rows
-from w4afp8.layers.checks import dtype_name
 
 # FP8 [experts, rows, hidden], scales [experts, rows], counts [experts]: [experts, rows, hidden].
 PaddedExperts = Callable[[Tensor, Tensor, Tensor], Tensor]

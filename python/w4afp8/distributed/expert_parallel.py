@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 from paddle import Tensor
 
+from w4afp8._checks import check_range
 from w4afp8.distributed.decode import decode
 from w4afp8.distributed.exchange import RowExchange, exchange_of
 from w4afp8.distributed.partition import ExpertPartition
 from w4afp8.distributed.prefill import prefill
 from w4afp8.distributed.shard import copy_of, shard_of
-from w4afp8.layers.checks import check_activations, check_range, check_same
+from w4afp8.layers.checks import check_activations, check_same
 from w4afp8.layers.expert_linear import ExpertLinear
 from w4afp8.layers.experts import Activation, run_experts, tokens_hint
 from w4afp8.layers.moe_ffn import W4AFP8MoEFFN

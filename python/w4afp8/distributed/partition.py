@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from w4afp8.layers.checks import MAX_EXPERTS, check_range
+from w4afp8._checks import check_int, check_range
+from w4afp8.layers.checks import MAX_EXPERTS
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class ExpertPartition:
     experts_per_rank: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if any(experts < 0 for experts in self.experts_per_rank):
+        counts = tuple(check_int("experts_per_rank", count) for count in self.experts_per_rank)
+        object.__setattr__(self, "experts_per_rank", counts)
+        if any(experts < 0 for experts in counts):
             raise ValueError(
                 f"experts_per_rank: expected no negative number, got {self.experts_per_rank}"
             )
@@ -58,7 +61,8 @@ class ExpertPartition:
         Raises:
             ValueError: an argument is out of range.
         """
-        check_range("num_experts", num_experts, 1, MAX_EXPERTS)
+        num_experts = check_range("num_experts", num_experts, 1, MAX_EXPERTS)
+        world_size = check_int("world_size", world_size)
         if world_size < 1:
             raise ValueError(f"world_size: expected at least 1, got {world_size}")
         least, more = divmod(num_experts, world_size)
@@ -67,7 +71,7 @@ class ExpertPartition:
     @classmethod
     def of(cls, experts_per_rank: Sequence[int]) -> ExpertPartition:
         """From any sequence of integers."""
-        return cls(tuple(int(experts) for experts in experts_per_rank))
+        return cls(tuple(experts_per_rank))
 
     @property
     def num_experts(self) -> int:

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from paddle import Tensor
 
 from w4afp8 import ops
+from w4afp8._checks import dtype_name
 from w4afp8.distributed.exchange import RowExchange
 from w4afp8.distributed.partition import ExpertPartition
 from w4afp8.distributed.row_bytes import as_bytes, from_bytes, take_rows
-from w4afp8.layers.checks import dtype_name
 
 # FP8 rows sorted by expert, their scales, prefix sums: [rows, hidden] of the layer's type.
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import paddle
 from paddle import Tensor
 
-from w4afp8.layers.checks import dtype_name
+from w4afp8._checks import dtype_name
 
 # FastDeploy's kernel reads a code v as the E4M3 number v * 2^-9, so its scales hold 512 more.
 CODE_UNIT = 512.0

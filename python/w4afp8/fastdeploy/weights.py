@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.layers.checks import dtype_name
+from w4afp8._checks import dtype_name
 from w4afp8.quant.codes import join_nibbles
 
 _LARGEST_CODE = 15

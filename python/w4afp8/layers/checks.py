@@ -15,28 +15,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from paddle import Tensor
 
+from w4afp8._checks import check_int, check_range, check_tensor, dtype_name
+
 MAX_EXPERTS = 1024
-
-
-def dtype_name(dtype: Any) -> str:
-    """Name of a Paddle dtype given as a string, a `paddle.dtype` or a numpy dtype."""
-    return str(dtype).removeprefix("paddle.")
-
-
-def check_multiple(name: str, value: int, unit: int) -> None:
-    """Raises ValueError unless `value` is a positive multiple of `unit`."""
-    if value <= 0 or value % unit:
-        raise ValueError(f"{name}: expected a positive multiple of {unit}, got {value}")
-
-
-def check_range(name: str, value: int, low: int, high: int) -> None:
-    """Raises ValueError unless ``low <= value <= high``."""
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
 
 
 def check_share(num_experts: int, first_expert: int, router_experts: int | None) -> int:
@@ -74,6 +57,7 @@ def check_hadamard(block_size: int, features: int) -> int:
     Raises:
         ValueError: it is no power of two from 8 to 16384 that divides the features.
     """
+    block_size = check_int("hadamard_block_size", block_size)
     if block_size == -1:
         return block_size
     if not 8 <= block_size <= 16384 or block_size & (block_size - 1) or features % block_size:
@@ -86,10 +70,16 @@ def check_hadamard(block_size: int, features: int) -> int:
 
 def check_activations(name: str, x: Tensor, dtype: str, features: int) -> None:
     """Raises ValueError unless x is ``[..., features]`` of a layer's own type."""
+    check_tensor(name, x)
+    check_own_dtype(name, x, dtype)
+    if x.ndim < 1 or x.shape[-1] != features:
+        raise ValueError(f"{name}: expected shape [..., {features}], got {list(x.shape)}")
+
+
+def check_own_dtype(name: str, x: Tensor, dtype: str) -> None:
+    """Raises ValueError unless a tensor is of a layer's own type."""
     if dtype_name(x.dtype) != dtype:
         raise ValueError(
             f"{name}: expected {dtype}, the layer's type (cast {name}, or convert the layer with "
             f".bfloat16() or .float16()), got {dtype_name(x.dtype)}"
         )
-    if x.ndim < 1 or x.shape[-1] != features:
-        raise ValueError(f"{name}: expected shape [..., {features}], got {list(x.shape)}")

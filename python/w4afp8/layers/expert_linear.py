@@ -22,11 +22,12 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.layers.checks import check_multiple, check_range, check_same, dtype_name
+from w4afp8._checks import check_multiple, check_range, dtype_name
+from w4afp8.layers.checks import check_same
 from w4afp8.layers.format_record import RecordedLayer, check_record, format_record
 from w4afp8.layers.operands import alias
 from w4afp8.quant import PackedWeight, ScaleDtype, WeightFormat
-from w4afp8.quant.weights import check_choice, check_group_size
+from w4afp8.quant.weights import check_choice, check_group_size, check_type
 
 
 class ExpertLinear(RecordedLayer):
@@ -88,20 +89,20 @@ class ExpertLinear(RecordedLayer):
         accumulation: ops.Accumulation = "default",
     ) -> None:
         super().__init__(dtype=dtype)
-        check_multiple("in_features", in_features, 32)
-        check_multiple("out_features", out_features, 8)
-        check_range("num_experts", num_experts, 1, 1024)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.num_experts = num_experts
+        self.in_features = check_multiple("in_features", in_features, 32)
+        self.out_features = check_multiple("out_features", out_features, 8)
+        self.num_experts = check_range("num_experts", num_experts, 1, 1024)
         self.weight_format = weight_format
-        self.group_size = check_group_size(weight_format, group_size, in_features)
+        self.group_size = check_group_size(weight_format, group_size, self.in_features)
         check_choice("scale_dtype", scale_dtype, ScaleDtype)
         check_choice("accumulation", accumulation, ops.Accumulation)
         self.accumulation = accumulation
         self._register_zeros(scale_dtype, has_bias)
         self.keep_record(
-            format_record(weight_format, self.group_size, num_experts, out_features, in_features)
+            format_record(
+                *(weight_format, self.group_size),
+                *(self.num_experts, self.out_features, self.in_features),
+            )
         )
 
     def _register_zeros(self, scale_dtype: ScaleDtype, has_bias: bool) -> None:
@@ -159,6 +160,7 @@ class ExpertLinear(RecordedLayer):
         Raises:
             ValueError: they are of another format, size or type than the layer.
         """
+        check_type(name, packed, PackedWeight)
         for field in ("weight_format", "group_size", "out_features", "in_features"):
             check_same(f"{name}.{field}", getattr(packed, field), getattr(self, field))
         for field in ("weight", "weight_scale", "group_scale"):

@@ -22,14 +22,16 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
+from w4afp8._checks import check_int, check_multiple, check_range, check_tensor, dtype_name
 from w4afp8._tracing import run_as_written
-from w4afp8.layers.checks import check_multiple, check_range, check_same, dtype_name
+from w4afp8.layers.checks import check_own_dtype, check_same
 from w4afp8.layers.format_record import RecordedLayer
 from w4afp8.layers.operands import alias
 from w4afp8.quant import MLAUpWeights, UpError, split_kv_b_proj
 from w4afp8.quant.kv_b_proj import MOST_INPUTS
 from w4afp8.quant.kv_b_source import FP8_BLOCK
 from w4afp8.quant.mla_layout import BLOCK, GROUP
+from w4afp8.quant.weights import check_type
 
 _LAYOUT_VERSION = 1  # of the packed order of docs/mla.md
 _OPERANDS = ("w_k", "w_k_scale", "w_v", "w_v_scale")
@@ -80,19 +82,16 @@ class MLAUpProjections(RecordedLayer):
         self, heads: int, nope: int, lora: int, v: int, *, dtype: Any = "bfloat16"
     ) -> None:
         super().__init__(dtype=dtype)
-        check_range("heads", heads, 1, 2**31 - 1)
-        for name, value in (("nope", nope), ("lora", lora), ("v", v)):
-            check_multiple(name, value, BLOCK)
-        check_range("nope", nope, 1, MOST_INPUTS)
-        check_range("lora", lora, 1, MOST_INPUTS)
-        self.heads = heads
-        self.nope = nope
-        self.lora = lora
-        self.v = v
+        self.heads = check_range("heads", heads, 1, 2**31 - 1)
+        self.nope = check_multiple("nope", nope, BLOCK)
+        self.lora = check_multiple("lora", lora, BLOCK)
+        self.v = check_multiple("v", v, BLOCK)
+        check_range("nope", self.nope, 1, MOST_INPUTS)
+        check_range("lora", self.lora, 1, MOST_INPUTS)
         self.error = UpError()
         for name, shape in zip(_OPERANDS, self._shapes(), strict=True):
             self.register_buffer(name, paddle.zeros(shape, dtype="uint8"))
-        self.keep_record([_LAYOUT_VERSION, heads, nope, lora, v])
+        self.keep_record([_LAYOUT_VERSION, self.heads, self.nope, self.lora, self.v])
 
     def _shapes(self) -> tuple[list[int], ...]:
         heads, nope, lora, v = self.heads, self.nope, self.lora, self.v
@@ -142,7 +141,7 @@ class MLAUpProjections(RecordedLayer):
         up = split_kv_b_proj(weight, scale, heads, nope, v, block=block, place=place)
         mine = shard_heads(heads, rank, world_size)
         made = cls(len(mine), up.nope, up.lora, up.v, dtype=dtype)
-        made.set_weights(up if world_size == 1 else _part(up, mine))
+        made.set_weights(up if len(mine) == up.heads else _part(up, mine))
         made.to(device=up.w_k.place)
         return made
 
@@ -152,7 +151,9 @@ class MLAUpProjections(RecordedLayer):
         Raises:
             ValueError: they are of another size or type than the layer's.
         """
+        check_type("up", up, MLAUpWeights)
         for name in _OPERANDS:
+            check_tensor(f"up.{name}", getattr(up, name))
             got, own = getattr(up, name), getattr(self, name)
             check_same(f"up.{name}", _describe(got), _describe(own))
         for name in _OPERANDS:
@@ -213,13 +214,10 @@ class MLAUpProjections(RecordedLayer):
 
     def _check(self, name: str, x: Tensor, features: int, scale: Tensor | None) -> None:
         self.check_loaded()
+        check_tensor(name, x)
         # The operator tells whether FP8 and scales go together.
-        is_float8 = scale is not None or x.dtype == paddle.float8_e4m3fn
-        if not is_float8 and dtype_name(x.dtype) != self.activation_dtype:
-            raise ValueError(
-                f"{name}: expected {self.activation_dtype}, the layer's type (cast {name}, or "
-                f"convert the layer with .bfloat16() or .float16()), got {dtype_name(x.dtype)}"
-            )
+        if scale is None and x.dtype != paddle.float8_e4m3fn:
+            check_own_dtype(name, x, self.activation_dtype)
         if x.ndim != 3 or list(x.shape)[1:] != [self.heads, features]:
             raise ValueError(
                 f"{name}: expected shape [tokens, {self.heads}, {features}], got {list(x.shape)}"
@@ -238,9 +236,10 @@ def shard_heads(heads: int, rank: int, world_size: int) -> range:
     Raises:
         ValueError: world_size does not divide the heads, or there is no such rank.
     """
+    heads, world_size = check_int("heads", heads), check_int("world_size", world_size)
     if world_size < 1 or heads % world_size:
         raise ValueError(f"world_size: expected a divisor of {heads} heads, got {world_size}")
-    check_range("rank", rank, 0, world_size - 1)
+    rank = check_range("rank", rank, 0, world_size - 1)
     count = heads // world_size
     return range(rank * count, (rank + 1) * count)
 

@@ -20,8 +20,9 @@ from typing import Any
 from paddle import Tensor
 
 from w4afp8 import ops
+from w4afp8._checks import check_multiple
 from w4afp8._tracing import run_as_written
-from w4afp8.layers.checks import check_activations, check_hadamard, check_multiple, check_share
+from w4afp8.layers.checks import check_activations, check_hadamard, check_share
 from w4afp8.layers.experts import (
     Activation,
     fill_projection,
@@ -121,8 +122,8 @@ class W4AFP8MoEFFN(QuantizedLayer):
         **routing: Any,
     ) -> None:
         super().__init__(dtype=dtype)
-        check_multiple("hidden_size", hidden_size, 32)
-        check_multiple("intermediate_size", intermediate_size, 32)
+        hidden_size = check_multiple("hidden_size", hidden_size, 32)
+        intermediate_size = check_multiple("intermediate_size", intermediate_size, 32)
         check_choice("activation", activation, Activation)
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size

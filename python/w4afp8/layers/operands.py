@@ -21,7 +21,8 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from w4afp8.layers.checks import check_same, dtype_name
+from w4afp8._checks import dtype_name
+from w4afp8.layers.checks import check_same
 from w4afp8.quant import PackedWeight, QuantizedWeight, ScaleDtype, pack, quantize
 
 Array: TypeAlias = np.ndarray | Tensor

@@ -21,7 +21,8 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from w4afp8.layers.checks import check_same, dtype_name
+from w4afp8._checks import dtype_name
+from w4afp8.layers.checks import check_same
 
 _ACTIVATION_DTYPES = ("bfloat16", "float16")
 

@@ -21,7 +21,8 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.layers.checks import MAX_EXPERTS, check_range, check_same
+from w4afp8._checks import check_range
+from w4afp8.layers.checks import MAX_EXPERTS, check_same
 from w4afp8.layers.operands import alias, on_place_of
 from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant.weights import check_choice

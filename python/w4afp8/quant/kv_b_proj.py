@@ -31,6 +31,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
+from w4afp8._checks import check_bool, check_int, check_multiple, check_range
 from w4afp8.quant.codes import join_nibbles, split_nibbles
 from w4afp8.quant.kv_b_source import FP8_BLOCK, Source, UpError, read_source
 from w4afp8.quant.mla_layout import (
@@ -140,8 +141,8 @@ def split_kv_b_proj(
         weight: paddle.Tensor or numpy array. MXFP4: uint8 ``[heads * (nope + v), lora / 2]``, the
             low nibble first. Floats ``[heads * (nope + v), lora]``. FP8 blocks: float8_e4m3fn, or
             its bits as uint8, ``[heads * (nope + v), lora]``.
-        scale: MXFP4: uint8 E8M0 ``[.., lora / 32]``, 0 to 252. Floats: None. FP8 blocks: floats, a
-            multiplier for each block.
+        scale: MXFP4: E8M0 ``[.., lora / 32]``, bytes of 0 to 252, as uint8 or as
+            ml_dtypes.float8_e8m0fnu. Floats: None. FP8 blocks: floats, a multiplier for each block.
         heads: rows are divided among so many.
         nope: features of a head of q without rotary part, a multiple of 64.
         v: features of a head's value, a multiple of 64.
@@ -155,8 +156,8 @@ def split_kv_b_proj(
         W_K rounded along nope. Both tell their errors.
 
     Raises:
-        ValueError: a type, a shape or a size is wrong; a scale is NaN (0xFF), or so large that
-            bfloat16 cannot hold a weight (253, 254).
+        ValueError: a type, a shape or a size is wrong; FP8 has no scale; a scale is NaN (0xFF), or
+            so large that bfloat16 cannot hold a weight (253, 254).
 
     Examples:
         >>> import numpy as np
@@ -166,8 +167,9 @@ def split_kv_b_proj(
         >>> list(up.w_k.shape), list(up.w_v.shape), 0.1 < up.error.k < 0.12
         ([2, 256, 64], [2, 64, 128], True)
     """
+    check_bool("requantize", requantize)
     source = read_source(weight, scale, block)
-    _check_sizes(source, heads, nope, v)
+    heads, nope, v = _check_sizes(source, heads, nope, v)
     if requantize:
         return _requantized(source, heads, nope, v)
     codes = _by_head(split_nibbles(source.quantized.codes[0]), heads)
@@ -251,15 +253,16 @@ def _error(source: Source, values: NDArray[Any], heads: int, nope: int) -> UpErr
     return UpError(k=relative((every, slice(nope))), v=relative((every, slice(nope, None))))
 
 
-def _check_sizes(source: Source, heads: int, nope: int, v: int) -> None:
+def _check_sizes(source: Source, heads: int, nope: int, v: int) -> tuple[int, int, int]:
+    """Returns heads, nope and v as ints."""
     rows, lora = source.values.shape
-    for name, value in (("nope", nope), ("v", v), ("lora", lora)):
-        if value <= 0 or value % BLOCK:
-            raise ValueError(f"{name}: expected a positive multiple of {BLOCK}, got {value}")
-    for name, value in (("nope", nope), ("lora", lora)):
-        if value > MOST_INPUTS:
-            raise ValueError(f"{name}: expected at most {MOST_INPUTS}, got {value}")
+    heads = check_int("heads", heads)
+    nope, v = check_multiple("nope", nope, BLOCK), check_multiple("v", v, BLOCK)
+    check_multiple("lora", lora, BLOCK)
+    check_range("nope", nope, 1, MOST_INPUTS)
+    check_range("lora", lora, 1, MOST_INPUTS)
     if heads < 1 or heads * (nope + v) != rows:
         raise ValueError(
             f"weight: expected heads * (nope + v) = {heads} * ({nope} + {v}) rows, got {rows}"
         )
+    return heads, nope, v

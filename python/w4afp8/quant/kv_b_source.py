@@ -26,6 +26,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
+from w4afp8._checks import check_range, dtype_name, is_float
 from w4afp8.quant.quantize import dequantize, quantize
 from w4afp8.quant.weights import MXFP4_GROUP_SIZE, QuantizedWeight
 
@@ -68,20 +69,25 @@ def read_source(weight: Any, scale: Any, block: tuple[int, int]) -> Source:
     Args:
         weight: uint8 ``[rows, lora / 2]`` beside E8M0; floats ``[rows, lora]`` without a scale;
             float8_e4m3fn (or its bits, uint8) ``[rows, lora]`` beside float scales.
-        scale: uint8 E8M0 ``[rows, lora / 32]``; None; or floats ``[rows / block, lora / block]``.
+        scale: E8M0 ``[rows, lora / 32]``, as uint8 or as ml_dtypes.float8_e8m0fnu; None; or floats
+            ``[rows / block, lora / block]``.
         block: rows and columns that share a scale of FP8.
 
     Raises:
-        ValueError: types or shapes that go together in none of these ways; NaN, infinity, a scale
-            that bfloat16 cannot hold.
+        ValueError: types or shapes that go together in none of these ways; FP8 without a scale;
+            NaN, infinity, a scale that bfloat16 cannot hold.
     """
+    block = _check_block(block)
     weight_array, scale_array = _host_array("weight", weight), None
     if scale is not None:
         scale_array = _host_array("scale", scale)
     _check_matrix("weight", weight_array)
     if scale_array is None:
+        _check_unscaled(weight)
         return _from_floats(_floats("weight", weight_array))
     _check_matrix("scale", scale_array)
+    if weight_array.dtype == np.uint8 and dtype_name(scale_array.dtype) == "float8_e8m0fnu":
+        scale_array = scale_array.view(np.uint8)
     if scale_array.dtype == np.uint8:
         return _from_mxfp4(weight_array, scale_array)
     return _from_floats(_scaled_blocks(weight_array, _floats("scale", scale_array), block))
@@ -128,11 +134,30 @@ def _scaled_blocks(
         return values * scale[rows][:, columns]
 
 
+def _check_block(block: Any) -> tuple[int, int]:
+    """The rows and columns of a block as ints."""
+    try:
+        rows, columns = block
+    except (TypeError, ValueError):
+        raise ValueError(f"block: expected two positive ints, got {block!r:.80}") from None
+    return check_range("block", rows, 1, 2**31 - 1), check_range("block", columns, 1, 2**31 - 1)
+
+
+def _check_unscaled(weight: Any) -> None:
+    """Refuses FP8, and smaller floats: without their scales they are another matrix."""
+    name = dtype_name(weight.dtype)
+    if name.startswith(("float8", "float6", "float4")):
+        raise ValueError(
+            f"scale: expected the scales of the blocks (weight_scale_inv), as weight is {name}, "
+            "got None"
+        )
+
+
 def _host_array(name: str, value: Any) -> NDArray[Any]:
-    """A numpy array; floats of Paddle that numpy lacks come as float32, exactly."""
+    """A numpy array; floats of Paddle, whose types numpy may lack, come as float32, exactly."""
     if isinstance(value, paddle.Tensor):
-        is_float = value.is_floating_point() or value.dtype == paddle.float8_e4m3fn
-        return (value.cpu().astype("float32") if is_float else value.cpu()).numpy()
+        host = value.cpu()
+        return (host.astype("float32") if is_float(host.dtype) else host).numpy()
     if isinstance(value, np.ndarray):
         return value
     raise ValueError(
@@ -141,7 +166,7 @@ def _host_array(name: str, value: Any) -> NDArray[Any]:
 
 
 def _floats(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
-    if array.dtype.kind not in "fV":  # V: the extension types of ml_dtypes
+    if not is_float(array.dtype):
         raise ValueError(f"{name}: expected floats, got {array.dtype}")
     values = np.ascontiguousarray(array, dtype=np.float32)
     wrong = np.argwhere(~np.isfinite(values))

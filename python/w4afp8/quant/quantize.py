@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from w4afp8._checks import is_float
 from w4afp8.quant import int4, mxfp4
 from w4afp8.quant.codes import CODE_VALUES, join_nibbles, split_nibbles
 from w4afp8.quant.weights import (
@@ -144,7 +145,7 @@ def _as_array(weight: Any) -> Any:
         raise ValueError(
             f"weight: expected [experts, out_features, in_features], got {list(array.shape)}"
         )
-    if array.dtype.kind not in "fV":  # V: the extension types of ml_dtypes
+    if not is_float(array.dtype):
         raise ValueError(f"weight: expected floats, got {array.dtype}")
     return array
 

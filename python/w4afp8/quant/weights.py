@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from w4afp8._checks import check_int, check_multiple
 from w4afp8.quant.bfloat16 import round_to_bfloat16
 
 WeightFormat = Literal["int4", "mxfp4"]
@@ -55,8 +56,8 @@ def check_group_size(weight_format: str, group_size: int, in_features: int) -> i
         ValueError: the format has no such groups.
     """
     check_choice("weight_format", weight_format, WeightFormat)
-    if in_features <= 0 or in_features % 32:
-        raise ValueError(f"in_features: expected a positive multiple of 32, got {in_features}")
+    in_features = check_multiple("in_features", in_features, 32)
+    group_size = check_int("group_size", group_size)
     if weight_format == "mxfp4":
         if group_size not in (-1, MXFP4_GROUP_SIZE):
             raise ValueError(f"group_size: expected 32 (or -1) for mxfp4, got {group_size}")

@@ -19,6 +19,7 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
+from w4afp8._checks import dtype_name
 from w4afp8._tracing import run_as_written
 from w4afp8.incubate.nn.functional._projections import Scales, projection
 from w4afp8.incubate.nn.functional._routing import (
@@ -28,7 +29,6 @@ from w4afp8.incubate.nn.functional._routing import (
     reduce_rows,
     transposed,
 )
-from w4afp8.layers.checks import dtype_name
 from w4afp8.layers.operands import contiguous, on_place_of, shape_of
 from w4afp8.layers.precision import check_activation_dtype
 
