@@ -39,6 +39,8 @@ float gelu(float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678f)); }
 void activate(Activation activation, int64_t features, float* h) {
   const float* up = h + features;
   switch (activation) {
+    case Activation::kNone:
+      break;
     case Activation::kSwiglu:
       for (int64_t i = 0; i < features; ++i) h[i] = swiglu(h[i], up[i]);
       break;

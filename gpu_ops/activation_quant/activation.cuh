@@ -16,28 +16,9 @@
 #pragma once
 
 #include "common/chunk.cuh"
+#include "common/gated.cuh"
 
 namespace w4afp8 {
-
-// Clamps that keep NaN, which fminf and fmaxf would drop.
-__device__ __forceinline__ float at_most(float x, float bound) { return x > bound ? bound : x; }
-__device__ __forceinline__ float at_least(float x, float bound) { return x < bound ? bound : x; }
-
-// x * sigmoid(alpha * x) by the special function unit: exp2 and the reciprocal are within 2 units
-// each, and the argument, at most 2^7 where the result matters, adds 2^-18.
-__device__ __forceinline__ float silu(float x, float alpha) {
-  return __fdividef(x, 1.0f + __expf(-alpha * x));
-}
-
-template <Activation kActivation>
-__device__ __forceinline__ float gated(float gate, float up) {
-  if constexpr (kActivation == Activation::kSwiglu) {
-    return silu(gate, 1.0f) * up;
-  } else {
-    const float clamped_up = at_least(at_most(up, 7.0f), -7.0f);
-    return silu(at_most(gate, 7.0f), 1.702f) * (clamped_up + 1.0f);
-  }
-}
 
 __device__ __forceinline__ float gelu(float x) {
   constexpr float kInverseSqrt2 = 0.70710678118654752f;

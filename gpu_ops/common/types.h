@@ -56,10 +56,15 @@ enum class Accumulation : int32_t {
 };
 
 enum class Activation : int32_t {
+  kNone,
   kSwiglu,     // silu(gate) * up; gate is the first half of the features
   kSwigluOai,  // gpt-oss: clamp at 7, gate * sigmoid(1.702 * gate) * (up + 1)
   kGelu,       // 0.5 * x * (1 + erf(x / sqrt(2))), no gate
 };
+
+W4AFP8_HOST_DEVICE bool is_gated(Activation activation) {
+  return activation == Activation::kSwiglu || activation == Activation::kSwigluOai;
+}
 
 enum class RouteScore : int32_t { kSoftmax, kSigmoid };
 

@@ -17,7 +17,8 @@
 //   out[t, o] = sum_i x[t, i] * code(e, o, i) * group_scale(e, o, i / group_size)
 //               * weight_scale[e, o] * x_scale[t] + bias[e, o]      with e the expert of row t
 //
-// summed as sums.cuh says. Rows that hold no token are neither read into a result nor written.
+// summed as sums.cuh says. With a gated activation, outputs are rounded to out_type, and of the first
+// half of them (gate) and the second (up) come the features that are stored, rounded too. Rows that hold no token are neither read into a result nor written.
 #pragma once
 
 #include "common/token_layout.h"
@@ -33,7 +34,7 @@ struct GroupGemmParams {
   const void* group_scale;    // nullptr or as GroupScaleType says
   const float* x_scale;       // nullptr, [1] or [tokens.num_rows]
   const void* bias;           // nullptr or out_type [experts, out_features]
-  void* out;                  // out_type [tokens.num_rows, out_features], 16-byte aligned
+  void* out;                  // out_type [tokens.num_rows, stored_features()], 16-byte aligned
 
   TokenLayout tokens;
   int64_t out_features;  // multiple of 8
@@ -46,7 +47,11 @@ struct GroupGemmParams {
   ActivationScaleMode x_scale_mode;
   DataType out_type;  // kBFloat16 or kFloat16
   Accumulation accumulation;
+  Activation activation = Activation::kNone;  // or a gated one; CUDA: out_features a multiple of 128
 
+  W4AFP8_HOST_DEVICE int64_t stored_features() const {
+    return is_gated(activation) ? out_features / 2 : out_features;
+  }
   W4AFP8_HOST_DEVICE WeightLayout weight_layout() const { return {out_features, in_features}; }
 };
 
