@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,6 +164,14 @@ def test_nothing_is_sent_where_the_tokens_are_refused() -> None:
         layer(x, logits, phase="both")
     with pytest.raises(ValueError, match="x: expected up to 12 tokens to decode, got 14"):
         layer(x, logits, phase="decode")
+
+
+@pytest.mark.parametrize("accumulation", ["default", "half", "float32"])
+def test_sums_are_those_of_the_whole_layer(accumulation: Any) -> None:
+    whole = whole_layer(replace(CASES["even"], options={"accumulation": accumulation}))
+    layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole)
+    for projection in (layer.up_gate_proj, layer.down_proj):
+        assert projection.accumulation == accumulation
 
 
 @pytest.mark.parametrize("phase", PHASES)
