@@ -52,6 +52,8 @@ CASES = {
     "static, another shape": Case(hidden=96, intermediate=160, unit=2.0**-3),
     "static, swigluoai": Case(unit=2.0**-3, activation="swigluoai"),
     "swigluoai": Case(activation="swigluoai"),
+    "float16": Case(dtype="float16"),
+    "static, float16": Case(unit=2.0**-3, dtype="float16"),
 }
 
 
@@ -73,6 +75,7 @@ def run(case: Case, x: Any, logits: Any, bias: Any, place: Any) -> Any:
         dispatched.max_tokens_per_expert,
         *("w4afp8", False, -1, -1),
         case.activation,
+        out_dtype=case.dtype,
     )
     return moe_expert_reduce(
         y,
@@ -89,23 +92,24 @@ def run(case: Case, x: Any, logits: Any, bias: Any, place: Any) -> Any:
 def test_flow(place: Any, accumulator: Accumulator, name: str) -> None:
     case = CASES[name]
     rng = np.random.default_rng(1)
-    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), "bfloat16", place)
+    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), case.dtype, place)
     logits = rng.standard_normal((case.tokens, EXPERTS)).astype(np.float32)
     bias = rng.standard_normal(EXPERTS).astype(np.float32) if case.has_correction_bias else None
     bias_tensor = None if bias is None else float_tensor(bias, "float32", place)
     out = run(case, x, float_tensor(logits, "float32", place), bias_tensor, place)
 
-    rows = values_of(tensor_bits(x), "bfloat16")
+    rows = values_of(tensor_bits(x), case.dtype)
     routed = route_tokens(
         logits.astype(np.float64), Routing(TOPK), None if bias is None else bias.astype(np.float64)
     )
     if case.unit is None:
-        options = {"dtype": "bfloat16", "accumulator": accumulator}
+        options = {"dtype": case.dtype, "accumulator": accumulator}
         activation = case.activation.replace("swigluoai", "swiglu_oai")
         expected = reference(rows, case.weights(), *routed, activation=activation, **options)
     else:
         expected = static_reference(case, rows, *routed, accumulator)
-    expected.assert_matches(values_of(tensor_bits(out), "bfloat16"))
+    assert (str(out.dtype), out.place) == (f"paddle.{case.dtype}", x.place)
+    expected.assert_matches(values_of(tensor_bits(out), case.dtype))
     # A bound as large as the outputs would hold nothing.
     assert np.median(expected.element_bound()) < np.abs(expected.out).max() / 2
 

@@ -104,6 +104,7 @@ CASES = {
     "int4 groups in bfloat16, as a pair": Case(group_size=32, scale_dtype="bfloat16", as_pair=True),
     "mxfp4": Case("mxfp4", as_pair=True),
     "float16": Case(dtype="float16", has_biases=True),
+    "float16 groups": Case(dtype="float16", group_size=32),
     "not normalised": Case(topk=3, norm_topk_prob=False, has_biases=True),
     "batch of sequences": Case(shape=(2, 3)),
     "no token": Case(shape=(0,)),

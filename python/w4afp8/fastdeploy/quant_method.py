@@ -29,6 +29,7 @@ from w4afp8.fastdeploy.activations import dequant_scale, to_fp8
 from w4afp8.fastdeploy.ffn import block_size_of, moe_expert_ffn
 from w4afp8.fastdeploy.scales import CODE_UNIT, GROUP_SIZE, w4afp8_gemm_scale_permute
 from w4afp8.fastdeploy.weights import w4afp8_gemm_weight_convert
+from w4afp8.incubate.nn.functional._routing import gather_rows
 from w4afp8.layers.checks import check_same
 from w4afp8.layers.operands import contiguous
 
@@ -197,7 +198,7 @@ class W4AFP8MoEMethod:
             slots = ids.reshape([-1])
             order = paddle.argsort(paddle.where(slots < 0, slots + 2 * experts, slots), stable=True)
             row_scale = paddle.gather(in_scale, paddle.gather(slots, order).clip(0, experts - 1))
-            rows = to_fp8(paddle.gather(x, order // ids.shape[1]), row_scale.unsqueeze(-1))
+            rows = to_fp8(gather_rows(x, order // ids.shape[1]), row_scale.unsqueeze(-1))
         y = self._experts(layer, rows, prefix_sums, dequant_scale(scale))
         return ops.moe_combine(y, weights.astype("float32"), row_index)
 

@@ -19,7 +19,8 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.layers.operands import contiguous
+from w4afp8.layers.checks import dtype_name
+from w4afp8.layers.operands import contiguous, on_place_of
 
 
 def choose_experts(
@@ -95,7 +96,14 @@ def permute_rows(x: Tensor, topk_ids: Tensor, experts: int) -> tuple[Tensor, Ten
     one_feature = contiguous(x[:, :1])
     _, _, prefix_sums, row_index = ops.moe_dispatch(one_feature, topk_ids, experts=experts)
     slot = paddle.argsort(row_index.reshape([-1]))
-    return paddle.gather(x, slot // topk_ids.shape[1]), prefix_sums, row_index
+    return gather_rows(x, slot // topk_ids.shape[1]), prefix_sums, row_index
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x by number. Paddle's gather has no float16 on the CPU; float32 holds all of it."""
+    if dtype_name(x.dtype) == "float16":
+        return on_place_of(x, paddle.gather(x.astype("float32"), index).astype("float16"))
+    return on_place_of(x, paddle.gather(x, index))
 
 
 def transposed(index: Tensor) -> Tensor:
