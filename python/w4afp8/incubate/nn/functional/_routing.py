@@ -67,7 +67,8 @@ def choose_experts(
     weights = paddle.take_along_axis(scores, ids, axis=-1)
     if norm_topk_prob:
         weights = normalised(weights)
-    return contiguous(weights), contiguous(ids.astype("int32"))
+    ids = contiguous(ids.astype("int32"))
+    return on_place_of(gating_output, contiguous(weights)), on_place_of(gating_output, ids)
 
 
 def normalised(weights: Tensor) -> Tensor:
@@ -145,12 +146,16 @@ def reduce_rows(
         weights = weights * routed_scaling_factor
     rows = transposed(permute_indices_per_token)
     if bias is None:
-        return ops.moe_combine(contiguous(ffn_out), contiguous(weights), rows)
+        return _combine(ffn_out, weights, rows)
     # The bias as further rows, one for each expert: it is weighted and added in float32 too.
     experts = bias.shape[0]
     bias_rows = bias.reshape([experts, -1]).astype(ffn_out.dtype)
-    return ops.moe_combine(
+    return _combine(
         paddle.concat([bias_rows, ffn_out]),
         paddle.concat([weights, weights], axis=1),
         paddle.concat([rows + experts, topk_ids], axis=1),
     )
+
+
+def _combine(y: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    return ops.moe_combine(contiguous(y), *(on_place_of(y, contiguous(t)) for t in (weights, rows)))
