@@ -21,6 +21,7 @@ scale is s * largest / 448 times 512; `largest`, of the activations, is 448 time
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,25 @@ def test_flow(place: Any, accumulator: Accumulator, name: str) -> None:
     expected.assert_matches(values_of(tensor_bits(out), case.dtype))
     # A bound as large as the outputs would hold nothing.
     assert np.median(expected.element_bound()) < np.abs(expected.out).max() / 2
+
+
+@pytest.mark.parametrize("name", ["dynamic", "static", "static, swigluoai", "swigluoai"])
+def test_no_tokens(place: Any, name: str) -> None:
+    case = replace(CASES[name], tokens=0)
+    x = float_tensor(np.zeros((0, case.hidden)), "bfloat16", place)
+    logits = float_tensor(np.zeros((0, EXPERTS)), "float32", place)
+    out = run(case, x, logits, None, place)
+    assert (list(out.shape), out.place) == ([0, case.hidden], x.place)
+
+
+@pytest.mark.parametrize("scale", [None, [0.1, 0.2, 0.3, 0.4]])
+@pytest.mark.parametrize("tokens", [0, 5])
+def test_dispatch_outputs_are_where_the_input_is(place: Any, tokens: int, scale: Any) -> None:
+    x = float_tensor(np.ones((tokens, 64)), "bfloat16", place)
+    logits = float_tensor(np.ones((tokens, EXPERTS)), "float32", place)
+    in_scale = None if scale is None else float_tensor(scale, "float32", place)
+    found = moe_expert_dispatch(x, logits, None, in_scale, TOPK, False, "w4afp8", False)
+    assert {str(tensor.place) for tensor in found} == {str(place)}
 
 
 def test_dispatch_outputs(place: Any) -> None:
