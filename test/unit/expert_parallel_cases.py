@@ -40,6 +40,7 @@ from w4afp8.testing.tensors import float_tensor
 SIZE = 64  # hidden and intermediate
 MAX_DECODE_TOKENS = 12
 PHASES = ("prefill", "decode")
+CPU = paddle.CPUPlace()
 # Codes of 0, 1 and -1.
 SMALL_CODES = {"int4": [0, 1, 15], "mxfp4": [0, 2, 10]}
 
@@ -109,7 +110,7 @@ def small_weight(case: Case, outputs: int, rng: np.random.Generator) -> Quantize
     return QuantizedWeight(codes=join_nibbles(codes), scale=scale, weight_format="mxfp4")
 
 
-def whole_layer(case: Case) -> W4AFP8MoEFFN:
+def whole_layer(case: Case, place: Any = CPU) -> W4AFP8MoEFFN:
     """The layer with all experts, the same in every process."""
     rng = np.random.default_rng(11)
     up_gate_size = SIZE if case.activation == "gelu" else 2 * SIZE
@@ -118,7 +119,7 @@ def whole_layer(case: Case) -> W4AFP8MoEFFN:
     names = ("up_gate_bias", "down_bias") if case.has_biases else ()
     # x and the router's weight are multiples of 2^-3 and 2^-4: the logits are exact.
     router = rng.integers(-8, 9, (SIZE, case.experts)) / 16
-    return W4AFP8MoEFFN.from_quantized(
+    layer = W4AFP8MoEFFN.from_quantized(
         up_gate,
         down,
         topk=case.topk,
@@ -129,9 +130,11 @@ def whole_layer(case: Case) -> W4AFP8MoEFFN:
         **dict(zip(names, biases, strict=False)),
         **case.options,
     )
+    layer.to(device=place)
+    return layer
 
 
-def all_tokens(case: Case) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+def all_tokens(case: Case, place: Any = CPU) -> tuple[paddle.Tensor, paddle.Tensor | None]:
     """x and logits of all ranks together."""
     rng = np.random.default_rng(5)
     tokens = sum(case.tokens)
@@ -140,5 +143,5 @@ def all_tokens(case: Case) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         x = np.rint(4 * x) / 8
     logits = rng.standard_normal((tokens, case.experts)).astype(np.float32)
     logits[:, list(case.favoured)] += 20
-    given = None if case.has_router else paddle.to_tensor(logits)
-    return float_tensor(x, case.dtype, paddle.CPUPlace()), given
+    given = None if case.has_router else float_tensor(logits, "float32", place)
+    return float_tensor(x, case.dtype, place), given

@@ -53,6 +53,7 @@ class Case:
     unit: float | None = None
     has_correction_bias: bool = False
     hadamard_block_size: int = -1
+    dtype: str = "bfloat16"
 
     def weight(self, rng: np.random.Generator, out: int, features: int) -> QuantizedWeight:
         codes = rng.integers(0, 256, (EXPERTS, out, features // 2), dtype=np.uint8)
@@ -107,15 +108,15 @@ def static_fp8(x: Float64, unit: float) -> Float64:
     return float8.decode(float8.encode(x.astype(np.float32) * multiplier)) * unit
 
 
-def static_error(a: Float64, error: Error, unit: float) -> Error:
-    """Of the activation: rounded to bfloat16, then to FP8's steps of `unit`.
+def static_error(a: Float64, error: Error, unit: float, dtype: str) -> Error:
+    """Of the activation: rounded to `dtype`, then to FP8's steps of `unit`.
 
     Half a step is 2^-4 of the power of two below, or 2^-10 of the unit. The multiplier is off by
     less than 2^-22.
     """
     exponent = np.frexp(a / unit)[1] - 1
     half_step = unit * np.exp2(np.maximum(exponent, -6) - 4)
-    variance = error.variance + output_variance(a, "bfloat16") + half_step**2 / 3
+    variance = error.variance + output_variance(a, dtype) + half_step**2 / 3
     return Error(error.bounded + 2.0**-22 * np.abs(a), variance)
 
 
@@ -127,7 +128,7 @@ def static_reference(
     out, bounded, magnitude = (np.zeros(x.shape) for _ in range(3))
     covariance = np.zeros((*x.shape, x.shape[1]))
     diagonal = np.arange(x.shape[1])
-    kernel = ("bfloat16", accumulator)
+    kernel = (case.dtype, accumulator)
     rotation = rotation_of(case.intermediate, case.hadamard_block_size)
     for expert, down in enumerate(dequantize(weights.down).astype(np.float64)):
         token, slot = np.nonzero(topk_ids == expert)
@@ -137,7 +138,7 @@ def static_reference(
         a, gated_error = activate(h, error, activation)
         a, error = rotate(a, gated_error, rotation)
         assert np.abs(a).max(initial=0) < 440 * unit, "the case must not saturate"
-        a_error = static_error(a, error, unit)
+        a_error = static_error(a, error, unit, case.dtype)
         y, y_error = product(a, weights.down, expert, np.zeros(1), *kernel)
         weight = topk_weights[token, slot][:, None]
         out[token] += weight * y
@@ -148,5 +149,5 @@ def static_reference(
             covariance[token] += weight[..., None] ** 2 * ((matrix * variance[:, None]) @ matrix.T)
         covariance[token[:, None], diagonal, diagonal] += weight**2 * y_error.variance
     bounded += (2.0**-20 + (TOPK + 1) * FLOAT32_UNIT) * magnitude
-    covariance[:, diagonal, diagonal] += output_variance(out, "bfloat16")
+    covariance[:, diagonal, diagonal] += output_variance(out, case.dtype)
     return Expected(out, bounded, covariance)

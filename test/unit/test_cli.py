@@ -37,6 +37,13 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "info" in printed
 
 
+def test_bench_moe_help_says_what_its_routings_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "moe", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "('zipf 0.5'): a model of the skew of real routers, not a trace" in printed
+
+
 def test_demo_help_names_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--help"])

@@ -76,15 +76,12 @@ def survivors(folder: Path, how: str, phase: str, lost: int, *, seconds: float) 
     return ended[lost].code
 
 
-@pytest.mark.parametrize(
-    ("phase", "lost"), [("prefill", 0), pytest.param("decode", 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("phase", "lost"), [("prefill", 0), ("decode", 2)])
 def test_a_killed_rank_is_noticed_at_once(phase: str, lost: int, tmp_path: Path) -> None:
     # A closed connection takes no time; the limit is for a busy machine.
     assert survivors(tmp_path, "killed", phase, lost, seconds=10) == -signal.SIGKILL
 
 
-@pytest.mark.slow
 def test_a_rank_that_refuses_its_tokens_ends_the_others(tmp_path: Path) -> None:
     assert survivors(tmp_path, "refuses", "decode", 1, seconds=10) == 1
     assert (

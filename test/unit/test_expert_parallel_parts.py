@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,10 +37,8 @@ from w4afp8.distributed import (
     exchange_of,
 )
 from w4afp8.distributed.exchange import AllToAllExchange
-from w4afp8.testing.compare import CPU_ACCUMULATOR
-from w4afp8.testing.tensors import float_tensor, tensor_bits
-
-pytestmark = pytest.mark.cpu_only
+from w4afp8.testing.compare import Accumulator
+from w4afp8.testing.tensors import float_tensor, int_tensor, tensor_bits
 
 
 class NoExchange(RowExchange):
@@ -49,6 +48,7 @@ class NoExchange(RowExchange):
         raise AssertionError("nothing should be sent")
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("experts", "ranks", "expected"),
     [(8, 2, (4, 4)), (7, 2, (4, 3)), (3, 4, (1, 1, 1, 0)), (10, 4, (3, 3, 2, 2)), (1, 1, (1,))],
@@ -60,6 +60,7 @@ def test_even_partition(experts: int, ranks: int, expected: tuple[int, ...]) -> 
     assert held == list(range(experts))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -86,29 +87,30 @@ def test_partitions_that_are_refused(make: Any, message: str) -> None:
     ],
 )
 def test_rows_that_are_refused(
-    rows: int, dtype: str, send: list[int], receive: list[int], message: str
+    place: Any, rows: int, dtype: str, send: list[int], receive: list[int], message: str
 ) -> None:
     exchange = NoExchange(rank=0, world_size=2)
     with pytest.raises(ValueError, match=message):
-        exchange.all_to_all(paddle.zeros([rows, 4], dtype=dtype), send, receive)
+        exchange.all_to_all(int_tensor(np.zeros((rows, 4)), dtype, place), send, receive)
 
 
+@pytest.mark.cpu_only
 def test_nccl_has_its_own_all_to_all() -> None:
     group = SimpleNamespace(rank=1, nranks=2, ranks=[0, 1], backend="NCCL")
     assert isinstance(exchange_of(group), AllToAllExchange)
 
 
-def test_nccl_is_called_as_paddle_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU here: the arguments are held against Paddle's own signature."""
+def test_nccl_is_called_as_paddle_wants_it(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no second GPU: the arguments are held against Paddle's own signature."""
     group = SimpleNamespace(rank=0, nranks=2, ranks=[0, 1], backend="NCCL")
     signature, calls = inspect.signature(dist.stream.alltoall_single), []
     monkeypatch.setattr(
         dist.stream, "alltoall_single", lambda *a, **k: calls.append(signature.bind(*a, **k))
     )
-    rows = paddle.zeros([3, 4], dtype="uint8")
+    rows = int_tensor(np.zeros((3, 4)), "uint8", place)
     out = exchange_of(group).all_to_all(rows, [1, 2], [1, 4])
     (call,) = calls
-    assert list(out.shape) == [5, 4]
+    assert (list(out.shape), out.place) == ([5, 4], rows.place)
     assert call.arguments["out_tensor"] is out
     assert call.arguments["in_tensor"] is rows
     assert call.arguments["in_split_sizes"] == [1, 2]
@@ -116,6 +118,7 @@ def test_nccl_is_called_as_paddle_wants_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert call.arguments["group"] is group
 
 
+@pytest.mark.cpu_only
 def test_an_error_of_nccl_is_told_as_a_missing_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("connection closed")
@@ -126,11 +129,13 @@ def test_an_error_of_nccl_is_told_as_a_missing_rank(monkeypatch: pytest.MonkeyPa
         exchange_of(group).all_to_all(paddle.zeros([3, 4], dtype="uint8"), [1, 2], [1, 2])
 
 
+@pytest.mark.cpu_only
 def test_a_group_of_others_is_refused() -> None:
     with pytest.raises(ValueError, match="group: expected one that this process is in"):
         exchange_of(SimpleNamespace(rank=-1, nranks=2, ranks=[2, 3], backend="NCCL"))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("experts_per_rank", "message"),
     [
@@ -145,12 +150,12 @@ def test_splits_that_are_refused(experts_per_rank: list[int], message: str) -> N
         )
 
 
-def test_nothing_is_sent_where_the_tokens_are_refused() -> None:
+def test_nothing_is_sent_where_the_tokens_are_refused(place: Any) -> None:
     case = CASES["even"]
-    whole = whole_layer(case)
+    whole = whole_layer(case, place)
     layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole, max_decode_tokens=MAX_DECODE_TOKENS)
     layer.exchange = NoExchange(rank=0, world_size=1)
-    x, logits = all_tokens(case)
+    x, logits = all_tokens(case, place)
     for arguments, message in (
         ((x.astype("float16"), logits), "x: expected bfloat16"),
         ((x[:, :32], logits), "x: expected shape"),
@@ -166,13 +171,38 @@ def test_nothing_is_sent_where_the_tokens_are_refused() -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("name", CASES)
+def test_one_rank_is_the_whole_layer(place: Any, name: str, phase: str) -> None:
+    case = CASES[name]
+    whole = whole_layer(case, place)
+    layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole, max_decode_tokens=24)
+    assert {str(tensor.place) for tensor in layer.buffers()} == {str(place)}
+    x, logits = all_tokens(case, place)
+    out = layer(x, logits, phase=phase)
+    assert out.place == x.place
+    np.testing.assert_array_equal(tensor_bits(out), tensor_bits(whole(x, logits)))
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("accumulation", ["default", "half", "float32"])
+def test_sums_are_those_of_the_whole_layer(accumulation: Any) -> None:
+    whole = whole_layer(replace(CASES["even"], options={"accumulation": accumulation}))
+    layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole)
+    for projection in (layer.up_gate_proj, layer.down_proj):
+        assert projection.accumulation == accumulation
+
+
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", ["plain", "int4 group 32", "mxfp4 float16 gelu", "padded sizes"])
-def test_random_weights_match_float64(name: str, phase: str) -> None:
+def test_random_weights_match_float64(
+    place: Any, accumulator: Accumulator, name: str, phase: str
+) -> None:
     """One rank, any weights: the sums are rounded here, so the bound is test_moe_ffn's."""
     case, rng = LAYERS[name], np.random.default_rng(7)
     whole, weights, router = build(case, rng)
+    whole.to(device=place)
     layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole)
-    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), case.dtype, "cpu")
+    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), case.dtype, place)
     logits = make_logits(case, rng)
     topk_weights, topk_ids = route_tokens(
         logits.astype(np.float64), case.routing, router["correction_bias"]
@@ -184,16 +214,17 @@ def test_random_weights_match_float64(name: str, phase: str) -> None:
         topk_ids,
         activation=case.activation,
         dtype=case.dtype,
-        accumulator=CPU_ACCUMULATOR,
+        accumulator=accumulator,
     )
-    expected.assert_matches(values(layer(x, paddle.to_tensor(logits), phase=phase)))
+    out = layer(x, float_tensor(logits, "float32", place), phase=phase)
+    expected.assert_matches(values(out))
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_leading_dimensions_are_kept(phase: str) -> None:
+def test_leading_dimensions_are_kept(place: Any, phase: str) -> None:
     case = CASES["even"]
-    layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole_layer(case), max_decode_tokens=14)
-    x, logits = all_tokens(case)
+    layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole_layer(case, place), max_decode_tokens=14)
+    x, logits = all_tokens(case, place)
     out = layer(x.reshape([2, 7, SIZE]), logits, phase=phase)
     assert list(out.shape) == [2, 7, SIZE]
     np.testing.assert_array_equal(
@@ -201,14 +232,14 @@ def test_leading_dimensions_are_kept(phase: str) -> None:
     )
 
 
-def test_state_goes_from_one_layer_to_another() -> None:
+def test_state_goes_from_one_layer_to_another(place: Any) -> None:
     case = CASES["mxfp4"]
-    layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole_layer(case))
-    other = W4AFP8ExpertParallelMoEFFN.from_layer(whole_layer(case))
+    layer = W4AFP8ExpertParallelMoEFFN.from_layer(whole_layer(case, place))
+    other = W4AFP8ExpertParallelMoEFFN.from_layer(whole_layer(case, place))
     for buffer in other.up_gate_proj.buffers():
         if buffer.dtype == paddle.uint8:
             buffer.zero_()
-    tokens = all_tokens(case)
+    tokens = all_tokens(case, place)
     expected = tensor_bits(layer(*tokens))
     assert (tensor_bits(other(*tokens)) != expected).any()
     other.set_state_dict(layer.state_dict())

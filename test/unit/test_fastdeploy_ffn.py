@@ -26,10 +26,17 @@ from w4afp8 import ops
 from w4afp8.fastdeploy import moe_expert_dispatch, moe_expert_ffn
 from w4afp8.quant import QuantizedWeight, pack
 from w4afp8.testing import float8
-from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor, tensor_bits
+from w4afp8.testing.tensors import (
+    float8_tensor,
+    float_tensor,
+    int_tensor,
+    tensor_bits,
+    values_of,
+)
 
 NO_TENSORS = (None, None)
 SETTINGS = ("w4afp8", False, -1, -1, "swiglu")
+ONE = np.uint8(0x38)  # in FP8
 
 
 @pytest.mark.parametrize("unit", [None, 2.0**-3])
@@ -93,14 +100,13 @@ def test_dynamic_experts_are_our_operators(place: Any) -> None:
     assert (tensor_bits(out) == tensor_bits(expected)).all()
 
 
-def call_ffn(*settings: Any, ndim: int = 2, scale: Any = "given", **named: Any) -> Any:
-    shape = [2, 64] if ndim == 2 else [2, 1, 64]
-    x = paddle.ones(shape).astype("float8_e4m3fn")
-    tokens = paddle.to_tensor([1, 2], dtype="int64")
-    weights = (paddle.zeros([2, 128, 64], dtype="int8"), paddle.zeros([2, 64, 64], dtype="int8"))
-    up_scale = paddle.ones([2, 128]) if scale == "given" else scale
+def call_ffn(place: Any, *settings: Any, ndim: int = 2, scale: Any = "given", **named: Any) -> Any:
+    x = float8_tensor(np.full([2, 64] if ndim == 2 else [2, 1, 64], ONE), place)
+    tokens = int_tensor([1, 2], "int64", place)
+    weights = (int_tensor(np.zeros((2, out, 64)), "int8", place) for out in (128, 64))
+    up_scale, down_scale = (float_tensor(np.ones((2, n)), "float32", place) for n in (128, 64))
     return moe_expert_ffn(
-        *(x, tokens, *weights, None, None, up_scale, paddle.ones([2, 64])),
+        *(x, tokens, *weights, None, None, up_scale if scale == "given" else scale, down_scale),
         *(None, None, *settings),
         **named,
     )
@@ -115,43 +121,39 @@ def call_ffn(*settings: Any, ndim: int = 2, scale: Any = "given", **named: Any) 
         (("w4afp8", False), {"hadamard_block_size": -1}),
     ],
 )
-def test_settings_of_every_version(settings: Any, named: Any) -> None:
-    out = call_ffn(*settings, **named)
+def test_settings_of_every_version(place: Any, settings: Any, named: Any) -> None:
+    out = call_ffn(place, *settings, **named)
     assert out.dtype == paddle.bfloat16
     assert out.shape == [2, 64]
-    assert (out.astype("float32") == 0).all()
-
-
-def test_float16_output() -> None:
-    assert call_ffn(*SETTINGS, out_dtype="float16").dtype == paddle.float16
+    assert (values_of(tensor_bits(out), "bfloat16") == 0).all()
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("settings", "named", "message"),
     [
-        (lambda: call_ffn("w4a8", False), "quant_method: expected 'w4afp8' .*, got 'w4a8'"),
-        (lambda: call_ffn("w4afp8", False, -1, 128), "hadamard_block_size: expected -1 .* got 128"),
-        (lambda: call_ffn(*SETTINGS[:-1], "gelu"), "activation: expected one of swiglu, swigluoai"),
-        (lambda: call_ffn(*SETTINGS, ndim=3), "permute_input: expected .*_latency=False"),
-        (lambda: call_ffn("w4afp8", True), "permute_input: expected .*_latency=True"),
-        (lambda: call_ffn(*SETTINGS, scale=None), "up_gate_proj_scale: expected a tensor"),
-        (lambda: call_ffn(*SETTINGS, rotation=1), "arguments: expected quant_method"),
-        (
-            lambda: moe_expert_dispatch(
-                *(paddle.ones([2, 64]).astype("bfloat16"), paddle.ones([2, 4])),
-                *(None, None, 2, True, "w4afp8", False),
-            ),
-            "group_moe: expected False",
-        ),
-        (
-            lambda: moe_expert_dispatch(
-                *(paddle.ones([2, 64]).astype("bfloat16"), paddle.ones([2, 4])),
-                *(None, None, 5, False, "w4afp8", True),
-            ),
-            "moe_topk: expected 1 to 4",
-        ),
+        (("w4a8", False), {}, "quant_method: expected 'w4afp8' .*, got 'w4a8'"),
+        (("w4afp8", False, -1, 128), {}, "hadamard_block_size: expected -1 .* got 128"),
+        ((*SETTINGS[:-1], "gelu"), {}, "activation: expected one of swiglu, swigluoai"),
+        (SETTINGS, {"ndim": 3}, "permute_input: expected .*_latency=False"),
+        (("w4afp8", True), {}, "permute_input: expected .*_latency=True"),
+        (SETTINGS, {"scale": None}, "up_gate_proj_scale: expected a tensor"),
+        (SETTINGS, {"rotation": 1}, "arguments: expected quant_method"),
     ],
 )
-def test_refusals(call: Any, message: str) -> None:
+def test_refusals(place: Any, settings: Any, named: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        call()
+        call_ffn(place, *settings, **named)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((2, True, "w4afp8", False), "group_moe: expected False"),
+        ((5, False, "w4afp8", True), "moe_topk: expected 1 to 4"),
+    ],
+)
+def test_refusals_of_dispatch(place: Any, settings: Any, message: str) -> None:
+    x = float_tensor(np.ones((2, 64)), "bfloat16", place)
+    logits = float_tensor(np.ones((2, 4)), "float32", place)
+    with pytest.raises(ValueError, match=message):
+        moe_expert_dispatch(x, logits, None, None, *settings)

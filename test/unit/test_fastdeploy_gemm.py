@@ -75,6 +75,18 @@ CASES = {
     "padding of 2048": Case(
         GemmProblem((5, 0, 2), 64, 128, token_padding=2048, x_scale="token"), spelling="int8"
     ),
+    "as many outputs as rows for an expert": Case(
+        GemmProblem((3,), 2048, 128, token_padding=2048, x_scale="token")
+    ),
+    "more rows than outputs, padded to as many": Case(
+        GemmProblem((5, 2), 72, 128, token_padding=128, x_scale="token"), spelling="int8"
+    ),
+    "max_tokens_per_expert, as many outputs as rows": Case(
+        GemmProblem((5, 2), 64, 128, token_padding=64, x_scale="token"), "max_tokens_per_expert"
+    ),
+    "oldest, as many outputs as rows": Case(
+        GemmProblem((5, 2), 64, 128, token_padding=64), "oldest", "offset"
+    ),
     "shape that is not compiled in": Case(
         GemmProblem(COUNTS, 88, 160, x_scale="token"), spelling="int8"
     ),
@@ -105,9 +117,10 @@ def multiply(inputs: GemmInputs, case: Case, place: Any) -> np.ndarray:
     settings = (p.token_padding, max(p.counts), case.out_dtype == "bfloat16")
     dequant = None
     if inputs.x_scale is not None:
-        dequant = float_tensor(inputs.x_scale, "float32", place)
+        of_rows = shape if p.x_scale == "token" else [1]
+        dequant = float_tensor(inputs.x_scale.reshape(of_rows), "float32", place)
     if form == "oldest":
-        row_sum = float_tensor(np.full(p.num_rows, np.nan), "float32", place)
+        row_sum = float_tensor(np.full(shape, np.nan), "float32", place)
         out = w4afp8_gemm(x, weight, tokens, row_sum, scale, *settings)
     elif form == "max_tokens_per_expert":
         most = int_tensor([max(p.counts)], "int64", place)
@@ -256,13 +269,21 @@ def test_refusals(call: Any, message: str) -> None:
 SETTINGS = {"token_padding_size": 0, "max_tokens": 2, "is_bflot16": True}
 
 
-@pytest.mark.cpu_only
-def test_operands_by_name_settle_what_their_shapes_do_not() -> None:
-    """Two experts and 64 rows each: the sums of rows look like the scales of 64 outputs."""
-    x = paddle.ones([2, 64, 128]).astype("float8_e4m3fn")
-    counts = paddle.to_tensor([64, 64], dtype="int64")
-    weight = w4afp8_gemm_weight_convert(paddle.zeros([2, 64, 128], dtype="uint8"))  # all -7
-    settings = {**SETTINGS, "token_padding_size": 64}
-    options = {"input_row_sum": paddle.zeros([2, 64]), "weight_scale": ONES * 512}
-    out = w4afp8_gemm(x, weight, counts, **options, **settings)
-    assert (out.astype("float32") == -7 * 128).all()
+@pytest.mark.parametrize("told_by", ["names", "int32", "a third operand", "is_bflot16"])
+def test_row_sums_are_told_where_they_look_like_scales(place: Any, told_by: str) -> None:
+    """Two experts and 64 rows each: sums of rows have the shape of the scales of 64 outputs."""
+    x = float8_tensor(np.full((2, 64, 128), 0x38, np.uint8), place)  # ones
+    counts = int_tensor([64, 64], "int32" if told_by == "int32" else "int64", place)
+    weight = w4afp8_gemm_weight_convert(int_tensor(np.zeros((2, 64, 128)), "uint8", place))  # -7
+    sums, scale, ones = (
+        float_tensor(np.full((2, 64), value), "float32", place) for value in (np.nan, 512, 1)
+    )
+    if told_by == "names":
+        named = {"input_row_sum": sums, "weight_scale": scale, "token_padding_size": 64}
+        out = w4afp8_gemm(x, weight, counts, **named, max_tokens=64, is_bfloat16=True)
+    elif told_by == "is_bflot16":
+        out = w4afp8_gemm(x, weight, counts, sums, scale, 64, 64, is_bflot16=True)
+    else:
+        third = [ones] if told_by == "a third operand" else []
+        out = w4afp8_gemm(x, weight, counts, sums, scale, *third, 64, 64, True)
+    assert (values_of(tensor_bits(out), "bfloat16") == -7 * 128).all()

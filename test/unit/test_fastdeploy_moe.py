@@ -21,6 +21,7 @@ scale is s * largest / 448 times 512; `largest`, of the activations, is 448 time
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ CASES = {
     "static, another shape": Case(hidden=96, intermediate=160, unit=2.0**-3),
     "static, swigluoai": Case(unit=2.0**-3, activation="swigluoai"),
     "swigluoai": Case(activation="swigluoai"),
+    "float16": Case(dtype="float16"),
+    "static, float16": Case(unit=2.0**-3, dtype="float16"),
 }
 
 
@@ -73,6 +76,7 @@ def run(case: Case, x: Any, logits: Any, bias: Any, place: Any) -> Any:
         dispatched.max_tokens_per_expert,
         *("w4afp8", False, -1, -1),
         case.activation,
+        out_dtype=case.dtype,
     )
     return moe_expert_reduce(
         y,
@@ -89,25 +93,45 @@ def run(case: Case, x: Any, logits: Any, bias: Any, place: Any) -> Any:
 def test_flow(place: Any, accumulator: Accumulator, name: str) -> None:
     case = CASES[name]
     rng = np.random.default_rng(1)
-    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), "bfloat16", place)
+    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), case.dtype, place)
     logits = rng.standard_normal((case.tokens, EXPERTS)).astype(np.float32)
     bias = rng.standard_normal(EXPERTS).astype(np.float32) if case.has_correction_bias else None
     bias_tensor = None if bias is None else float_tensor(bias, "float32", place)
     out = run(case, x, float_tensor(logits, "float32", place), bias_tensor, place)
 
-    rows = values_of(tensor_bits(x), "bfloat16")
+    rows = values_of(tensor_bits(x), case.dtype)
     routed = route_tokens(
         logits.astype(np.float64), Routing(TOPK), None if bias is None else bias.astype(np.float64)
     )
     if case.unit is None:
-        options = {"dtype": "bfloat16", "accumulator": accumulator}
+        options = {"dtype": case.dtype, "accumulator": accumulator}
         activation = case.activation.replace("swigluoai", "swiglu_oai")
         expected = reference(rows, case.weights(), *routed, activation=activation, **options)
     else:
         expected = static_reference(case, rows, *routed, accumulator)
-    expected.assert_matches(values_of(tensor_bits(out), "bfloat16"))
+    assert (str(out.dtype), out.place) == (f"paddle.{case.dtype}", x.place)
+    expected.assert_matches(values_of(tensor_bits(out), case.dtype))
     # A bound as large as the outputs would hold nothing.
     assert np.median(expected.element_bound()) < np.abs(expected.out).max() / 2
+
+
+@pytest.mark.parametrize("name", ["dynamic", "static", "static, swigluoai", "swigluoai"])
+def test_no_tokens(place: Any, name: str) -> None:
+    case = replace(CASES[name], tokens=0)
+    x = float_tensor(np.zeros((0, case.hidden)), "bfloat16", place)
+    logits = float_tensor(np.zeros((0, EXPERTS)), "float32", place)
+    out = run(case, x, logits, None, place)
+    assert (list(out.shape), out.place) == ([0, case.hidden], x.place)
+
+
+@pytest.mark.parametrize("scale", [None, [0.1, 0.2, 0.3, 0.4]])
+@pytest.mark.parametrize("tokens", [0, 5])
+def test_dispatch_outputs_are_where_the_input_is(place: Any, tokens: int, scale: Any) -> None:
+    x = float_tensor(np.ones((tokens, 64)), "bfloat16", place)
+    logits = float_tensor(np.ones((tokens, EXPERTS)), "float32", place)
+    in_scale = None if scale is None else float_tensor(scale, "float32", place)
+    found = moe_expert_dispatch(x, logits, None, in_scale, TOPK, False, "w4afp8", False)
+    assert {str(tensor.place) for tensor in found} == {str(place)}
 
 
 def test_dispatch_outputs(place: Any) -> None:

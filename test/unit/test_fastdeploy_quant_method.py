@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,12 +28,15 @@ from moe_reference import Routing, reference, route_tokens
 
 from w4afp8.fastdeploy import W4AFP8MoEMethod
 from w4afp8.quant.codes import join_nibbles
-from w4afp8.testing.compare import CPU_ACCUMULATOR
-from w4afp8.testing.tensors import float_tensor, int_tensor, tensor_bits, values_of
+from w4afp8.testing.compare import Accumulator
+from w4afp8.testing.tensors import (
+    float8_tensor,
+    float_tensor,
+    int_tensor,
+    tensor_bits,
+    values_of,
+)
 
-pytestmark = pytest.mark.cpu_only
-
-CPU = paddle.CPUPlace()
 NAMES = ("up_gate_proj", "down_proj")
 CASES = {
     "dynamic": Case(),
@@ -66,7 +70,7 @@ class FusedMoE(paddle.nn.Layer):
         return *weights, experts, None
 
 
-def checkpoint(case: Case) -> dict[str, Any]:
+def checkpoint(case: Case, place: Any) -> dict[str, Any]:
     """A scale is 7 times a multiplier: the largest magnitude of the weights."""
     state = {}
     weights = case.weights()
@@ -74,67 +78,98 @@ def checkpoint(case: Case) -> dict[str, Any]:
         pairs = join_nibbles((values_of_codes(weight) & 15).astype(np.uint8))
         for e in range(EXPERTS):
             key = f"experts.{e}.{name}"
-            state[f"{key}.quant_weight"] = int_tensor(pairs[e].T.view(np.int8), "int8", CPU)
-            state[f"{key}.weight_scale"] = float_tensor(7 * weight.scale[e], "float32", CPU)
+            state[f"{key}.quant_weight"] = int_tensor(pairs[e].T.view(np.int8), "int8", place)
+            state[f"{key}.weight_scale"] = float_tensor(7 * weight.scale[e], "float32", place)
             if case.unit is not None:
                 largest = np.array([448 * case.units()[e]])
-                state[f"{key}.activation_scale"] = float_tensor(largest, "float32", CPU)
+                state[f"{key}.activation_scale"] = float_tensor(largest, "float32", place)
     return state
 
 
-def loaded(case: Case) -> tuple[W4AFP8MoEMethod, FusedMoE]:
+def loaded(case: Case, place: Any) -> tuple[W4AFP8MoEMethod, FusedMoE]:
     config = SimpleNamespace(hadamard_block_size=case.hadamard_block_size)
-    layer, method, state = FusedMoE(case), W4AFP8MoEMethod(config), checkpoint(case)
+    layer, method, state = FusedMoE(case), W4AFP8MoEMethod(config), checkpoint(case, place)
     method.create_weights(layer, output_dim=1)
+    layer.to(device=place)
     method.process_loaded_weights(layer, state)
     method.process_weights_after_loading(layer)
     assert not state, "every tensor of the checkpoint is used"
+    assert {str(parameter.place) for parameter in layer.parameters()} == {str(place)}
     assert layer.up_gate_proj_weight.output_dim == 1
     return method, layer
 
 
-def tokens_of(case: Case) -> tuple[Any, Any]:
+def tokens_of(case: Case, place: Any) -> tuple[Any, Any]:
     rng = np.random.default_rng(1)
-    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), "bfloat16", CPU)
+    x = float_tensor(rng.standard_normal((case.tokens, case.hidden)), "bfloat16", place)
     return x, rng.standard_normal((case.tokens, EXPERTS)).astype(np.float32)
 
 
+def gate_of(logits: Any, place: Any) -> Any:
+    """A gate that gives these logits, whatever it is asked."""
+    return lambda _: float_tensor(logits, "float32", place)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_apply_tp(name: str) -> None:
+def test_apply_tp(place: Any, accumulator: Accumulator, name: str) -> None:
     """Static scales take two roundings more than the bound counts, 2^-23 of what bfloat16 rounds
     by 2^-8: less than the second order that it leaves out.
     """
     case = CASES[name]
-    method, layer = loaded(case)
-    x, logits = tokens_of(case)
-    out = method.apply_tp(layer, x, lambda _: paddle.to_tensor(logits))
+    method, layer = loaded(case, place)
+    x, logits = tokens_of(case, place)
+    out = method.apply_tp(layer, x, gate_of(logits, place))
     rows = values_of(tensor_bits(x), "bfloat16")
     routed = route_tokens(logits.astype(np.float64), Routing(TOPK))
     if case.unit is None:
-        options = {"dtype": "bfloat16", "accumulator": CPU_ACCUMULATOR}
+        options = {"dtype": "bfloat16", "accumulator": accumulator}
         options["hadamard_block_size"] = case.hadamard_block_size
         expected = reference(rows, case.weights(), *routed, activation="swiglu", **options)
     else:
-        expected = static_reference(case, rows, *routed, CPU_ACCUMULATOR)
+        expected = static_reference(case, rows, *routed, accumulator)
+    assert out.place == x.place
     expected.assert_matches(values_of(tensor_bits(out), "bfloat16"))
 
 
-def test_groups_of_experts() -> None:
+@pytest.mark.parametrize("name", ["dynamic", "static", "static, rotated"])
+def test_apply_tp_to_no_tokens(place: Any, name: str) -> None:
+    case = replace(CASES[name], tokens=0)
+    method, layer = loaded(case, place)
+    x, logits = tokens_of(case, place)
+    out = method.apply_tp(layer, x, gate_of(logits, place))
+    assert (list(out.shape), out.place) == ([0, case.hidden], x.place)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "static"])
+def test_float16_tokens_are_taken(place: Any, name: str) -> None:
+    """Multiples of 1/8, which bfloat16 and float16 both hold."""
+    case = CASES[name]
+    method, layer = loaded(case, place)
+    x, logits = tokens_of(case, place)
+    eighths = np.rint(8 * values_of(tensor_bits(x), "bfloat16")) / 8
+    one, other = (
+        method.apply_tp(layer, float_tensor(eighths, dtype, place), gate_of(logits, place))
+        for dtype in ("bfloat16", "float16")
+    )
+    np.testing.assert_array_equal(tensor_bits(other), tensor_bits(one))
+
+
+def test_groups_of_experts(place: Any, accumulator: Accumulator) -> None:
     """FastDeploy's noaux_tc: sigmoids, a bias ``[1, experts]``, the best groups by two experts."""
     case = Case(tokens=30)
-    method, layer = loaded(case)
+    method, layer = loaded(case, place)
     layer.topk_method, layer.n_group, layer.topk_group = "noaux_tc", 2, 1
     layer.renormalize, layer.routed_scaling_factor = True, 2.5
     bias = np.array([0.3, -0.2, 0.0, 0.1])
-    layer.gate_correction_bias = float_tensor(bias[None], "float32", CPU)
-    x, logits = tokens_of(case)
-    out = method.apply_tp(layer, x, lambda _: paddle.to_tensor(logits))
+    layer.gate_correction_bias = float_tensor(bias[None], "float32", place)
+    x, logits = tokens_of(case, place)
+    out = method.apply_tp(layer, x, gate_of(logits, place))
     routing = Routing(TOPK, "sigmoid", True, 2.5, n_group=2, topk_group=1)
     routed = route_tokens(logits.astype(np.float64), routing, bias)
     assert set(routed[1][:, 0] // 2) == {0, 1}
     assert (routed[1][:, 0] // 2 == routed[1][:, 1] // 2).all()
     rows = values_of(tensor_bits(x), "bfloat16")
-    options = {"dtype": "bfloat16", "accumulator": CPU_ACCUMULATOR}
+    options = {"dtype": "bfloat16", "accumulator": accumulator}
     expected = reference(rows, case.weights(), *routed, activation="swiglu", **options)
     expected.assert_matches(values_of(tensor_bits(out), "bfloat16"))
 
@@ -160,19 +195,18 @@ class PrefillRunner:
 
 
 @pytest.mark.parametrize("name", ["dynamic", "static"])
-def test_apply_ep_prefill_leaves_out_what_is_elsewhere(name: str) -> None:
-    method, layer = loaded(CASES[name])
-    x, logits = tokens_of(CASES[name])
-    weights, ids = (
-        paddle.to_tensor(v) for v in route_tokens(logits.astype(np.float64), Routing(TOPK))
-    )
-    weights = weights.astype("float32")
+def test_apply_ep_prefill_leaves_out_what_is_elsewhere(place: Any, name: str) -> None:
+    method, layer = loaded(CASES[name], place)
+    x, logits = tokens_of(CASES[name], place)
+    routed = route_tokens(logits.astype(np.float64), Routing(TOPK))
+    weights = float_tensor(routed[0], "float32", place)
+    ids = int_tensor(routed[1], "int64", place)
     method.ep_prefill_runner = PrefillRunner(ids, weights)
-    out = method.apply_ep_prefill(layer, x, lambda _: paddle.to_tensor(logits))
+    out = method.apply_ep_prefill(layer, x, gate_of(logits, place))
     local = weights * (ids < 2).astype("float32")
     expected = method._local_experts(layer, x, ids.astype("int32"), local)
-    assert (ids >= 2).any()
-    np.testing.assert_array_equal(out.astype("float32"), expected.astype("float32"))
+    assert (routed[1] >= 2).any()
+    np.testing.assert_array_equal(tensor_bits(out), tensor_bits(expected))
 
 
 class DecodeRunner(PrefillRunner):
@@ -189,9 +223,9 @@ class DecodeRunner(PrefillRunner):
         for e, tokens in enumerate(self.places):
             bits[e, : len(tokens)] = tensor_bits(values)[tokens]
             scales[e, : len(tokens)] = scale.numpy()[tokens] * np.float32(440)
-        counts = paddle.to_tensor([len(p) for p in self.places], dtype="int32")
-        rows = paddle.to_tensor(bits).view("float8_e4m3fn")
-        return (rows, paddle.to_tensor(scales)), counts, "handle"
+        counts = int_tensor([len(p) for p in self.places], "int32", x.place)
+        padded = float8_tensor(bits, x.place), float_tensor(scales, "float32", x.place)
+        return padded, counts, "handle"
 
     def combine(self, y: Any, ids: Any, weights: Any, handle: str, **options: Any) -> Any:  # type: ignore[override]
         found = np.zeros((ids.shape[0], y.shape[2]))
@@ -202,20 +236,22 @@ class DecodeRunner(PrefillRunner):
         return found
 
 
-def test_apply_ep_decode() -> None:
+def test_apply_ep_decode(place: Any, accumulator: Accumulator) -> None:
     case = Case(tokens=6)
-    method, layer = loaded(case)
-    x, logits = tokens_of(case)
+    method, layer = loaded(case, place)
+    x, logits = tokens_of(case, place)
     weights, ids = route_tokens(logits.astype(np.float64), Routing(TOPK))
-    runner = DecodeRunner(paddle.to_tensor(ids), paddle.to_tensor(weights).astype("float32"))
-    method.ep_decoder_runner = runner
-    out = method.apply_ep_decode(layer, x, lambda _: paddle.to_tensor(logits))
+    method.ep_decoder_runner = DecodeRunner(
+        int_tensor(ids, "int64", place), float_tensor(weights, "float32", place)
+    )
+    out = method.apply_ep_decode(layer, x, gate_of(logits, place))
     rows = values_of(tensor_bits(x), "bfloat16")
-    options = {"dtype": "bfloat16", "accumulator": CPU_ACCUMULATOR}
+    options = {"dtype": "bfloat16", "accumulator": accumulator}
     expected = reference(rows, case.weights(), weights, ids, activation="swiglu", **options)
     expected.assert_matches(out)
 
 
+@pytest.mark.cpu_only
 def test_refusals() -> None:
     rotated = W4AFP8MoEMethod(SimpleNamespace())  # FastDeploy's default
     with pytest.raises(ValueError, match=r"hadamard_block_size: expected -1 .*, got 128"):

@@ -26,7 +26,7 @@ from paddle.static import InputSpec
 from w4afp8.incubate.nn.functional import fused_moe, moe_dispatch, moe_ffn, moe_reduce
 from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.testing.compare import FLOAT32_UNIT, OUTPUT_UNIT, assert_bits_equal, assert_within
-from w4afp8.testing.tensors import float_tensor, int_tensor, tensor_bits, values_of
+from w4afp8.testing.tensors import float_tensor, int_tensor, tensor_bits, to_place, values_of
 
 EXPERTS, HIDDEN, INTERMEDIATE = 4, 96, 64
 
@@ -45,7 +45,7 @@ class Case:
     shape: tuple[int, ...] = (9,)
     as_pair: bool = False
 
-    def layer(self) -> W4AFP8MoEFFN:
+    def layer(self, place: Any) -> W4AFP8MoEFFN:
         rng = np.random.default_rng(0)
 
         def normal(*shape: int) -> np.ndarray:
@@ -55,7 +55,7 @@ class Case:
             "up_gate_bias": normal(EXPERTS, 2 * INTERMEDIATE),
             "down_bias": normal(EXPERTS, HIDDEN),
         }
-        return W4AFP8MoEFFN.from_float(
+        layer = W4AFP8MoEFFN.from_float(
             normal(EXPERTS, 2 * INTERMEDIATE, HIDDEN),
             normal(EXPERTS, HIDDEN, INTERMEDIATE),
             gate_weight=normal(HIDDEN, EXPERTS) * 10,
@@ -67,10 +67,12 @@ class Case:
             norm_topk_prob=self.norm_topk_prob,
             **(biases if self.has_biases else {}),
         )
+        layer.to(device=place)
+        return layer
 
-    def x(self) -> paddle.Tensor:
+    def x(self, place: Any) -> paddle.Tensor:
         values = np.random.default_rng(1).standard_normal((*self.shape, HIDDEN))
-        return float_tensor(values, self.dtype, paddle.CPUPlace())
+        return float_tensor(values, self.dtype, place)
 
     def scale(self, projection: Any) -> Any:
         if self.as_pair:
@@ -104,6 +106,7 @@ CASES = {
     "int4 groups in bfloat16, as a pair": Case(group_size=32, scale_dtype="bfloat16", as_pair=True),
     "mxfp4": Case("mxfp4", as_pair=True),
     "float16": Case(dtype="float16", has_biases=True),
+    "float16 groups": Case(dtype="float16", group_size=32),
     "not normalised": Case(topk=3, norm_topk_prob=False, has_biases=True),
     "batch of sequences": Case(shape=(2, 3)),
     "no token": Case(shape=(0,)),
@@ -111,35 +114,39 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fused_moe_is_the_layer(name: str) -> None:
+def test_fused_moe_is_the_layer(place: Any, name: str) -> None:
     case = CASES[name]
-    layer, x = case.layer(), case.x()
+    layer, x = case.layer(place), case.x(place)
     out = fused_moe(x, layer.router.weight, **case.fused_operands(layer))
     expected = layer(x)
-    assert out.dtype == expected.dtype
+    assert (out.dtype, out.place) == (x.dtype, x.place)
     assert_bits_equal(tensor_bits(out), tensor_bits(expected), name)
 
 
 def in_three_steps(case: Case, layer: W4AFP8MoEFFN, x: Any) -> Any:
-    logits = paddle.matmul(x.astype("float32"), layer.router.weight)
+    logits = layer.router.logits_of(x, None)
     permuted, sums, rows, weights, ids = moe_dispatch(x, logits, case.topk)
     y = moe_ffn(permuted, sums, **case.operands(layer))
     return moe_reduce(y, weights, rows, ids, routed_scaling_factor=1.0)
 
 
-@pytest.mark.parametrize("name", ["per channel", "int4 groups", "mxfp4", "no token"])
-def test_three_steps_are_the_layer_without_normalisation(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["per channel", "int4 groups", "mxfp4", "float16 groups", "no token"]
+)
+def test_three_steps_are_the_layer_without_normalisation(place: Any, name: str) -> None:
     case = CASES[name]
-    layer, x = case.layer(), case.x()
+    layer, x = case.layer(place), case.x(place)
     layer.router.norm_topk_prob = False
-    assert_bits_equal(tensor_bits(in_three_steps(case, layer, x)), tensor_bits(layer(x)), name)
+    out = in_three_steps(case, layer, x)
+    assert out.place == x.place
+    assert_bits_equal(tensor_bits(out), tensor_bits(layer(x)), name)
 
 
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("name", ["int4 groups", "mxfp4", "not normalised", "batch of sequences"])
-def test_fused_moe_traced(name: str) -> None:
+def test_fused_moe_traced(place: Any, name: str) -> None:
     case = CASES[name]
-    layer, x = case.layer(), case.x()
+    layer, x = case.layer(place), case.x(place)
     operands = case.fused_operands(layer)
     gate_weight = layer.router.weight
 
@@ -152,10 +159,10 @@ def test_fused_moe_traced(name: str) -> None:
 
 
 @pytest.mark.cpu_only
-@pytest.mark.parametrize("name", ["per channel", "int4 groups"])
-def test_three_steps_traced(name: str) -> None:
+@pytest.mark.parametrize("name", ["per channel", "int4 groups", "float16 groups"])
+def test_three_steps_traced(place: Any, name: str) -> None:
     case = CASES[name]
-    layer, x = case.layer(), case.x()
+    layer, x = case.layer(place), case.x(place)
 
     def run(x: Any) -> Any:
         return in_three_steps(case, layer, x)
@@ -227,13 +234,19 @@ def test_reduce(place: Any, norm_topk_prob: bool, bias_shape: Any) -> None:
     assert_within(values_of(tensor_bits(out), "bfloat16"), expected, bound)
 
 
-def call_fused(**changes: Any) -> Any:
-    case = Case()
-    layer = case.layer()
-    return fused_moe(case.x(), layer.router.weight, **{**case.fused_operands(layer), **changes})
+@pytest.mark.parametrize("topk_only_mode", [False, True])
+def test_no_tokens(place: Any, topk_only_mode: bool) -> None:
+    x = float_tensor(np.zeros((0, 40)), "bfloat16", place)
+    gating = float_tensor(np.zeros((0, EXPERTS)), "float32", place)
+    dispatched = moe_dispatch(x, gating, 2, False, topk_only_mode)
+    permuted, sums, rows, weights, ids = dispatched
+    bias = float_tensor(np.ones((EXPERTS, 40)), "float32", place)
+    outputs = [moe_reduce(permuted, weights, rows, ids, b, True, 2.5) for b in (None, bias)]
+    assert sums.tolist() == [0] * EXPERTS
+    assert [list(out.shape) for out in outputs] == [[0, 40]] * 2
+    assert {str(tensor.place) for tensor in (*dispatched, *outputs)} == {str(place)}
 
 
-@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -242,22 +255,29 @@ def call_fused(**changes: Any) -> Any:
         ({"group_moe": True}, "group_moe: expected False"),
         ({"moe_topk": 5}, "topk: expected"),
         ({"ffn1_scale": None}, "ffn1_scale: expected float32 .*, got None"),
-        ({"ffn2_scale": paddle.ones([4])}, "ffn2_scale: expected .*, got Tensor of 1 dim"),
-        ({"ffn1_scale": paddle.ones([4, 5, 128])}, "ffn1_scale: expected .* divide in_features 96"),
-        ({"ffn1_weight": paddle.zeros([4, 64, 64], dtype="uint8")}, "weight: expected"),
+        ({"ffn2_scale": np.ones(4, "f")}, "ffn2_scale: expected .*, got Tensor of 1 dim"),
+        ({"ffn1_scale": np.ones((4, 5, 128), "f")}, "ffn1_scale: .* divide in_features 96"),
+        ({"ffn1_weight": np.zeros((4, 64, 64), np.uint8)}, "weight: expected"),
     ],
 )
-def test_refusals(changes: dict[str, Any], message: str) -> None:
+def test_refusals(place: Any, changes: dict[str, Any], message: str) -> None:
+    case = Case()
+    layer, x = case.layer(place), case.x(place)
+    given = {
+        name: to_place(paddle.to_tensor(value), place) if isinstance(value, np.ndarray) else value
+        for name, value in changes.items()
+    }
     with pytest.raises(ValueError, match=message):
-        call_fused(**changes)
+        fused_moe(x, layer.router.weight, **{**case.fused_operands(layer), **given})
 
 
-def test_other_activations_are_refused() -> None:
-    layer = Case().layer()
+def test_other_activations_are_refused(place: Any) -> None:
+    case = Case()
+    layer, x = case.layer(place), float_tensor(np.ones((2, HIDDEN)), "float32", place)
     with pytest.raises(ValueError, match="x: dtype: expected bfloat16 or float16"):
-        fused_moe(paddle.ones([2, HIDDEN]), layer.router.weight, **Case().fused_operands(layer))
-    sums = paddle.to_tensor([0, 1, 2, 2], dtype="int64")
+        fused_moe(x, layer.router.weight, **case.fused_operands(layer))
+    sums = int_tensor([0, 1, 2, 2], "int64", place)
     with pytest.raises(ValueError, match="permute_input: dtype: expected bfloat16 or float16"):
-        moe_ffn(paddle.ones([2, HIDDEN]), sums, **Case().operands(layer))
+        moe_ffn(x, sums, **case.operands(layer))
     with pytest.raises(ValueError, match="quant_method: expected 'w4afp8'"):
-        moe_ffn(Case().x(), sums, layer.up_gate_proj.weight, layer.down_proj.weight)
+        moe_ffn(case.x(place), sums, layer.up_gate_proj.weight, layer.down_proj.weight)

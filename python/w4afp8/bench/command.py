@@ -23,7 +23,7 @@ from pathlib import Path
 
 from w4afp8.bench.case_sets import SETS
 from w4afp8.bench.errors import BenchError
-from w4afp8.bench.moe_cases import MODELS
+from w4afp8.bench.moe_cases import MODELS, ROUTING
 
 ROOT = Path(__file__).resolve().parents[3]  # of the checkout
 RESULTS = ROOT / "benchmark" / "results" / "h100_80gb"
@@ -54,7 +54,9 @@ def _add_gemm(kinds: argparse._SubParsersAction) -> None:
 
 
 def _add_moe(kinds: argparse._SubParsersAction) -> None:
-    moe = kinds.add_parser("moe", help="speed of the MoE layer and of its launches, beside others")
+    what = "speed of the MoE layer and of its launches, beside others"
+    skew = f"routings are drawn ({ROUTING!r}): a model of the skew of real routers, not a trace"
+    moe = kinds.add_parser("moe", help=what, description=f"{what}; {skew}")
     names = [model.name for model in MODELS]
     moe.add_argument("--models", nargs="+", choices=names, default=names, help="(%(default)s)")
     _add_rows(moe, "moe.jsonl")

@@ -29,7 +29,7 @@ COPY_GBS = 2810.0  # bytes read plus written of a copy, on the H100 that the goa
 TOKENS = (1, 8, 64, 512, 2048, 8192)  # of one call of the layer
 TOKENS_PER_EXPERT = 64  # besides: as many tokens as give each expert so many on average
 FORMATS: tuple[WeightFormat, ...] = ("int4", "mxfp4")
-POPULARITY_EXPONENT = 0.5
+POPULARITY_EXPONENT = 0.5  # a model of the skew of real routers, not a trace of one
 ROUTING = f"zipf {POPULARITY_EXPONENT}"
 
 # The launches of the layer, in their order.

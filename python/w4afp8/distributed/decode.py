@@ -119,14 +119,17 @@ def _close_gaps(counts: Tensor, max_tokens: int) -> tuple[Tensor, Tensor]:
     counts = counts.astype("int64")
     ends = counts.cumsum(axis=0)
     begins = ends - counts
-    expert = paddle.arange(experts, dtype="int64")
-    slot = paddle.arange(rows, dtype="int64")
+
+    def numbers(end: int) -> Tensor:
+        return paddle.arange(end, dtype="int64", device=counts.place)
+
+    expert, slot = numbers(experts), numbers(rows)
     # [experts, rows]: the ranks whose rows all lie before a slot.
     rank = (ends.unsqueeze(2) <= slot).astype("int64").sum(axis=0).clip(0, ranks - 1)
     begin = paddle.take_along_axis(begins.transpose([1, 0]), rank, axis=1)
     i = (slot - begin).clip(0, max_tokens - 1)
     pull = (rank * experts + expert.unsqueeze(1)) * max_tokens + i
     # [ranks, experts, max_tokens]
-    j = (begins.unsqueeze(2) + paddle.arange(max_tokens, dtype="int64")).clip(0, rows - 1)
+    j = (begins.unsqueeze(2) + numbers(max_tokens)).clip(0, rows - 1)
     push = expert.unsqueeze(1) * rows + j
     return pull.reshape([-1]), push.reshape([-1])

@@ -65,7 +65,7 @@ class RowExchange(ABC):
             ExchangeError: a rank did not take part.
         """
         self._check(rows, send, receive)
-        out = paddle.empty([sum(receive), rows.shape[1]], dtype="uint8")
+        out = paddle.empty([sum(receive), rows.shape[1]], dtype="uint8", device=rows.place)
         self._run(out, rows, list(send), list(receive))
         return out
 
@@ -134,7 +134,8 @@ class GatherExchange(RowExchange):
 
     def _run(self, out: Tensor, rows: Tensor, send: list[int], receive: list[int]) -> None:
         # [from, to]: gathered tensors must be of one size, so all ranks must know the largest.
-        sent = np.stack([t.numpy() for t in self._gather(paddle.to_tensor(send, "int64"))])
+        counts = paddle.to_tensor(send, "int64", place=rows.place)
+        sent = np.stack([t.numpy() for t in self._gather(counts)])
         if sent[:, self.rank].tolist() != receive:
             raise ExchangeError(
                 f"rank {self.rank}: expected {receive} rows from the ranks, "
@@ -143,7 +144,8 @@ class GatherExchange(RowExchange):
         largest = int(sent.sum(axis=1).max())
         if largest == 0:
             return
-        padding = paddle.zeros([largest - rows.shape[0], rows.shape[1]], dtype="uint8")
+        shape = [largest - rows.shape[0], rows.shape[1]]
+        padding = paddle.zeros(shape, dtype="uint8", device=rows.place)
         gathered = self._gather(paddle.concat([rows, padding]) if padding.shape[0] else rows)
         end = 0
         for theirs, before, count in zip(

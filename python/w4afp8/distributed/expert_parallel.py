@@ -114,7 +114,7 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
         experts_per_rank: Sequence[int] | None = None,
         max_decode_tokens: int = 128,
     ) -> W4AFP8ExpertParallelMoEFFN:
-        """Takes this rank's experts out of a layer with all of them.
+        """Takes this rank's experts out of a layer with all of them; the result is where that is.
 
         Args:
             layer: the same on every rank. Where the experts of all ranks do not fit on a GPU, load
@@ -135,7 +135,7 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
         check_same("experts_per_rank: ranks", partition.world_size, exchange.world_size)
         check_same("experts_per_rank: their sum", partition.num_experts, layer.num_experts)
         experts = partition.experts_of(exchange.rank)
-        return cls(
+        part = cls(
             copy_of(layer.router, layer.hidden_size),
             shard_of(layer.up_gate_proj, experts),
             shard_of(layer.down_proj, experts),
@@ -146,6 +146,8 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
             exchange=exchange,
             max_decode_tokens=max_decode_tokens,
         )
+        part.to(device=layer.up_gate_proj.weight.place)
+        return part
 
     def forward(
         self, x: Tensor, logits: Tensor | None = None, *, phase: Phase = "prefill"

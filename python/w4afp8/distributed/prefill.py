@@ -93,17 +93,17 @@ def _run_experts(
     """This rank's outputs as bytes, in the order in which the inputs came."""
     if not received.sum():
         return no_rows
-    order, back = _by_expert(received)
+    order, back = (paddle.to_tensor(i, place=x_bytes.place) for i in _by_expert(received))
     tokens = np.append(0, np.cumsum(received.sum(axis=0))).astype(np.int32)
     y = experts(
         from_bytes(take_rows(x_bytes, order), "float8_e4m3fn"),
         from_bytes(take_rows(scale_bytes, order), "float32").reshape([-1]),
-        paddle.to_tensor(tokens),
+        paddle.to_tensor(tokens, place=x_bytes.place),
     )
     return take_rows(as_bytes(y), back)
 
 
-def _by_expert(received: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def _by_expert(received: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row indices, int64: from the order (rank, expert) to (expert, rank), and back.
 
     Among an expert's rows those of lower ranks come first, so the sums do not depend on when a
@@ -114,4 +114,4 @@ def _by_expert(received: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     order = np.argsort(expert_of_row, kind="stable")
     back = np.empty_like(order)
     back[order] = np.arange(order.size)
-    return paddle.to_tensor(order), paddle.to_tensor(back)
+    return order, back

@@ -21,17 +21,22 @@ from paddle import Tensor
 
 def as_bytes(rows: Tensor) -> Tensor:
     """A contiguous ``[rows, features]`` as uint8 ``[rows, bytes]``, sharing its memory."""
-    width = int(rows.shape[1]) * int(rows.element_size())
+    if rows.shape[0]:
+        return rows.view("uint8")
     # Paddle gives a tensor without elements strides that `view` refuses.
-    return rows.view("uint8") if rows.shape[0] else paddle.empty([0, width], dtype="uint8")
+    width = int(rows.shape[1]) * int(rows.element_size())
+    return paddle.empty([0, width], dtype="uint8", device=rows.place)
 
 
 def from_bytes(rows: Tensor, dtype: str) -> Tensor:
     """The reverse of `as_bytes`."""
     if rows.shape[0]:
         return rows.view(dtype)
-    element_size = int(paddle.empty([1], dtype=dtype).element_size())
-    return paddle.empty([0, int(rows.shape[1]) // element_size], dtype=dtype)
+
+    def empty(*shape: int) -> Tensor:
+        return paddle.empty(shape, dtype=dtype, device=rows.place)
+
+    return empty(0, int(rows.shape[1]) // int(empty(0).element_size()))
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
@@ -42,5 +47,5 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     if not index.shape[0]:
         return rows[:0]
     if not rows.shape[0]:
-        return paddle.zeros([index.shape[0], rows.shape[1]], dtype="uint8")
+        return paddle.zeros([index.shape[0], rows.shape[1]], dtype="uint8", device=rows.place)
     return paddle.index_select(rows.view("int32"), index, axis=0).view("uint8")

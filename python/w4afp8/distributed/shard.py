@@ -51,6 +51,7 @@ def shard_of(linear: ExpertLinear, experts: range) -> ExpertLinear | None:
         scale_dtype=scale_dtype_of(packed),
         has_bias=linear.bias is not None,
         dtype=linear.activation_dtype,
+        accumulation=linear.accumulation,
     )
     shard.set_weight(packed)
     if linear.bias is not None:

@@ -26,6 +26,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from w4afp8.layers.operands import on_place_of
+
 DYNAMIC_RANGE = 440.0
 _LARGEST = 448.0  # of E4M3
 _NAN = 0x7F
@@ -33,7 +35,7 @@ _NAN = 0x7F
 
 def dequant_scale(scale: Tensor) -> Tensor:
     """A multiplier of FP8 values as FastDeploy's dequant_scale."""
-    return scale * DYNAMIC_RANGE
+    return on_place_of(scale, scale * DYNAMIC_RANGE)
 
 
 def to_fp8(x: Tensor, in_scale: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ def to_fp8(x: Tensor, in_scale: Tensor) -> Tensor:
     # Paddle's cast makes NaN a number on the CPU, and need not saturate elsewhere.
     bits = scaled.clip(-_LARGEST, _LARGEST).astype("float8_e4m3fn").view("uint8")
     nan = (paddle.isnan(scaled).astype("int32") * _NAN).astype("uint8")
-    return paddle.bitwise_or(bits, nan).view("float8_e4m3fn")
+    return on_place_of(x, paddle.bitwise_or(bits, nan).view("float8_e4m3fn"))
 
 
 def activate(h: Tensor, activation: str, hadamard_block_size: int = -1) -> Tensor:
@@ -72,7 +74,7 @@ def activate(h: Tensor, activation: str, hadamard_block_size: int = -1) -> Tenso
         gated = gate * F.sigmoid(1.702 * gate) * (up + 1)
     if hadamard_block_size > 0:
         gated = rotate(gated, hadamard_block_size)
-    return gated.astype(h.dtype)
+    return on_place_of(h, gated.astype(h.dtype))
 
 
 def rotate(x: Tensor, block_size: int) -> Tensor:

@@ -30,7 +30,7 @@ from w4afp8.incubate.nn.functional._routing import (
     transposed,
 )
 from w4afp8.incubate.nn.functional.moe import check_quant_method
-from w4afp8.layers.operands import contiguous
+from w4afp8.layers.operands import contiguous, on_place_of
 
 
 class Dispatched(NamedTuple):
@@ -89,7 +89,7 @@ def moe_expert_dispatch(
         group_moe=group_moe,
         topk_only_mode=topk_only_mode,
     )
-    row_experts = paddle.sort(ids.reshape([-1]))
+    row_experts = on_place_of(ids, paddle.sort(ids.reshape([-1])))
     if w4a8_in_scale is None:
         permuted, scale, prefix_sums, row_index = ops.moe_dispatch(
             contiguous(input), ids, experts=experts
@@ -98,7 +98,7 @@ def moe_expert_dispatch(
     else:
         rows, prefix_sums, row_index = permute_rows(input, ids, experts)
         permuted = to_fp8(rows, paddle.gather(w4a8_in_scale, row_experts).unsqueeze(-1))
-        scale = paddle.ones([1], dtype="float32")
+        scale = on_place_of(input, paddle.ones([1], dtype="float32"))
     counts = (prefix_sums[1:] - prefix_sums[:-1]).astype("int64")
     return Dispatched(
         permuted,

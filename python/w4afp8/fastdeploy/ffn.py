@@ -27,7 +27,7 @@ from w4afp8.fastdeploy.gemm import row_scale, stored_projection
 from w4afp8.incubate.nn.functional.moe import check_quant_method
 from w4afp8.layers.checks import check_hadamard
 from w4afp8.layers.experts import tokens_hint
-from w4afp8.layers.operands import contiguous
+from w4afp8.layers.operands import contiguous, on_place_of
 
 _ACTIVATIONS = {"swiglu": "swiglu", "swigluoai": "swiglu_oai"}
 _SETTINGS: dict[str, Any] = {
@@ -192,7 +192,8 @@ def _quantised(
     activation, block = activation_and_block
     if activation == "swigluoai":
         pairs = hidden.reshape([*hidden.shape[:-1], -1, 2])
-        hidden = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
+        halves = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
+        hidden = on_place_of(hidden, halves)
     name = _ACTIVATIONS[activation]
     if in_scale is None:
         rows, scale = ops.activation_quant(
@@ -206,7 +207,7 @@ def _quantised(
     gated = activate(hidden, name, block)
     if padding:
         return to_fp8(gated, in_scale.reshape([-1, 1, 1])), None
-    row = paddle.arange(hidden.shape[0], dtype=tokens.dtype)
+    row = on_place_of(tokens, paddle.arange(hidden.shape[0], dtype=tokens.dtype))
     expert = paddle.searchsorted(tokens[-in_scale.shape[0] :], row, right=True)
     expert = expert.clip(max=in_scale.shape[0] - 1)
     return to_fp8(gated, paddle.gather(in_scale, expert).unsqueeze(-1)), None

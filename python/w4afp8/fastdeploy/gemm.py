@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from paddle import Tensor
@@ -22,6 +23,7 @@ from paddle import Tensor
 from w4afp8.fastdeploy.scales import plain_scales
 from w4afp8.fastdeploy.weights import packed_operand
 from w4afp8.incubate.nn.functional._projections import Projection
+from w4afp8.layers.checks import dtype_name
 from w4afp8.layers.operands import contiguous
 
 _SETTINGS = ("token_padding_size", "max_tokens", "is_bfloat16")
@@ -42,6 +44,10 @@ def w4afp8_gemm(
     ``w4afp8_gemm(input, weight, tokens, input_row_sum, weight_scale, token_padding_size,
     max_tokens, is_bflot16)``, older.
 
+    Where two operands have the shape of weight_scale (with padding, as many rows for an expert as
+    outputs), int32 tokens and ``is_bflot16`` by name tell the older order, as newer FastDeploy has
+    neither; else it is taken for the newest: an older call with int64 tokens must name them.
+
     Args:
         input: Float8_e4m3fn ``[all_tokens, in]`` or ``[experts, token_padding_size, in]``.
         weight: From `w4afp8_gemm_weight_convert`, uint8 or int8.
@@ -60,7 +66,7 @@ def w4afp8_gemm(
         Bfloat16 or float16, the shape of input with out last. Rows without a token are not written.
 
     Raises:
-        ValueError: An argument is missing, of another type or shape; or the order cannot be told.
+        ValueError: An argument is missing, or of another type or shape.
 
     Examples:
         >>> import paddle
@@ -71,7 +77,7 @@ def w4afp8_gemm(
         >>> w4afp8_gemm(x, weight, tokens, paddle.ones([2, 64]), None, 0, 2, True).shape
         paddle.Size([3, 64])
     """
-    given = _by_name(weight, input.shape[-1], arguments, named)
+    given = _by_name(input, weight, tokens, arguments, named)
     multiply = stored_projection("weight", weight, given["weight_scale"], input.shape[-1])
     return multiply(
         input,
@@ -105,15 +111,16 @@ def row_scale(scale: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _by_name(
-    weight: Tensor, in_features: int, arguments: tuple[Any, ...], named: dict[str, Any]
+    x: Tensor, weight: Tensor, tokens: Tensor, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> dict[str, Any]:
     """The arguments after `tokens` by name, whichever form they are in."""
     given = dict(named)
+    is_older = "is_bflot16" in given or dtype_name(tokens.dtype) == "int32"
     if "is_bflot16" in given:
         given["is_bfloat16"] = given.pop("is_bflot16")
     kinds = [isinstance(value, int) for value in arguments]
     count = kinds.index(True) if True in kinds else len(arguments)
-    has_row_sum = _begins_with_row_sum(weight, in_features, arguments[:count])
+    has_row_sum = _begins_with_row_sum(x, weight, arguments[:count], is_older=is_older)
     operands = _OPERANDS if has_row_sum else _OPERANDS[1:]
     given.update(zip(operands, arguments[:count], strict=False))
     given.update(zip(_SETTINGS, arguments[count:], strict=False))
@@ -128,15 +135,28 @@ def _by_name(
     return given
 
 
-def _begins_with_row_sum(weight: Tensor, in_features: int, operands: tuple[Any, ...]) -> bool:
-    """Whether the first operand is input_row_sum: only the weight's scales have its shape."""
-    fitting = [i for i, o in enumerate(operands[:2]) if _may_be_scale(weight, in_features, o)]
-    if len(fitting) == 2:
+def _begins_with_row_sum(
+    x: Tensor, weight: Tensor, operands: tuple[Any, ...], *, is_older: bool
+) -> bool:
+    """Whether the first operand is input_row_sum: only the weight's scales have its shape.
+
+    With padding, sums or scales of rows have it too where there are as many rows for an expert as
+    outputs. Then a third operand of floats, which max_tokens_per_expert is not, tells the older
+    order, or `is_older`: what only FastDeploy's older operators took.
+    """
+    fits = [_may_be_scale(weight, x.shape[-1], operand) for operand in operands[:2]]
+    if fits != [True, True]:
+        return fits == [False, True]
+    of_rows = [operand.size == math.prod(x.shape[:-1]) for operand in operands[:2]]
+    if of_rows == [True, True]:
+        third = operands[2] if len(operands) > 2 else None
+        return is_older or (isinstance(third, Tensor) and third.is_floating_point())
+    if of_rows == [False, False]:
         raise ValueError(
             "weight_scale: expected one operand of its shape, got two of "
             f"{list(operands[0].shape)}; name them"
         )
-    return fitting == [1]
+    return of_rows[0]
 
 
 def _may_be_scale(weight: Tensor, in_features: int, operand: Any) -> bool:

@@ -29,8 +29,9 @@ from w4afp8.fastdeploy.activations import dequant_scale, to_fp8
 from w4afp8.fastdeploy.ffn import block_size_of, moe_expert_ffn
 from w4afp8.fastdeploy.scales import CODE_UNIT, GROUP_SIZE, w4afp8_gemm_scale_permute
 from w4afp8.fastdeploy.weights import w4afp8_gemm_weight_convert
+from w4afp8.incubate.nn.functional._routing import gather_rows
 from w4afp8.layers.checks import check_same
-from w4afp8.layers.operands import contiguous
+from w4afp8.layers.operands import contiguous, on_place_of
 
 _DEFAULT_ROTATION = 128  # FastDeploy's, where a config names none
 _STATIC_RANGE, _DYNAMIC_RANGE = 448.0, 440.0  # what the largest activation becomes
@@ -124,7 +125,8 @@ class W4AFP8MoEMethod:
                 )
                 getattr(layer, in_name).set_value(in_scale)
             scale = _operator_scale(largest, in_scale, features)
-            _add_parameter(layer, scale_name, scale.shape, "float32")
+            place = getattr(layer, name).place
+            _add_parameter(layer, scale_name, scale.shape, "float32", place)
             getattr(layer, scale_name).set_value(scale)
 
     def process_weights_after_loading(self, layer: nn.Layer) -> None:
@@ -144,8 +146,7 @@ class W4AFP8MoEMethod:
             bfloat16 ``[tokens, hidden]``: softmax weights of the chosen, divided by their sum; with
             "noaux_tc" sigmoids of the chosen within the best groups.
         """
-        logits = contiguous(gate(x).cast("float32"))
-        weights, ids = ops.moe_route(logits, topk=layer.top_k, **_routing(layer))
+        weights, ids = ops.moe_route(_logits(gate, x), topk=layer.top_k, **_routing(layer))
         return self._local_experts(layer, x, ids, weights)
 
     def apply_ep_prefill(self, layer: nn.Layer, x: Tensor, gate: nn.Layer, **_: Any) -> Tensor:
@@ -157,11 +158,11 @@ class W4AFP8MoEMethod:
             bfloat16 ``[tokens, hidden]``, as `combine` gives it.
         """
         runner = self.ep_prefill_runner
-        topk_idx, topk_weights = runner.moe_select(layer, gate(x).cast("float32"))
+        topk_idx, topk_weights = runner.moe_select(layer, _logits(gate, x))
         received, ids, weights, _, handle, event = runner.dispatch(x, topk_idx, topk_weights)
         if runner.ep_engine.async_finish:
             event.current_stream_wait()
-        out = self._local_experts(layer, received, ids.astype("int32"), weights)
+        out = self._local_experts(layer, received, ids, weights)
         out, event = runner.combine(out, handle, weights)
         if runner.ep_engine.async_finish:
             event.current_stream_wait()
@@ -177,7 +178,7 @@ class W4AFP8MoEMethod:
             bfloat16 ``[tokens, hidden]``, as `combine` gives it.
         """
         runner = self.ep_decoder_runner
-        topk_idx, topk_weights = runner.moe_select(layer, gate(x).cast("float32"))
+        topk_idx, topk_weights = runner.moe_select(layer, _logits(gate, x))
         static = getattr(layer, "up_gate_proj_in_scale_all_experts", None)
         options = {"use_fp8": True, "quant_group_size": -1}
         rows, counts, handle = runner.dispatch(
@@ -192,14 +193,16 @@ class W4AFP8MoEMethod:
     def _local_experts(self, layer: nn.Layer, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Received tokens through those of their experts that are here; others' ids are -1."""
         experts, in_scale = layer.num_local_experts, _in_scale(layer)
+        ids = on_place_of(x, ids.astype("int32"))
+        weights = on_place_of(x, weights.astype("float32"))
         rows, scale, prefix_sums, row_index = ops.moe_dispatch(x, ids, experts=experts)
         if in_scale is not None:
             slots = ids.reshape([-1])
             order = paddle.argsort(paddle.where(slots < 0, slots + 2 * experts, slots), stable=True)
             row_scale = paddle.gather(in_scale, paddle.gather(slots, order).clip(0, experts - 1))
-            rows = to_fp8(paddle.gather(x, order // ids.shape[1]), row_scale.unsqueeze(-1))
+            rows = to_fp8(gather_rows(x, order // ids.shape[1]), row_scale.unsqueeze(-1))
         y = self._experts(layer, rows, prefix_sums, dequant_scale(scale))
-        return ops.moe_combine(y, weights.astype("float32"), row_index)
+        return ops.moe_combine(y, weights, row_index)
 
     def _experts(
         self,
@@ -226,6 +229,10 @@ def _sizes(layer: nn.Layer) -> list[tuple[int, int]]:
     return [(2 * intermediate, hidden), (hidden, intermediate)]
 
 
+def _logits(gate: nn.Layer, x: Tensor) -> Tensor:
+    return contiguous(on_place_of(x, gate(x).cast("float32")))
+
+
 def _routing(layer: nn.Layer) -> dict[str, Any]:
     """How the layer's tokens choose, as `ops.moe_route` takes it."""
     bias = layer.gate_correction_bias
@@ -246,9 +253,14 @@ def _in_scale(layer: nn.Layer) -> Tensor | None:
     return getattr(layer, "up_gate_proj_in_scale", None)
 
 
-def _add_parameter(layer: nn.Layer, name: str, shape: list[int], dtype: str) -> None:
+def _add_parameter(
+    layer: nn.Layer, name: str, shape: list[int], dtype: str, place: Any = None
+) -> None:
+    """Zeros, on Paddle's current device where no place is given."""
     zeros = nn.initializer.Constant(0)
-    parameter = layer.create_parameter(shape=shape, dtype=dtype, default_initializer=zeros)
+    parameter = layer.create_parameter(
+        shape=shape, dtype=dtype, default_initializer=zeros, device=place
+    )
     parameter.stop_gradient = True
     setattr(layer, name, parameter)
 

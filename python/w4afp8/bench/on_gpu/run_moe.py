@@ -11,7 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""``w4afp8 bench moe``: ceilings, then every model's layer, each row written at once."""
+"""``w4afp8 bench moe``: ceilings, then every model's layer, each row written at once.
+
+The routings are drawn: ``zipf 0.5``, where an expert's popularity falls with the square root of its
+place, is a model of the skew of real routers, not a trace of one.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.layers.operands import contiguous
+from w4afp8.layers.checks import dtype_name
+from w4afp8.layers.operands import contiguous, on_place_of
 
 
 def choose_experts(
@@ -66,7 +67,8 @@ def choose_experts(
     weights = paddle.take_along_axis(scores, ids, axis=-1)
     if norm_topk_prob:
         weights = normalised(weights)
-    return contiguous(weights), contiguous(ids.astype("int32"))
+    ids = contiguous(ids.astype("int32"))
+    return on_place_of(gating_output, contiguous(weights)), on_place_of(gating_output, ids)
 
 
 def normalised(weights: Tensor) -> Tensor:
@@ -95,7 +97,14 @@ def permute_rows(x: Tensor, topk_ids: Tensor, experts: int) -> tuple[Tensor, Ten
     one_feature = contiguous(x[:, :1])
     _, _, prefix_sums, row_index = ops.moe_dispatch(one_feature, topk_ids, experts=experts)
     slot = paddle.argsort(row_index.reshape([-1]))
-    return paddle.gather(x, slot // topk_ids.shape[1]), prefix_sums, row_index
+    return gather_rows(x, slot // topk_ids.shape[1]), prefix_sums, row_index
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x by number. Paddle's gather has no float16 on the CPU; float32 holds all of it."""
+    if dtype_name(x.dtype) == "float16":
+        return on_place_of(x, paddle.gather(x.astype("float32"), index).astype("float16"))
+    return on_place_of(x, paddle.gather(x, index))
 
 
 def transposed(index: Tensor) -> Tensor:
@@ -137,12 +146,16 @@ def reduce_rows(
         weights = weights * routed_scaling_factor
     rows = transposed(permute_indices_per_token)
     if bias is None:
-        return ops.moe_combine(contiguous(ffn_out), contiguous(weights), rows)
+        return _combine(ffn_out, weights, rows)
     # The bias as further rows, one for each expert: it is weighted and added in float32 too.
     experts = bias.shape[0]
     bias_rows = bias.reshape([experts, -1]).astype(ffn_out.dtype)
-    return ops.moe_combine(
+    return _combine(
         paddle.concat([bias_rows, ffn_out]),
         paddle.concat([weights, weights], axis=1),
         paddle.concat([rows + experts, topk_ids], axis=1),
     )
+
+
+def _combine(y: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    return ops.moe_combine(contiguous(y), *(on_place_of(y, contiguous(t)) for t in (weights, rows)))
