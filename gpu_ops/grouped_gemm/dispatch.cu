@@ -44,6 +44,9 @@ const char* check(const GroupGemmParams& params) {
   const int64_t tiles = (params.tokens.num_rows / 16 + params.tokens.experts) *
                         ceil_div(params.out_features, kSubBlockOut);
   if (tiles >= int64_t{1} << 31) return "tokens times out_features is too large for one launch";
+  if (is_gated(params.activation) && params.out_features % (2 * kSubBlockOut) != 0) {
+    return "with an activation out_features is no multiple of 128";
+  }
   if (tensor_map_encoder() == nullptr) return "the CUDA driver is older than 12.0";
   return nullptr;
 }

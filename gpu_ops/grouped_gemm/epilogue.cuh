@@ -13,13 +13,16 @@
 // limitations under the License.
 
 // From accumulators to output rows: scale, bias and round in registers, transpose through shared
-// memory (accumulators are [outputs, tokens], rows are [tokens, outputs]), store 16 bytes a thread.
+// memory (accumulators are [outputs, tokens], rows are [tokens, outputs]), store 16 bytes a thread. With
+// a gated activation 32 of a warpgroup's outputs are gates, and the other 32 what these let through:
+// they meet where rows are read out of shared memory.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
 
+#include "common/gated.cuh"
 #include "grouped_gemm/scheduler.cuh"
 #include "ptx/stmatrix.cuh"
 
@@ -50,12 +53,12 @@ class Epilogue {
     const int64_t channels = int64_t{tile.expert} * params_.out_features;
     constexpr int kOuts = static_cast<int>(kSubBlockOut);
     if (thread_ < kOuts) {
-      const int out = first_out(tile) + thread_;
+      const int out = out_of(tile, thread_);
       copy_or_zero(&out_scale()[thread_], params_.weight_scale + channels + out,
                    out < params_.out_features);
     }
     if (params_.bias != nullptr && thread_ < kOuts / 2) {
-      const int out = first_out(tile) + 2 * thread_;
+      const int out = out_of(tile, 2 * thread_);
       copy_or_zero(&bias()[2 * thread_],
                    static_cast<const uint16_t*>(params_.bias) + channels + out,
                    out < params_.out_features);
@@ -84,6 +87,7 @@ class Epilogue {
 
  private:
   static constexpr int kChunks = Tile::kTokens / Tile::kStagedTokens;
+  static constexpr int kGates = kSubBlockOut / 2;  // of a warpgroup's outputs
   static_assert(Storage::kStagedBuffers == (kChunks > 1 ? 2 : 1));
 
   // Of output rows g and g + 8 of a fragment.
@@ -113,7 +117,11 @@ class Epilogue {
                              staged + token * Storage::kStagedRowBytes);
       }
       sync();
-      if (streams) {
+      if (params_.activation == Activation::kSwiglu) {
+        store_gated<Out, Activation::kSwiglu>(tile, chunk, staged);
+      } else if (params_.activation == Activation::kSwigluOai) {
+        store_gated<Out, Activation::kSwigluOai>(tile, chunk, staged);
+      } else if (streams) {
         store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { __stcs(out, piece); });
       } else {
         store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { *out = piece; });
@@ -125,7 +133,7 @@ class Epilogue {
   template <class Store>
   __device__ __forceinline__ void store_chunk(const TileCoordinates& tile, int chunk,
                                               const uint8_t* staged, Store store) const {
-    const int out = first_out(tile) + thread_ % 8 * 8;
+    const int out = out_of(tile, thread_ % 8 * 8);
     const int first = chunk * Tile::kStagedTokens + thread_ / 8;
     const int tokens = out < params_.out_features ? tile.num_tokens - first : 0;
     uint16_t* destination = static_cast<uint16_t*>(params_.out) +
@@ -139,6 +147,39 @@ class Epilogue {
       }
       destination += 16 * params_.out_features;
     }
+  }
+
+  // Each thread makes 16 bytes of every 32nd row: 8 features.
+  template <class Out, Activation kActivation>
+  __device__ __forceinline__ void store_gated(const TileCoordinates& tile, int chunk,
+                                              const uint8_t* staged) const {
+    // What follows from the thread's number is worked out here: registers are short elsewhere.
+    int thread = thread_;
+    asm volatile("" : "+r"(thread));
+    const int64_t features = params_.stored_features();
+    const int feature = out_of(tile, thread % 4 * 8);
+    const int first = chunk * Tile::kStagedTokens + thread / 4;
+    const int tokens = feature < features ? tile.num_tokens - first : 0;
+    uint16_t* destination = static_cast<uint16_t*>(params_.out) +
+                            (int64_t{tile.row_begin} + first) * features + feature;
+    staged += thread / 4 * Storage::kStagedRowBytes + thread % 4 * 16;
+#pragma unroll 1
+    for (int token = 0; token < Tile::kStagedTokens && token < tokens; token += 32) {
+      const uint4 gate = *reinterpret_cast<const uint4*>(staged);
+      const uint4 up = *reinterpret_cast<const uint4*>(staged + kGates * sizeof(uint16_t));
+      *reinterpret_cast<uint4*>(destination) = {
+          gate_pair<Out, kActivation>(gate.x, up.x), gate_pair<Out, kActivation>(gate.y, up.y),
+          gate_pair<Out, kActivation>(gate.z, up.z), gate_pair<Out, kActivation>(gate.w, up.w)};
+      staged += 32 * Storage::kStagedRowBytes;
+      destination += 32 * features;
+    }
+  }
+
+  template <class Out, Activation kActivation>
+  __device__ __forceinline__ static uint32_t gate_pair(uint32_t gate, uint32_t up) {
+    return round_pair<Out>(
+        gated<kActivation>(to_float<Out>(gate & 0xFFFF), to_float<Out>(up & 0xFFFF)),
+        gated<kActivation>(to_float<Out>(gate >> 16), to_float<Out>(up >> 16)));
   }
 
   // 16 tokens x 16 outputs of each warp: matrix i holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
@@ -188,9 +229,16 @@ class Epilogue {
   __device__ __forceinline__ float* out_scale() const { return shared_.out_scale[warpgroup_]; }
   __device__ __forceinline__ uint16_t* bias() const { return shared_.bias[warpgroup_]; }
 
-  // First of this warpgroup's 64 outputs.
-  __device__ __forceinline__ int first_out(const TileCoordinates& tile) const {
-    return (tile.sub_block + rank_ * Tile::kSubBlocks + warpgroup_) * kSubBlockOut;
+  // Output of a column of this warpgroup's 64: of a sub-block, or of a half of a pair of them, gates
+  // first (see MainLoop::next). No outputs are gates from stored_features() on.
+  __device__ __forceinline__ int out_of(const TileCoordinates& tile, int column) const {
+    const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
+    if (!is_gated(params_.activation)) {
+      return (sub_block + warpgroup_) * static_cast<int>(kSubBlockOut) + column;
+    }
+    const int feature = (sub_block + warpgroup_) / 2 * static_cast<int>(kSubBlockOut) +
+                        warpgroup_ % 2 * kGates + column % kGates;
+    return feature + (column < kGates ? 0 : static_cast<int>(params_.stored_features()));
   }
 
   // Barrier of this warpgroup; id 0 is the block's.

@@ -38,9 +38,10 @@ class MainLoop {
         most_(Sums::largest_scale(k_blocks_, Format::kLargest)) {}
 
   // Waits for the next tile's first stage, which says what the tile is; false after the last one.
-  __device__ __forceinline__ bool next(TileCoordinates& tile) const {
+  __device__ __forceinline__ bool next(TileCoordinates& tile) {
     ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
     tile = shared_.tile[ring_.stage];
+    if constexpr (Tile::kVariesHeight) height_ = tile.sub_blocks;
     return tile.num_tokens > 0;
   }
 
@@ -203,10 +204,28 @@ class MainLoop {
     }
   }
 
+  // This warp multiplies 16 rows of the stage: a quarter of a sub-block, its warpgroup the other
+  // quarters. With a gated activation, whose gates are the first half of the sub-blocks, two warps
+  // make gates and the other two what these let through, for the same 32 features.
+  __device__ __forceinline__ int sub_block() const {
+    if (!is_gated(params_.activation)) return warpgroup_;
+    return warpgroup_ / 2 + thread_ / 64 * (height_ / 2);
+  }
+  __device__ __forceinline__ int thread_of_sub_block() const {
+    if (!is_gated(params_.activation)) return thread_;
+    return warpgroup_ % 2 * 64 + thread_ % 64;
+  }
+  // Output row, in the stage, of this thread's first accumulator; the other is + 8.
+  __device__ __forceinline__ int first_row() const {
+    const int thread = thread_of_sub_block();
+    return sub_block() * static_cast<int>(kSubBlockOut) + thread / 32 * 16 + thread % 32 / 4;
+  }
+
   // Waits for the stage and takes this thread's packed words and scales.
   __device__ __forceinline__ void load(Packed& packed) const {
     ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
-    packed.words.load(shared_.weight[ring_.stage] + warpgroup_ * kSubBlockBytes, thread_);
+    packed.words.load(shared_.weight[ring_.stage] + sub_block() * kSubBlockBytes,
+                      thread_of_sub_block());
     packed.scales.load(shared_.scale[ring_.stage], first_row());
     if constexpr (kHasScales) {
       packed.scale[0] = scale_at(first_row());
@@ -264,11 +283,6 @@ class MainLoop {
     return reinterpret_cast<const float*>(scales)[index];
   }
 
-  // Output row, inside the tile, of this thread's first accumulator; the other is + 8.
-  __device__ __forceinline__ int first_row() const {
-    return warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
-  }
-
   __device__ __forceinline__ uint64_t descriptor(int stage) const {
     return token_tile_descriptor(ptx::shared_address(shared_.tokens[stage]));
   }
@@ -289,7 +303,8 @@ class MainLoop {
   Storage& shared_;
   const GroupGemmParams& params_;
   const int thread_, warpgroup_, k_blocks_;
-  const float most_;  // see HalfSums
+  const float most_;               // see HalfSums
+  int height_ = Tile::kSubBlocks;  // of the tile, in sub-blocks
   Ring ring_;
 };
 

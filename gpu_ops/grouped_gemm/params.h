@@ -47,7 +47,8 @@ struct GroupGemmParams {
   ActivationScaleMode x_scale_mode;
   DataType out_type;  // kBFloat16 or kFloat16
   Accumulation accumulation;
-  Activation activation = Activation::kNone;  // or a gated one; CUDA: out_features a multiple of 128
+  Activation activation =
+      Activation::kNone;  // or a gated one; CUDA: out_features a multiple of 128
 
   W4AFP8_HOST_DEVICE int64_t stored_features() const {
     return is_gated(activation) ? out_features / 2 : out_features;

@@ -25,10 +25,11 @@
 namespace w4afp8 {
 
 // Weights of one tile. Each k block is contiguous for all outputs of a band (weight_layout.h), and a
-// tile touches two bands at most.
+// tile touches two bands at most. With a gated activation it has two halves: that of the gates, which
+// lies in one band, as pairs begin at a multiple of their number, and the other, which touches two at most.
 template <class Tile>
 struct WeightSource {
-  static constexpr int kParts = Tile::kAnyHeight ? 2 : 1;
+  static constexpr int kParts = Tile::kVariesHeight ? 3 : 2;
   static constexpr int kPerBand = kBandOut / kSubBlockOut;
   const uint8_t* address[kParts];
   uint32_t k_stride[kParts];
@@ -37,7 +38,9 @@ struct WeightSource {
   __device__ WeightSource(const GroupGemmParams& params, int expert, int sub_block, int most) {
     const WeightLayout layout = params.weight_layout();
     const int sub_blocks = static_cast<int>(layout.padded_out() / kSubBlockOut);
-    const int end = min(sub_block + most, sub_blocks);
+    const bool gates = is_gated(params.activation);
+    int end = min(sub_block + most, sub_blocks);
+    if (gates) sub_block /= 2, end /= 2;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int band_begin = sub_block / kPerBand * kPerBand;
@@ -47,12 +50,19 @@ struct WeightSource {
       k_stride[part] = in_band * kSubBlockBytes;
       address[part] =
           params.weight + expert * layout.expert_bytes() + layout.sub_block_offset(sub_block, 0);
-      sub_block = band_begin + kPerBand;
+      if (gates && part == 0) {
+        sub_block += sub_blocks / 2, end += sub_blocks / 2;
+      } else {
+        sub_block = band_begin + kPerBand;
+      }
     }
   }
 
   __device__ __forceinline__ uint32_t total_bytes() const {
-    return kParts == 1 ? bytes[0] : bytes[0] + bytes[kParts - 1];
+    uint32_t total = 0;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) total += bytes[part];
+    return total;
   }
 
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
@@ -72,15 +82,17 @@ struct WeightSource {
   }
 };
 
-// Group scales of one tile, walked k block by k block: rows of one group each, contiguous along out.
+// Group scales of one tile, walked k block by k block: rows of one group each, contiguous along out;
+// with a gated activation in two pieces, as the weights.
 template <class Tile, class Format>
 struct ScaleSource {
   const uint8_t* address = nullptr;
   int64_t row_stride = 0;
-  uint32_t row_bytes = 0;  // 0 where there are no scales, or the tile lies beyond the outputs
-  int rows_left;           // groups from `address` on
-  int rows_per_block = 1;  // 128 / group_size where groups are shorter than a k block
-  int blocks_per_row = 1;  // group_size / 128 where they are longer
+  uint32_t piece_bytes = 0;  // 0 where there are no scales, or the tile lies beyond the outputs
+  int64_t second_piece = 0;  // bytes from the first one on; 0: there is none
+  int rows_left;             // groups from `address` on
+  int rows_per_block = 1;    // 128 / group_size where groups are shorter than a k block
+  int blocks_per_row = 1;    // group_size / 128 where they are longer
   int block_in_row = 0;
   int shared_stride = 0;  // bytes between rows in shared memory
 
@@ -96,8 +108,12 @@ struct ScaleSource {
     }
     row_stride = params.out_features * bytes_per_out;
     shared_stride = Tile::kOut * bytes_per_out;
-    const int64_t outs = min(int64_t{sub_blocks} * kSubBlockOut, params.out_features - out_begin);
-    row_bytes = outs > 0 ? static_cast<uint32_t>(outs * bytes_per_out) : 0;
+    int64_t outs = min(int64_t{sub_blocks} * kSubBlockOut, params.out_features - out_begin);
+    if (is_gated(params.activation)) {
+      outs /= 2, out_begin /= 2;
+      second_piece = row_stride / 2;
+    }
+    piece_bytes = outs > 0 ? static_cast<uint32_t>(outs * bytes_per_out) : 0;
     address = static_cast<const uint8_t*>(params.group_scale) +
               int64_t{expert} * rows_left * row_stride + out_begin * bytes_per_out;
   }
@@ -107,13 +123,22 @@ struct ScaleSource {
     return min(rows_per_block, rows_left);
   }
 
+  // Of a k block.
+  __device__ __forceinline__ uint32_t total_bytes() const {
+    return piece_bytes * (second_piece > 0 ? 2 : 1) * rows();
+  }
+
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
                                        ptx::CachePolicy policy) const {
-    if (row_bytes == 0) return;
+    if (piece_bytes == 0) return;
 #pragma unroll 1  // as in load_tile
     for (int i = 0; i < rows(); ++i) {
-      ptx::bulk_copy(destination + i * shared_stride, address + i * row_stride, row_bytes, full,
-                     policy);
+      const uint8_t* row = address + i * row_stride;
+      ptx::bulk_copy(destination, row, piece_bytes, full, policy);
+      if (second_piece > 0) {
+        ptx::bulk_copy(destination + piece_bytes, row + second_piece, piece_bytes, full, policy);
+      }
+      destination += shared_stride;
     }
   }
 
@@ -127,9 +152,8 @@ struct ScaleSource {
 
 // No group scales.
 struct NoScaleSource {
-  static constexpr uint32_t row_bytes = 0;
   __device__ NoScaleSource(const GroupGemmParams&, int, int64_t, int) {}
-  __device__ __forceinline__ int rows() const { return 0; }
+  __device__ __forceinline__ uint32_t total_bytes() const { return 0; }
   __device__ __forceinline__ void copy(uint8_t*, uint64_t*, ptx::CachePolicy) const {}
   __device__ __forceinline__ void advance() {}
 };
@@ -173,7 +197,7 @@ class Producer {
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
       if (k == 0) shared_.tile[ring_.stage] = tile;
       ptx::mbarrier_arrive_expect(
-          full, width * kSubBlockIn + weight.total_bytes() + scales.row_bytes * scales.rows());
+          full, width * kSubBlockIn + weight.total_bytes() + scales.total_bytes());
       weight.copy(shared_.weight[ring_.stage], full, policy);
       weight.advance();
       scales.copy(shared_.scale[ring_.stage], full, policy);

@@ -49,7 +49,8 @@ class TileScheduler {
     plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
     plan.heavy = plan.light = 0;
     plan.has_narrow = false;
-    plan.low_height = Tile::kSubBlocks - 1;
+    plan.height_step = is_gated(params.activation) ? 2 : 1;
+    plan.low_height = Tile::kSubBlocks - plan.height_step;
     plan.token_group = Plan::token_group_of(params.in_features);
 
     const ExpertTables tables = ExpertTables::at(storage_, experts);

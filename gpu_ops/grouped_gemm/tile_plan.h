@@ -29,6 +29,9 @@
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
 // have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
 // tiles than blocks, all are as low as still makes no more tiles than blocks.
+//
+// With a gated activation a tile's sub-blocks are pairs of one that makes gates and one that makes what
+// they let through, so heights are even, and a tile that begins at sub-block s has pairs from s / 2 on.
 #pragma once
 
 #include "grouped_gemm/config.h"
@@ -79,6 +82,7 @@ struct TilePlan {
   int32_t experts;
   int32_t clusters;      // that share the tiles
   int32_t sub_blocks;    // of an expert
+  int32_t height_step;   // heights are its multiples: 1, or 2 with a gated activation
   int32_t tall_experts;  // the first so many experts have tiles of Tile::kSubBlocks
   int32_t low_height;    // sub-blocks of the tiles of the others
   int32_t heavy, light;  // tiles
@@ -136,8 +140,8 @@ struct TilePlan {
     if (!Tile::kVariesHeight || tiles == 0 || tiles > clusters) return false;
     const int tall = out_blocks(true), token_tiles = tiles / tall;
     int height = Tile::kSubBlocks;
-    while (height > 1) {
-      low_height = Tile::kAnyHeight ? height - 1 : height / 2;
+    while (height > height_step) {
+      low_height = Tile::kAnyHeight ? height - height_step : height / 2;
       if (token_tiles * out_blocks(false) > clusters) break;
       height = low_height;
     }

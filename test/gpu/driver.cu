@@ -279,7 +279,8 @@ struct GemmFormat {
   }
 };
 
-void group_gemm_case(const Experts& experts, const WeightLayout& layout, const GemmFormat& format) {
+void group_gemm_case(const Experts& experts, const WeightLayout& layout, const GemmFormat& format,
+                     Activation activation = Activation::kNone) {
   const int64_t rows = experts.num_rows(), out = layout.out_features, in = layout.in_features;
   const int64_t num_experts = static_cast<int64_t>(experts.counts.size());
   const Tensor x(random_bytes(rows * in)), tokens(bytes_of(experts.entries()));
@@ -287,14 +288,15 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
   const Tensor weight_scale(random_bytes(num_experts * out * 4));
   const Tensor group_scale(random_bytes(num_experts * format.scale_bytes(layout)));
   const Tensor x_scale(random_bytes(rows * 4)), bias(random_bytes(num_experts * out * 2));
-  const Tensor result(poison(rows * out * 2));
+  const Tensor result(poison(rows * (is_gated(activation) ? out / 2 : out) * 2));
   const bool has_groups = format.scale_type != GroupScaleType::kNone;
   run("group_gemm",
       GroupGemmParams{x.as<uint8_t>(), weight.as<uint8_t>(), weight_scale.as<float>(),
                       has_groups ? group_scale.as<void>() : nullptr, x_scale.as<float>(),
                       bias.as<void>(), result.as<void>(), experts.layout(tokens), out, in,
                       format.group_size, -1, format.weight_format, format.scale_type,
-                      ActivationScaleMode::kPerToken, format.out_type, format.accumulation},
+                      ActivationScaleMode::kPerToken, format.out_type, format.accumulation,
+                      activation},
       launch_group_gemm);
   check_rows("group_gemm", experts, result.read("group_gemm"));
 }
@@ -324,6 +326,15 @@ void group_gemm() {
     GemmFormat carried = format;
     carried.out_type = DataType::kFloat16;
     for (const Experts& experts : kExperts) group_gemm_case(experts, {328, 2944}, carried);
+  }
+  // Gates and what they let through, an odd and an even number of pairs of sub-blocks.
+  for (const int64_t out : {384, 1024}) {
+    for (const Experts& experts : kExperts) {
+      for (const GemmFormat& format : formats) {
+        group_gemm_case(experts, {out, 640}, format, Activation::kSwiglu);
+      }
+      group_gemm_case(experts, {out, 1152}, formats[2], Activation::kSwigluOai);  // large tiles
+    }
   }
   group_gemm_case(kExperts[0], {8, 32}, formats[0]);
   group_gemm_case(kExperts[0], {72, 96}, formats[1]);

@@ -95,6 +95,7 @@ class Tile:
 @dataclasses.dataclass(frozen=True)
 class Case:
     tile: str
+    activation: str
     in_features: int
     out_features: int
     clusters: int
@@ -105,6 +106,11 @@ class Case:
     @property
     def line(self) -> str:
         return " ".join(["plan", *map(str, dataclasses.astuple(self)[:-1] + self.counts)])
+
+    @property
+    def height_step(self) -> int:
+        """Sub-blocks come in pairs of gates and what they let through."""
+        return 1 if self.activation == "none" else 2
 
     @property
     def sub_blocks(self) -> int:
@@ -215,15 +221,19 @@ def draw_case(random: random.Random) -> Case:
         counts = counts[:1] * len(counts)
     varies = tile in ("small", "medium") and random.random() < 0.5
     tall_experts = random.randint(0, len(counts)) if varies else len(counts)
-    sizes = (32 * random.randint(1, 300), 8 * random.randint(1, 240), random.randint(1, 132))
+    activation = "swiglu" if random.random() < 0.3 else "none"
+    out_features = (
+        8 * random.randint(1, 240) if activation == "none" else 128 * random.randint(1, 15)
+    )
+    sizes = (32 * random.randint(1, 300), out_features, random.randint(1, 132))
     padding = random.choice([0, max(1, *counts), max(counts) + 5])
-    return Case(tile, *sizes, tall_experts, padding, tuple(counts))
+    return Case(tile, activation, *sizes, tall_experts, padding, tuple(counts))
 
 
 @pytest.fixture(scope="session")
 def plans(program: str) -> list[Plan]:
     source = random.Random(0)
-    cases = [draw_case(source) for _ in range(480)]
+    cases = [draw_case(source) for _ in range(640)]
     return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
 
 
@@ -254,6 +264,8 @@ def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
                 height = height if tile.expert < plan.tall_experts else plan.low
                 height = min(height, plan.case.sub_blocks - tile.sub_block)
             assert tile.sub_blocks == height, plan.case.line
+            assert tile.sub_block % plan.case.height_step == 0, plan.case.line
+            assert tile.sub_blocks % plan.case.height_step == 0, plan.case.line
 
 
 def test_experts_of_two_or_three_large_tiles_may_have_all_of_three_quarters(
@@ -278,7 +290,8 @@ def test_few_tiles_are_as_low_as_still_makes_no_more_than_clusters(plans: list[P
     for plan in plans:
         heavy_or_light = plan.heavy + plan.light - (plan.heavy - plan.whole) // 2
         tall = plan.out // 64
-        steps = range(1, tall + 1) if "any height" in plan.traits else (1, 2, 4)
+        least = plan.case.height_step
+        steps = range(least, tall + 1, least) if "any height" in plan.traits else (least, 2, 4)
         fits = [height for height in steps if 0 < plan.tiles_of(height) <= plan.case.clusters]
         if "varies height" in plan.traits and tall in fits:
             expected = 0 if min(fits) < tall else plan.case.tall_experts
@@ -286,13 +299,13 @@ def test_few_tiles_are_as_low_as_still_makes_no_more_than_clusters(plans: list[P
             if expected == 0:
                 assert plan.low == min(fits), plan.case.line
                 assert heavy_or_light == plan.tiles_of(plan.low), plan.case.line
-                heights.add((plan.case.tile, plan.low))
+                heights.add((plan.case.tile, plan.case.activation, plan.low))
         else:
             assert plan.tall_experts == plan.case.tall_experts, plan.case.line
-    assert heights >= {
-        (tile, height) for tile in ("decode", "small", "medium") for height in (1, 2)
-    }
-    assert ("medium", 3) in heights
+    few = ("decode", "small", "medium")
+    assert heights >= {(tile, "none", height) for tile in few for height in (1, 2)}
+    assert heights >= {(tile, "swiglu", 2) for tile in few}
+    assert ("medium", "none", 3) in heights
 
 
 def test_experts_with_few_tokens_are_light_where_tiles_are_wide(plans: list[Plan]) -> None:
@@ -351,7 +364,7 @@ def test_narrow_tiles_are_spread_over_clusters(
     program: str, tile: str, clusters: int, counts: tuple[int, ...]
 ) -> None:
     """Also where experts have as many token tiles as divide the number of clusters."""
-    case = Case(tile, 7168, 4096, clusters, len(counts), 0, counts)
+    case = Case(tile, "none", 7168, 4096, clusters, len(counts), 0, counts)
     plan = read_plan(case, ask(program, [case.line])[0])
     whole = [tile for tile in plan.tiles if tile.kind == "heavy"]
     narrow = Counter(tile.cluster for tile in whole if tile.width < plan.tokens)

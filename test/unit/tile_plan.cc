@@ -16,7 +16,7 @@
 //
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
 //          <bfloat16|float16> <default|half|float32>
-//   plan <tile> <in> <out> <clusters> <tall_experts> <padding> <count of each expert> ...
+//   plan <tile> <none|swiglu> <in> <out> <clusters> <tall_experts> <padding> <count of each expert> ...
 //
 // with `scales` none, float32, bfloat16 or e8m0. The kernel plans on the device; the headers are the
 // same. Compiled and read by test_tile_plan.py.
@@ -40,6 +40,7 @@ const std::vector<std::string> kFormats = {"int4", "mxfp4"};
 const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
 const std::vector<std::string> kOutTypes = {"bfloat16", "float16"};
 const std::vector<std::string> kAccumulations = {"default", "half", "float32"};
+const std::vector<std::string> kActivations = {"none", "swiglu"};
 
 template <class Enum>
 Enum find(const std::vector<std::string>& names, const std::string& name) {
@@ -107,7 +108,8 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
   plan.clusters = clusters;
   plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
   plan.tall_experts = plan.experts;
-  plan.low_height = Tile::kSubBlocks - 1;
+  plan.height_step = is_gated(params.activation) ? 2 : 1;
+  plan.low_height = Tile::kSubBlocks - plan.height_step;
   plan.token_group = plan.token_group_of(params.in_features);
   std::vector<int32_t> storage(ExpertTables::kTables * plan.experts);
   const ExpertTables tables = ExpertTables::at(storage.data(), plan.experts);
@@ -145,9 +147,11 @@ void choose(std::istream& words) {
 
 void plan(std::istream& words) {
   GroupGemmParams params = {};
-  std::string name;
+  std::string name, activation;
   int clusters = 0, tall_experts = 0;
-  words >> name >> params.in_features >> params.out_features >> clusters >> tall_experts;
+  words >> name >> activation;
+  params.activation = find<Activation>(kActivations, activation);
+  words >> params.in_features >> params.out_features >> clusters >> tall_experts;
   words >> params.tokens.padding;
   const bool is_padded = params.tokens.padding > 0;
   std::vector<int32_t> tokens;  // counts, or their running sums
