@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 FIGURE = "moe_time.svg"
 _HEADER = (
     *("model, rank", "tokens", "copies", "tokens/expert", "format", "layer us", "GEMMs us"),
-    *("outside us", "share", "at most", "met", "of floors"),
+    *("outside us", "share", "at most", "met", "floors us", "of them"),
 )
 _PEER_HEADER = ("model, rank", "tokens", "int4 us", "its GEMMs us", "mxfp4 us", "its GEMMs us")
 _HADAMARD_HEADER = ("model, rank", "tokens", "block", "us", "without us", "floor us")
@@ -99,7 +99,7 @@ def _layer_line(row: Row) -> list[str]:
         *(f"{row['us']:.1f}", f"{row['gemm_us']:.1f}", f"{outside:.1f}"),
         f"{100 * outside / row['us']:.0f}%",
         *goal,
-        f"{100 * row['floor_us'] / row['us']:.0f}%",
+        *(f"{row['floor_us']:.1f}", f"{100 * row['floor_us'] / row['us']:.0f}%"),
     ]
 
 
