@@ -29,8 +29,6 @@ constexpr PaddleType kFp8 = PaddleType::FLOAT8_E4M3FN;
 
 uint8_t* bytes_of(Tensor& t) { return static_cast<uint8_t*>(t.data()); }
 
-int64_t inputs_per_output(Activation activation) { return activation == Activation::kGelu ? 1 : 2; }
-
 // -1, or a power of two that divides the features.
 void check_hadamard(int64_t size, int64_t features) {
   constexpr int64_t kLeast = 8, kMost = 16384;
@@ -73,9 +71,10 @@ std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
   check_tokens(tokens, h, token_padding);
   if (token_padding > 0) check_shape(tokens, "tokens", {h.dims()[0]});
   const int64_t in_features = h.dims()[h.dims().size() - 1];
-  check_multiple(in_features, "features of h", inputs_per_output(kind));
+  const int64_t inputs_per_output = is_gated(kind) ? 2 : 1;
+  check_multiple(in_features, "features of h", inputs_per_output);
   check_range(in_features, "features of h", 1, INT32_MAX);
-  const int64_t features = in_features / inputs_per_output(kind), rows = rows_of(h);
+  const int64_t features = in_features / inputs_per_output, rows = rows_of(h);
   check_hadamard(hadamard_block_size, features);
 
   Tensor out = outputs.make(with_features(h, features), kFp8, h.place());
@@ -115,7 +114,7 @@ std::vector<Tensor> activation_quant_kernel(const Tensor& h, const Tensor& token
 std::vector<Shape> activation_quant_shape(const Shape& h, const Shape&,
                                           const std::string& activation, int64_t, int64_t) {
   if (h.empty()) return {h, h};
-  return {activation == "gelu" ? h : with_last(h, halved(h.back())), without_last(h)};
+  return {with_last(h, activated(activation, h.back())), without_last(h)};
 }
 
 std::vector<PaddleType> activation_quant_type(PaddleType, PaddleType) {

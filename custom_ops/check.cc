@@ -162,10 +162,11 @@ Accumulation accumulation_of(std::string_view value, const char* name) {
 }
 
 Activation activation_of(std::string_view value, const char* name) {
+  if (value == "none") return Activation::kNone;
   if (value == "swiglu") return Activation::kSwiglu;
   if (value == "swiglu_oai") return Activation::kSwigluOai;
   if (value == "gelu") return Activation::kGelu;
-  fail(name, "'swiglu', 'swiglu_oai' or 'gelu'", quoted(value));
+  fail(name, "'none', 'swiglu', 'swiglu_oai' or 'gelu'", quoted(value));
 }
 
 RouteScore score_of(std::string_view value, const char* name) {

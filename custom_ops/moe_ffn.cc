@@ -72,7 +72,7 @@ WorkspaceLayout layout_of(const MoeFfnArguments& a) {
   const int64_t tokens = a.x.dims()[0], inner = a.up_gate.weight_scale.dims()[1];
   check_range(a.topk, "topk", 1, kMaxTopk);
   check_range(tokens, "tokens of x", 0, INT32_MAX / a.topk);
-  const int64_t gated = a.activation == "gelu" ? inner : inner / 2;
+  const int64_t gated = is_gated(activation_of(a.activation, "activation")) ? inner / 2 : inner;
   return {tokens * a.topk, std::max(a.x.dims()[1], a.down.weight_scale.dims()[1]), inner, gated,
           a.up_gate.weight_scale.dims()[0]};
 }

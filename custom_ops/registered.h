@@ -17,6 +17,7 @@
 #pragma once
 
 #include <exception>
+#include <string>
 #include <vector>
 
 #include "check.h"
@@ -65,6 +66,11 @@ inline int64_t rounded(int64_t size, int64_t unit) {
   return known_size(size) < 0 ? -1 : round_up(size, unit);
 }
 inline int64_t one_more(int64_t size) { return known_size(size) < 0 ? -1 : size + 1; }
+
+// Features that are left of `size` by an activation of that name.
+inline int64_t activated(const std::string& activation, int64_t size) {
+  return activation == "swiglu" || activation == "swiglu_oai" ? halved(size) : size;
+}
 
 // `shape` with another last dimension.
 inline Shape with_last(Shape shape, int64_t size) {

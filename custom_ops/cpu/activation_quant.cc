@@ -14,44 +14,13 @@
 
 #include <vector>
 
+#include "cpu/activate.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/row_quant.h"
 
 namespace w4afp8::cpu {
 namespace {
-
-float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
-
-float swiglu(float gate, float up) { return gate * sigmoid(gate) * up; }
-
-// gpt-oss. The comparisons are written so that NaN passes through the clamps.
-float swiglu_oai(float gate, float up) {
-  constexpr float kLimit = 7.0f, kAlpha = 1.702f;
-  gate = gate > kLimit ? kLimit : gate;
-  up = up > kLimit ? kLimit : (up < -kLimit ? -kLimit : up);
-  return gate * sigmoid(kAlpha * gate) * (up + 1.0f);
-}
-
-float gelu(float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678f)); }
-
-// h holds gate then up, or for gelu just the features; the result replaces its front.
-void activate(Activation activation, int64_t features, float* h) {
-  const float* up = h + features;
-  switch (activation) {
-    case Activation::kNone:
-      break;
-    case Activation::kSwiglu:
-      for (int64_t i = 0; i < features; ++i) h[i] = swiglu(h[i], up[i]);
-      break;
-    case Activation::kSwigluOai:
-      for (int64_t i = 0; i < features; ++i) h[i] = swiglu_oai(h[i], up[i]);
-      break;
-    case Activation::kGelu:
-      for (int64_t i = 0; i < features; ++i) h[i] = gelu(h[i]);
-      break;
-  }
-}
 
 // The orthonormal Walsh-Hadamard transform of every `size` features, a power of two that divides
 // them. CUDA has the same additions in the same order.
@@ -73,14 +42,14 @@ void hadamard(float* values, int64_t features, int64_t size) {
 
 void activation_quant(const ActivationQuantParams& params) {
   const int64_t features = params.features;
-  const int64_t width = params.activation == Activation::kGelu ? features : 2 * features;
+  const int64_t width = params.in_features();
   // An exponential costs some eight simple steps.
   parallel_for(params.tokens.num_rows, row_grain(8 * width), [&](int64_t begin, int64_t end) {
     std::vector<float> values(width);
     for (int64_t row = begin; row < end; ++row) {
       if (!params.tokens.is_token(row)) continue;
       load_floats(params.in_type, params.h, row * width, width, values.data());
-      activate(params.activation, features, values.data());
+      activate(params.activation, params.in_type, features, values.data());
       if (params.hadamard_block_size > 0) {
         hadamard(values.data(), features, params.hadamard_block_size);
       }

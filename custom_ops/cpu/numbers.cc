@@ -52,6 +52,14 @@ void load_floats(DataType type, const void* source, int64_t offset, int64_t coun
   }
 }
 
+void round_floats(DataType type, float* values, int64_t count) {
+  if (type == DataType::kBFloat16) {
+    for (int64_t i = 0; i < count; ++i) values[i] = bfloat16_to_float(float_to_bfloat16(values[i]));
+  } else if (type == DataType::kFloat16) {
+    for (int64_t i = 0; i < count; ++i) values[i] = float16_to_float(float_to_float16(values[i]));
+  }
+}
+
 void store_floats(DataType type, const float* values, int64_t count, void* out, int64_t offset) {
   if (type == DataType::kFloat32) {
     std::memcpy(static_cast<float*>(out) + offset, values, count * sizeof(float));

@@ -87,7 +87,10 @@ const float* float8_values();
 // `count` numbers of `type` from element `offset` of `source` on, as float32.
 void load_floats(DataType type, const void* source, int64_t offset, int64_t count, float* out);
 
-// The reverse, rounding to nearest even.
+// Rounds each of them to `type`, to nearest even.
+void round_floats(DataType type, float* values, int64_t count);
+
+// The reverse of load_floats, rounding to nearest even.
 void store_floats(DataType type, const float* values, int64_t count, void* out, int64_t offset);
 
 }  // namespace w4afp8::cpu

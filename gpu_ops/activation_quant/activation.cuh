@@ -25,17 +25,25 @@ __device__ __forceinline__ float gelu(float x) {
   return 0.5f * x * (1.0f + erff(x * kInverseSqrt2));
 }
 
-// Activated features [i, i + kWidth) of the row of the input that begins at `row`.
+template <typename T>
+__device__ __forceinline__ float rounded(float x) {
+  return to_float(from_float<T>(x));
+}
+
+// Activated features [i, i + kWidth) of the row of the input that begins at `row`, rounded to T: as they
+// are where another kernel has stored them.
 template <int kWidth, Activation kActivation, typename T>
 __device__ __forceinline__ Chunk<kWidth> load_activated(const T* row, int64_t features, int64_t i) {
   Chunk<kWidth> chunk = load_chunk<kWidth>(row + i);
   if constexpr (kActivation == Activation::kGelu) {
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) chunk.v[j] = gelu(chunk.v[j]);
-  } else {
+    for (int j = 0; j < kWidth; ++j) chunk.v[j] = rounded<T>(gelu(chunk.v[j]));
+  } else if constexpr (is_gated(kActivation)) {
     const Chunk<kWidth> up = load_chunk<kWidth>(row + features + i);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) chunk.v[j] = gated<kActivation>(chunk.v[j], up.v[j]);
+    for (int j = 0; j < kWidth; ++j) {
+      chunk.v[j] = rounded<T>(gated<kActivation>(chunk.v[j], up.v[j]));
+    }
   }
   return chunk;
 }

@@ -44,7 +44,10 @@ cudaError_t launch_quant(const QuantPerTokenParams& params, cudaStream_t stream)
 
 template <int kWidth, typename T, bool kHadamard>
 cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t stream) {
-  auto kernel = activation_quant_kernel<kWidth, T, Activation::kSwiglu, kHadamard>;
+  auto kernel = activation_quant_kernel<kWidth, T, Activation::kNone, kHadamard>;
+  if (params.activation == Activation::kSwiglu) {
+    kernel = activation_quant_kernel<kWidth, T, Activation::kSwiglu, kHadamard>;
+  }
   if (params.activation == Activation::kSwigluOai) {
     kernel = activation_quant_kernel<kWidth, T, Activation::kSwigluOai, kHadamard>;
   }

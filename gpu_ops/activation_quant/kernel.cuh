@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   launch_large_dependents();  // the second product; behind the wait, as the layer's combine relies on
 
   constexpr int kHeld = kHadamard ? kHeldChunks : kHeldActivated;
-  constexpr int kHalves = kActivation == Activation::kGelu ? 1 : 2;
+  constexpr int kHalves = is_gated(kActivation) ? 2 : 1;
   const TokenRows rows(p.tokens, row_sums);
   RowQuantiser<kWidth> quantiser(storage);
   for (int64_t number = blockIdx.x; number < rows.count(); number += gridDim.x) {

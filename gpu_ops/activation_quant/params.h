@@ -33,11 +33,11 @@ struct QuantPerTokenParams {
   DataType in_type;  // kBFloat16, kFloat16 or kFloat32
 };
 
-// h -> activation(h) -> FP8 with one scale per row. Rows that hold no token are not written. With
-// hadamard_block_size, every so many features are transformed in between: by the symmetric Hadamard
-// matrix in natural (Sylvester) order, divided by the square root of its size, so that it is its own inverse.
+// h -> activation(h), computed in float32 and rounded to in_type -> FP8 with one scale per row. Rows that
+// hold no token are not written. With hadamard_block_size, every so many features are transformed in
+// float32 before FP8: by the symmetric Hadamard matrix in natural (Sylvester) order, divided by the square root of its size, so that it is its own inverse.
 struct ActivationQuantParams {
-  const void* h;  // in_type [tokens.num_rows, features] (kGelu) or [.., 2 * features] (gated)
+  const void* h;  // in_type [tokens.num_rows, in_features()]
   uint8_t* out;   // float8_e4m3fn [tokens.num_rows, features]
   float* scale;   // [tokens.num_rows]
   TokenLayout tokens;
@@ -45,6 +45,10 @@ struct ActivationQuantParams {
   DataType in_type;  // kBFloat16 or kFloat16
   Activation activation;
   int64_t hadamard_block_size = -1;  // -1: none; else a power of two, at least 8, dividing features
+
+  W4AFP8_HOST_DEVICE int64_t in_features() const {
+    return is_gated(activation) ? 2 * features : features;
+  }
 };
 
 }  // namespace w4afp8

@@ -62,7 +62,7 @@ enum class Activation : int32_t {
   kGelu,       // 0.5 * x * (1 + erf(x / sqrt(2))), no gate
 };
 
-W4AFP8_HOST_DEVICE bool is_gated(Activation activation) {
+W4AFP8_HOST_DEVICE constexpr bool is_gated(Activation activation) {
   return activation == Activation::kSwiglu || activation == Activation::kSwigluOai;
 }
 

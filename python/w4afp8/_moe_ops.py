@@ -21,7 +21,7 @@ from paddle import Tensor
 
 from w4afp8._routes import call
 
-Activation = Literal["swiglu", "swiglu_oai", "gelu"]
+Activation = Literal["none", "swiglu", "swiglu_oai", "gelu"]
 RouteScore = Literal["softmax", "sigmoid"]
 
 
@@ -35,12 +35,16 @@ def activation_quant(
 ) -> tuple[Tensor, Tensor]:
     """Applies an activation, then quantises each row that holds a token to FP8.
 
+    What the activation gives, computed in float32, is rounded to the type of h first: so it is the
+    same whether this operator applies it or a grouped GEMM has (``ops.group_gemm``'s
+    ``activation``) and this one is given ``"none"``.
+
     Args:
         h: Bfloat16 or float16 ``[num_tokens, features]`` or ``[experts, token_padding, features]``.
         tokens: Prefix sums or counts, see the module.
         activation: ``"swiglu"``: silu(gate) * up, with gate the first half of the features;
             ``"swiglu_oai"``: clamped at 7, gate * sigmoid(1.702 * gate) * (up + 1);
-            ``"gelu"``: by erf, without a gate.
+            ``"gelu"``: by erf, without a gate; ``"none"``: h is quantised as it is.
         token_padding: Rows of h for each expert, or 0.
         hadamard_block_size: -1, or a power of two from 8 to 16384 dividing the output features:
             each block of so many is transformed in between by the Walsh-Hadamard matrix in natural
@@ -48,8 +52,8 @@ def activation_quant(
             16384 output features, and h is aligned to 16 bytes.
 
     Returns:
-        Float8_e4m3fn of the shape of h with half the features (gelu: all), and its scale, float32
-        of that shape without features. Rows that hold no token are not written.
+        Float8_e4m3fn of the shape of h with half the features (gelu and none: all), and its scale,
+        float32 of that shape without features. Rows that hold no token are not written.
 
     Raises:
         ValueError: An argument is wrong.

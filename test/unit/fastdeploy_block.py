@@ -108,16 +108,15 @@ def static_fp8(x: Float64, unit: float) -> Float64:
     return float8.decode(float8.encode(x.astype(np.float32) * multiplier)) * unit
 
 
-def static_error(a: Float64, error: Error, unit: float, dtype: str) -> Error:
-    """Of the activation: rounded to `dtype`, then to FP8's steps of `unit`.
+def static_error(a: Float64, error: Error, unit: float) -> Error:
+    """Of the activation after rounding to FP8's steps of `unit`.
 
     Half a step is 2^-4 of the power of two below, or 2^-10 of the unit. The multiplier is off by
     less than 2^-22.
     """
     exponent = np.frexp(a / unit)[1] - 1
     half_step = unit * np.exp2(np.maximum(exponent, -6) - 4)
-    variance = error.variance + output_variance(a, dtype) + half_step**2 / 3
-    return Error(error.bounded + 2.0**-22 * np.abs(a), variance)
+    return Error(error.bounded + 2.0**-22 * np.abs(a), error.variance + half_step**2 / 3)
 
 
 def static_reference(
@@ -135,10 +134,10 @@ def static_reference(
         unit = case.units()[expert]
         x_rows = static_fp8(x[token], unit)
         h, error = product(x_rows, weights.up_gate, expert, np.zeros(1), *kernel)
-        a, gated_error = activate(h, error, activation)
+        a, gated_error = activate(h, error, activation, case.dtype)
         a, error = rotate(a, gated_error, rotation)
         assert np.abs(a).max(initial=0) < 440 * unit, "the case must not saturate"
-        a_error = static_error(a, error, unit, case.dtype)
+        a_error = static_error(a, error, unit)
         y, y_error = product(a, weights.down, expert, np.zeros(1), *kernel)
         weight = topk_weights[token, slot][:, None]
         out[token] += weight * y

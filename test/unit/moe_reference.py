@@ -28,8 +28,9 @@ All is derived, nothing fitted; u = 2^-24 is float32's unit.
    the output type (`OUTPUT_UNIT`).
 3. Activation function: Lipschitz constants max |silu'| = 1.0999 and max |gelu'| = 1.1290; gpt-oss's
    gate is silu(1.702 g) / 1.702 after clamping, so silu's constant holds. Its own evaluation in
-   float32: 2^-20 (|gate| + |activated gate|) (|up| + 1) covers exp and erf to 8 units.
-   The rotation's adds and its multiplication: log2(block) + 1 units of u of what they add.
+   float32: 2^-20 (|gate| + |activated gate|) (|up| + 1) covers exp and erf to 8 units. Then
+   rounding to the output type. The rotation's adds and its multiplication: log2(block) + 1 units of
+   u of what they add.
 4. To FP8: half a step is 2^-4 of the power of two below a normal value, or 2^-10 of the scale;
    2^-22 for x * (1 / scale).
 5. Second product: as 2. An element of FP8 is in all outputs of its token: their covariance is kept.
@@ -185,8 +186,14 @@ def output_variance(out: Float64, dtype: str) -> Float64:
     return np.maximum(relative * np.abs(out), least) ** 2 / 3
 
 
-def activate(h: Float64, error: Error, activation: str) -> tuple[Float64, Error]:
+def activate(h: Float64, error: Error, activation: str, dtype: str) -> tuple[Float64, Error]:
     """The activation and its error (3)."""
+    out, carried = exactly_activated(h, error, activation)
+    return out, Error(carried.bounded, carried.variance + output_variance(out, dtype))
+
+
+def exactly_activated(h: Float64, error: Error, activation: str) -> tuple[Float64, Error]:
+    """The activation, not rounded, and its error (3)."""
     if activation == "gelu":
         out = 0.5 * h * (1 + np.vectorize(erf)(h / np.sqrt(2)))
         own = 2.0**-20 * (np.abs(h) + np.abs(out))
@@ -254,7 +261,7 @@ def reference(
         kernel = (dtype, accumulator)
         bias = weights.up_gate_bias[expert]
         h, error = product(quantized[token], weights.up_gate, expert, bias, *kernel)
-        a, gated_error = activate(h, error, activation)
+        a, gated_error = activate(h, error, activation, dtype)
         a, error = rotate(a, gated_error, rotation)
         a_error = to_fp8(a, error)
         y, y_error = product(a, weights.down, expert, weights.down_bias[expert], *kernel)

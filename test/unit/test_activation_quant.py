@@ -24,21 +24,28 @@ from numpy.typing import NDArray
 
 from w4afp8 import ops
 from w4afp8.testing import float8
-from w4afp8.testing.compare import assert_within
+from w4afp8.testing.compare import FLOAT32_UNIT, assert_bits_equal, assert_within
 from w4afp8.testing.tensors import bits_of, float_tensor, int_tensor, tensor_bits, values_of
 
 pytestmark = pytest.mark.usefixtures("route")
 
-ACTIVATIONS = ("swiglu", "swiglu_oai", "gelu")
+ACTIVATIONS = ("none", "swiglu", "swiglu_oai", "gelu")
+GATED = ("swiglu", "swiglu_oai")
 # Float32 evaluation: exp and erf are within a few units u = 2^-24 and their argument, at most 2^7
 # where the result matters, carries up to one more: 2^7 u, twice for safety. Relative to the product
 # of the magnitudes, because gelu's 1 + erf and swiglu_oai's up + 1 may cancel.
 FLOAT32_ERROR = 2.0**-16
 
 
-def activated(h: NDArray[Any], activation: str) -> tuple[NDArray[Any], NDArray[Any]]:
+# Of scale = absmax / 448 and of x * (1 / scale): three float32 roundings, twice for safety.
+SCALING_ERROR = 6 * FLOAT32_UNIT
+
+
+def exactly_activated(h: NDArray[Any], activation: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """float64 result and the magnitude that its float32 error is relative to."""
     h = h.astype(np.float64)
+    if activation == "none":
+        return h, np.zeros_like(h)
     if activation == "gelu":
         erf = np.vectorize(math.erf, otypes=[np.float64])
         return 0.5 * h * (1 + erf(h / math.sqrt(2))), np.abs(h)
@@ -51,6 +58,21 @@ def activated(h: NDArray[Any], activation: str) -> tuple[NDArray[Any], NDArray[A
     return value * (up + 1), np.abs(value) * (np.abs(up) + 1)
 
 
+def activated(h: NDArray[Any], activation: str, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The result rounded to `dtype`, and its error.
+
+    Rounding keeps the order of numbers: the float32 result is between two float64 numbers, and
+    rounded it is between these two rounded. Most often both are the same, and there is no error.
+    """
+    value, magnitude = exactly_activated(h, activation)
+    error = FLOAT32_ERROR * magnitude
+    low, high = (
+        values_of(bits_of(end, dtype), dtype).astype(np.float64)
+        for end in (value - error, value + error)
+    )
+    return (low + high) / 2, (high - low) / 2
+
+
 def check(
     place: Any, values: NDArray[Any], tokens: Any, activation: str, dtype: str, *, padding: int = 0
 ) -> None:
@@ -58,7 +80,7 @@ def check(
     tensor = float_tensor(h, dtype, place)
     counts = int_tensor(tokens, "int32", place)
     out, scale = ops.activation_quant(tensor, counts, activation=activation, token_padding=padding)
-    features = h.shape[-1] // (1 if activation == "gelu" else 2)
+    features = h.shape[-1] // (2 if activation in GATED else 1)
     assert out.shape == [*h.shape[:-1], features]
     assert scale.shape == list(h.shape[:-1])
 
@@ -66,9 +88,9 @@ def check(
         live = np.arange(padding) < np.asarray(tokens)[:, None]
     else:
         live = np.arange(len(h)) < tokens[-1]
-    expected, magnitude = activated(h[live], activation)
+    expected, error = activated(h[live], activation, dtype)
     scale_rows = tensor_bits(scale).view(np.float32)[live].astype(np.float64)[:, None]
-    error = FLOAT32_ERROR * magnitude
+    error += SCALING_ERROR * np.abs(expected)
     largest = np.abs(expected).max(axis=1, keepdims=True, initial=0)
     assert_within(
         scale_rows * 448, largest, error.max(axis=1, keepdims=True, initial=0) + 1e-35, "scale"
@@ -100,7 +122,7 @@ def test_wide_range(place: Any, activation: str) -> None:
     # Every region: clamps, saturated sigmoids and erf, cancellation.
     gate = np.linspace(-60, 60, 480)
     up = np.random.default_rng(1).permutation(np.linspace(-30, 30, 480))
-    h = gate[None] if activation == "gelu" else np.concatenate([gate, up])[None]
+    h = np.concatenate([gate, up])[None] if activation in GATED else gate[None]
     check(place, h, [0, 1], activation, "float16")
     check(place, h / 20, [0, 1], activation, "float16")
 
@@ -163,3 +185,39 @@ def test_nan_and_infinity_become_nan(place: Any, activation: str) -> None:
 @pytest.mark.parametrize("shape", [(0, 16), (5, 16)])
 def test_no_tokens(place: Any, shape: tuple[int, int]) -> None:
     check(place, np.full(shape, np.nan), [0, 0], "swiglu", "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("features", [7, 64, 9000])
+def test_features_as_they_are(place: Any, features: int, dtype: str) -> None:
+    """Without an activation the quantisation is that of quant_per_token."""
+    h = float_tensor(np.random.default_rng(5).standard_normal((9, features)), dtype, place)
+    out, scale = ops.activation_quant(h, int_tensor([4, 9], "int32", place), activation="none")
+    expected, expected_scale = ops.quant_per_token(h)
+    assert_bits_equal(tensor_bits(out), tensor_bits(expected))
+    assert_bits_equal(tensor_bits(scale), tensor_bits(expected_scale))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounded_before_the_quantisation(place: Any, dtype: str) -> None:
+    """135 * 129 / 128 is above the middle between 128 and 144 of FP8, and in either type on it.
+
+    448 makes the scale 1, and the sigmoid of such gates is 1 in float32.
+    """
+    h = np.repeat([[135.0, 64.0, 129 / 128, 7.0]], 8, axis=1)
+    out, scale = ops.activation_quant(
+        float_tensor(h, dtype, place), int_tensor([1], "int32", place), activation="swiglu"
+    )
+    assert tensor_bits(scale).view(np.float32) == [1.0]
+    np.testing.assert_array_equal(
+        float8.decode(tensor_bits(out)), np.repeat([[128.0, 448.0]], 8, axis=1)
+    )
+
+
+def test_what_float16_does_not_hold_is_infinite(place: Any) -> None:
+    h = np.repeat([[300.0, 1.0, 300.0, 1.0]], 8, axis=1)
+    for dtype, is_nan in (("float16", True), ("bfloat16", False)):
+        tensor = float_tensor(h, dtype, place)
+        out, _ = ops.activation_quant(tensor, int_tensor([1], "int32", place))
+        found = np.isnan(float8.decode(tensor_bits(out))[0])
+        assert found.tolist() == [is_nan] * 8 + [False] * 8

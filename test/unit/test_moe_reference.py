@@ -114,8 +114,8 @@ def simulated(block: Block, accumulator: Any) -> Any:
     for expert in range(EXPERTS):
         token, slot = np.nonzero(topk_ids == expert)
         h = multiply(quantized[token], weights.up_gate, expert, weights.up_gate_bias)
-        a, _ = activate(h, Error(0 * h, 0 * h), block.activation)
-        y = multiply(fp8_rows(a.astype(np.float32)), weights.down, expert, weights.down_bias)
+        a, _ = activate(h, Error(0 * h, 0 * h), block.activation, block.dtype)
+        y = multiply(fp8_rows(rounded(a, block.dtype)), weights.down, expert, weights.down_bias)
         out[token] += topk_weights[token, slot][:, None] * y
     return rounded(out, block.dtype)
 

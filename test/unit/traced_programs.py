@@ -150,6 +150,12 @@ PROGRAMS = {
         ((0,), (0,)),
         traced=([-1, 12], [-1]),
     ),
+    "activation_quant_none": Program(
+        lambda h, tokens: ops.activation_quant(h, tokens, activation="none"),
+        lambda rng, tokens: [halves(rng, tokens, 24), sums(rng, tokens)],
+        ((0, 1), (0,)),
+        traced=([-1, -1], [-1]),
+    ),
     "moe_route": Program(
         lambda logits: ops.moe_route(logits, topk=TOPK, score="sigmoid", norm_topk_prob=False),
         lambda rng, tokens: [floats(rng, tokens, 8)],

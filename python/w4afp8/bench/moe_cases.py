@@ -206,8 +206,9 @@ def layer_error_bound(first: float, second: float, elements: int) -> float:
     """Relative error of the layer's output, on random data, against the exact product.
 
     Independent errors add in squares. The tokens are rounded to FP8 and multiplied; SwiGLU carries
-    what it is given, times ``SWIGLU_GAIN``; its output is rounded to FP8 and multiplied; the sum
-    over experts keeps the relative error, and is rounded once more, as the products are.
+    what it is given, times ``SWIGLU_GAIN``; its output is rounded to bfloat16, as the products are,
+    then to FP8, and multiplied; the sum over experts keeps the relative error, and is rounded to
+    bfloat16 once more.
 
     That is the mean. The squared error of rounding an element of SwiGLU, a product of normal
     numbers, deviates by 6.7 times its mean (by sampling, at the deviation of the inputs where it is
@@ -220,7 +221,7 @@ def layer_error_bound(first: float, second: float, elements: int) -> float:
         elements: rounded ones that the error is the mean of.
     """
     square = SWIGLU_GAIN * (FP8_ERROR**2 + first**2) + FP8_ERROR**2 + second**2
-    square += error_bound("bfloat16", 0) ** 2
+    square += 2 * error_bound("bfloat16", 0) ** 2
     return math.sqrt(square * (1 + 4 * 6.7 / math.sqrt(elements)))
 
 

@@ -56,7 +56,7 @@ def to_fp8(x: Tensor, in_scale: Tensor) -> Tensor:
 
 
 def activate(h: Tensor, activation: str, hadamard_block_size: int = -1) -> Tensor:
-    """SwiGLU as `w4afp8.ops.activation_quant` has it, unquantised.
+    """SwiGLU as `w4afp8.ops.activation_quant` has it, rotated or not, unquantised.
 
     Args:
         h: ``[.., 2 * features]``, the gate's half first.
@@ -64,7 +64,7 @@ def activate(h: Tensor, activation: str, hadamard_block_size: int = -1) -> Tenso
         hadamard_block_size: of the blocks that the result is rotated in, or -1.
 
     Returns:
-        ``[.., features]``, computed in float32 and rounded to h's type.
+        ``[.., features]``, computed in float32 and rounded to h's type; rotated: in float32 then.
     """
     gate, up = h.astype("float32").chunk(2, axis=-1)
     if activation == "swiglu":
@@ -72,9 +72,10 @@ def activate(h: Tensor, activation: str, hadamard_block_size: int = -1) -> Tenso
     else:
         gate, up = gate.clip(max=7.0), up.clip(-7.0, 7.0)
         gated = gate * F.sigmoid(1.702 * gate) * (up + 1)
+    gated = gated.astype(h.dtype)
     if hadamard_block_size > 0:
-        gated = rotate(gated, hadamard_block_size)
-    return on_place_of(h, gated.astype(h.dtype))
+        gated = rotate(gated.astype("float32"), hadamard_block_size)
+    return on_place_of(h, gated)
 
 
 def rotate(x: Tensor, block_size: int) -> Tensor:

@@ -1,0 +1,26 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// Activation functions of rows, shared by activation_quant and a grouped GEMM that has one.
+#pragma once
+
+#include "common/types.h"
+
+namespace w4afp8::cpu {
+
+// h holds numbers of `type`: gate, then up, or just the features. The results, computed in float32 and
+// rounded to `type`, replace its front.
+void activate(Activation activation, DataType type, int64_t features, float* h);
+
+}  // namespace w4afp8::cpu
