@@ -169,6 +169,14 @@ Activation activation_of(std::string_view value, const char* name) {
   fail(name, "'none', 'swiglu', 'swiglu_oai' or 'gelu'", quoted(value));
 }
 
+Activation gated_activation_of(std::string_view value, const char* name) {
+  if (value == "none") return Activation::kNone;
+  if (value == "swiglu") return Activation::kSwiglu;
+  if (value == "swiglu_oai") return Activation::kSwigluOai;
+  fail(name, "'none', 'swiglu' or 'swiglu_oai' (activation_quant applies the others)",
+       quoted(value));
+}
+
 RouteScore score_of(std::string_view value, const char* name) {
   if (value == "softmax") return RouteScore::kSoftmax;
   if (value == "sigmoid") return RouteScore::kSigmoid;

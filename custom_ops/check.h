@@ -62,6 +62,8 @@ void check_multiple(int64_t value, const char* name, int64_t unit);
 WeightFormat weight_format_of(std::string_view value, const char* name);
 Accumulation accumulation_of(std::string_view value, const char* name);
 Activation activation_of(std::string_view value, const char* name);
+// One with a gate, or none.
+Activation gated_activation_of(std::string_view value, const char* name);
 RouteScore score_of(std::string_view value, const char* name);
 // "bfloat16" or "float16".
 PaddleType half_type_of(std::string_view value, const char* name);

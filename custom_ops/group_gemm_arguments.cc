@@ -154,6 +154,14 @@ void read_bias(const Tensor* bias, const Tensor& x, PaddleType out_type, GroupGe
   params->bias = bias->data();
 }
 
+// Fills it; out_features and whether this will be a launch are known.
+void read_activation(std::string_view activation, bool is_launch, GroupGemmParams* params) {
+  params->activation = gated_activation_of(activation, "activation");
+  if (params->activation == Activation::kNone || !is_launch) return;
+  check_multiple(params->out_features, "out_features of weight_scale with an activation on a GPU",
+                 kActivatedOutUnit);
+}
+
 void check_all_aligned(const GroupGemmArguments& a) {
   check_aligned(a.x, "x");
   check_aligned(a.weight, "weight");
@@ -180,6 +188,7 @@ GroupGemmParams read_arguments(const GroupGemmArguments& a) {
   params.max_tokens = a.max_tokens;
   params.accumulation = accumulation_of(a.accumulation, "accumulation");
   params.out_type = a.out_type == PaddleType::BFLOAT16 ? DataType::kBFloat16 : DataType::kFloat16;
+  read_activation(a.activation, on_gpu(a.x), &params);
   if (on_gpu(a.x)) check_all_aligned(a);
   return params;
 }

@@ -20,6 +20,9 @@
 
 namespace w4afp8 {
 
+// A launch with an activation has out_features of a multiple of this: sub-blocks of gate and of up.
+constexpr int64_t kActivatedOutUnit = 2 * kSubBlockOut;
+
 // As they came from Python; an absent tensor is nullptr.
 struct GroupGemmArguments {
   const Tensor& x;
@@ -35,6 +38,7 @@ struct GroupGemmArguments {
   int64_t max_tokens;
   PaddleType out_type;
   std::string_view accumulation;
+  std::string_view activation;
 };
 
 // Everything but `out`.

@@ -100,7 +100,7 @@ py::object group_gemm_py(py::handle x, py::handle weight, py::handle weight_scal
                          py::handle tokens, py::handle group_scale, py::handle x_scale,
                          py::handle bias, py::handle weight_format, py::handle group_size,
                          py::handle token_padding, py::handle max_tokens, py::handle out_dtype,
-                         py::handle accumulation) {
+                         py::handle accumulation, py::handle activation) {
   const Tensor &x_ = tensor_of(x, "x"), &weight_ = tensor_of(weight, "weight"),
                &weight_scale_ = tensor_of(weight_scale, "weight_scale"),
                &tokens_ = tensor_of(tokens, "tokens");
@@ -109,13 +109,14 @@ py::object group_gemm_py(py::handle x, py::handle weight, py::handle weight_scal
                *bias_ = optional_tensor_of(bias, "bias");
   const std::string_view format = str_of(weight_format, "weight_format"),
                          dtype = str_of(out_dtype, "out_dtype"),
-                         accumulation_ = str_of(accumulation, "accumulation");
+                         accumulation_ = str_of(accumulation, "accumulation"),
+                         activation_ = str_of(activation, "activation");
   const int64_t group = int_of(group_size, "group_size"),
                 padding = int_of(token_padding, "token_padding"),
                 most = int_of(max_tokens, "max_tokens");
   return to_python(without_gil([&] {
     return group_gemm(x_, weight_, weight_scale_, tokens_, group_scale_, x_scale_, bias_, format,
-                      group, padding, most, dtype, accumulation_);
+                      group, padding, most, dtype, accumulation_, activation_);
   }));
 }
 
@@ -260,7 +261,8 @@ PYBIND11_MODULE(_ops, m) {
   m.doc() = "The operators of w4afp8 on eager tensors; w4afp8.ops documents and types them.";
   m.def("group_gemm", group_gemm_py, arg("x"), arg("weight"), arg("weight_scale"), arg("tokens"),
         arg("group_scale"), arg("x_scale"), arg("bias"), arg("weight_format"), arg("group_size"),
-        arg("token_padding"), arg("max_tokens"), arg("out_dtype"), arg("accumulation"));
+        arg("token_padding"), arg("max_tokens"), arg("out_dtype"), arg("accumulation"),
+        arg("activation"));
   m.def("pack_weight", pack_weight_py, arg("codes"), arg("weight_format"));
   m.def("unpack_weight", unpack_weight_py, arg("packed"), arg("weight_format"), arg("out_features"),
         arg("in_features"));

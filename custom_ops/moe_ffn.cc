@@ -82,7 +82,7 @@ Tensor product(const MoeFfnArguments& a, const ProjectionArguments& projection, 
   return group_gemm(x, projection.weight, projection.weight_scale, tokens, projection.group_scale,
                     &x_scale, projection.bias, a.weight_format, projection.group_size, 0,
                     a.max_tokens, a.x.dtype() == PaddleType::FLOAT16 ? "float16" : "bfloat16",
-                    projection.accumulation, {out});
+                    projection.accumulation, "none", {out});
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ Tensor group_gemm(const Tensor& x, const Tensor& weight, const Tensor& weight_sc
                   const Tensor& tokens, const Tensor* group_scale, const Tensor* x_scale,
                   const Tensor* bias, std::string_view weight_format, int64_t group_size,
                   int64_t token_padding, int64_t max_tokens, std::string_view out_dtype,
-                  std::string_view accumulation, Outputs outputs = {});
+                  std::string_view accumulation, std::string_view activation, Outputs outputs = {});
 
 Tensor pack_weight(const Tensor& codes, std::string_view weight_format);
 Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64_t out_features,

@@ -19,6 +19,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/activate.h"
 #include "cpu/dequantize.h"
 #include "cpu/kernels.h"
 #include "cpu/numbers.h"
@@ -142,15 +143,47 @@ void run_block(const GroupGemmParams& params, const Dequantizer& dequantizer, co
   }
 }
 
-}  // namespace
-
-void group_gemm(const GroupGemmParams& params) {
+// Into params.out, all of the out_features.
+void multiply(const GroupGemmParams& params) {
   const Dequantizer dequantizer(params);
   const Blocking blocking = choose_blocking(params, count_active_experts(params.tokens));
   const std::vector<Block> blocks = list_blocks(params, blocking);
   parallel_for(blocks.size(), 1, blocking.workers, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run_block(params, dequantizer, blocks[i], blocking.rows);
   });
+}
+
+// params.out of `product`, which has all of the out_features of each row.
+void activate_rows(const GroupGemmParams& params, const void* product) {
+  const int64_t width = params.out_features, features = params.stored_features();
+  for (int64_t expert = 0; expert < params.tokens.experts; ++expert) {
+    const RowRange rows = params.tokens.rows_of(expert);
+    // An exponential costs some eight simple steps.
+    parallel_for(rows.end - rows.begin, row_grain(8 * width), [&](int64_t begin, int64_t end) {
+      std::vector<float> values(width);
+      for (int64_t row = rows.begin + begin; row < rows.begin + end; ++row) {
+        load_floats(params.out_type, product, row * width, width, values.data());
+        activate(params.activation, params.out_type, features, values.data());
+        store_floats(params.out_type, values.data(), features, params.out, row * features);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void group_gemm(const GroupGemmParams& params) {
+  if (!is_gated(params.activation)) return multiply(params);
+  GroupGemmParams all = params;
+  all.activation = Activation::kNone;
+  paddle::Tensor product =
+      paddle::empty({params.tokens.num_rows, params.out_features},
+                    params.out_type == DataType::kFloat16 ? paddle::DataType::FLOAT16
+                                                          : paddle::DataType::BFLOAT16,
+                    paddle::CPUPlace());
+  all.out = product.data();
+  multiply(all);
+  activate_rows(params, all.out);
 }
 
 }  // namespace w4afp8::cpu

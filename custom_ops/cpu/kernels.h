@@ -25,7 +25,8 @@
 
 namespace w4afp8::cpu {
 
-// Needs no more than 64 MiB beside its operands; 512 * in_features bytes past in_features 131040.
+// Needs no more than 64 MiB beside its operands; 512 * in_features bytes past in_features 131040. With an
+// activation, and the product that it is applied to.
 void group_gemm(const GroupGemmParams& params);
 
 // codes -> packed; every byte of `packed` is written.

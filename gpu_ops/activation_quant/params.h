@@ -35,7 +35,8 @@ struct QuantPerTokenParams {
 
 // h -> activation(h), computed in float32 and rounded to in_type -> FP8 with one scale per row. Rows that
 // hold no token are not written. With hadamard_block_size, every so many features are transformed in
-// float32 before FP8: by the symmetric Hadamard matrix in natural (Sylvester) order, divided by the square root of its size, so that it is its own inverse.
+// float32 before FP8: by the symmetric Hadamard matrix in natural (Sylvester) order, divided by the square
+// root of its size, so that it is its own inverse.
 struct ActivationQuantParams {
   const void* h;  // in_type [tokens.num_rows, in_features()]
   uint8_t* out;   // float8_e4m3fn [tokens.num_rows, features]

@@ -32,6 +32,7 @@ def group_gemm(
     max_tokens: int,
     out_dtype: str,
     accumulation: str,
+    activation: str,
 ) -> Tensor: ...
 def pack_weight(codes: Tensor, weight_format: str) -> Tensor: ...
 def unpack_weight(

@@ -39,7 +39,7 @@ _PARAMETERS = {
         **{"x": "t", "weight": "t", "weight_scale": "t", "tokens": "t"},
         **{"group_scale": "o", "x_scale": "o", "bias": "o", "weight_format": "s"},
         **{"group_size": "i", "token_padding": "i", "max_tokens": "i", "out_dtype": "s"},
-        "accumulation": "s",
+        **{"accumulation": "s", "activation": "s"},
     },
     "pack_weight": {"codes": "t", "weight_format": "s"},
     "unpack_weight": {

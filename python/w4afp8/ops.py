@@ -53,6 +53,7 @@ __all__ = [
 
 WeightFormat = Literal["int4", "mxfp4"]
 Accumulation = Literal["default", "half", "float32"]
+GatedActivation = Literal["none", "swiglu", "swiglu_oai"]
 
 _HALF_NAMES = {paddle.bfloat16: "bfloat16", paddle.float16: "float16"}
 
@@ -73,11 +74,17 @@ def group_gemm(
     max_tokens: int = -1,
     out_dtype: str | paddle.dtype = "bfloat16",
     accumulation: Accumulation = "default",
+    activation: GatedActivation = "none",
 ) -> Tensor:
     """Multiplies the tokens of every expert by that expert's weights, in one launch.
 
     ``out[t, o] = x_scale[t] * weight_scale[e, o] * sum_i x[t, i] * code[e, o, i] *
     group_scale[e, o, i // group_size] + bias[e, o]``.
+
+    With an activation, the first half of the outputs are gates, the second what they let through:
+    both are rounded to ``out_dtype``, and so is what the activation makes of them in float32. The
+    bits are those of ``activation_quant`` on outputs without it, before their quantisation:
+    ``activation_quant(..., activation="none")`` completes it.
 
     Args:
         x: Activations, float8_e4m3fn ``[num_tokens, in_features]`` or
@@ -103,9 +110,11 @@ def group_gemm(
             channel sums up to 2816 products at a time, mxfp4 1664. On normal data all of these keep
             the error within twice the output's rounding; so many products of one sign drift by
             percents. int4's groups of 32 and 64, and the CPU, always have float32.
+        activation: ``"none"``, or as ``activation_quant`` has them ``"swiglu"`` or
+            ``"swiglu_oai"``; on a GPU out_features is then a multiple of 128.
 
     Returns:
-        ``out_dtype``, the shape of x with out_features last.
+        ``out_dtype``, the shape of x with out_features last; with an activation half as many.
 
     Raises:
         ValueError: An argument is wrong, or the GPU is not of the Hopper generation.
@@ -123,6 +132,7 @@ def group_gemm(
         "group_gemm",
         *(x, weight, weight_scale, tokens, group_scale, x_scale, bias),
         *(weight_format, group_size, token_padding, max_tokens, out_dtype, accumulation),
+        activation,
     )
 
 

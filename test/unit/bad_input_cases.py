@@ -75,7 +75,7 @@ OPTIONAL = {
 OPTIONS: dict[str, dict[str, type]] = {
     "group_gemm": {
         **{"weight_format": str, "group_size": int, "token_padding": int},
-        **{"max_tokens": int, "out_dtype": str, "accumulation": str},
+        **{"max_tokens": int, "out_dtype": str, "accumulation": str, "activation": str},
     },
     "pack_weight": {"weight_format": str},
     "unpack_weight": {"weight_format": str, "out_features": int, "in_features": int},
@@ -177,6 +177,10 @@ CASES = [
     bad_gemm("out_dtype: expected 'bfloat16' or 'float16'", "'float32'", out_dtype="float32"),
     bad_gemm("accumulation: expected 'default', 'half' or 'float32'", "'float16'",
              accumulation="float16"),
+    *(bad_gemm("activation: expected 'none', 'swiglu' or 'swiglu_oai' (activation_quant applies "
+               "the others)", f"'{name}'", activation=name) for name in ("gelu", "relu", "")),
+    bad_gemm("out_features of weight_scale: expected a positive multiple of 8", "68",
+             weight_scale=Zeros("float32", (2, 68)), activation="swiglu"),
     bad_gemm("out_dtype: expected 'bfloat16' or 'float16'", "'paddle.float32'",
              out_dtype=paddle.float32),
     bad_gemm("max_tokens: expected at least -1", "-2", max_tokens=-2),

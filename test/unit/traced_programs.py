@@ -126,6 +126,18 @@ PROGRAMS = {
         ((0,), (), (0, 1), ()),
         traced=([-1, 5, -1],),
     ),
+    "group_gemm_activated": Program(
+        lambda x, w, s, t: ops.group_gemm(x, w, s, t, activation="swiglu"),
+        gemm_operands,
+        GEMM_FREE,
+        traced=([-1, OUT // 2],),
+    ),
+    "group_gemm_activated_padded": Program(
+        lambda x, w, s, t: ops.group_gemm(x, w, s, t, token_padding=5, activation="swiglu_oai"),
+        padded_operands,
+        ((0,), (), (0, 1), ()),
+        traced=([-1, 5, -1],),
+    ),
     "pack_weight": Program(
         ops.pack_weight,
         lambda rng, tokens: [codes(rng, 8 * tokens)],

@@ -192,6 +192,7 @@ class ExpertLinear(RecordedLayer):
         *,
         token_padding: int = 0,
         max_tokens: int = -1,
+        activation: ops.GatedActivation = "none",
     ) -> Tensor:
         """Multiplies each row with the weights of its expert.
 
@@ -203,9 +204,11 @@ class ExpertLinear(RecordedLayer):
             x_scale: float32 ``[rows]`` or ``[experts, token_padding]``.
             token_padding: rows of x for each expert; 0: sorted rows.
             max_tokens: that one expert probably has, -1 unknown; a hint for speed only.
+            activation: applied to the outputs, see `w4afp8.ops.group_gemm`.
 
         Returns:
-            The activations' type, the shape of x with out_features last.
+            The activations' type, the shape of x with out_features last; with an activation half as
+            many.
 
         Raises:
             ValueError: a tensor does not fit, or weights of another format or size were loaded.
@@ -225,6 +228,7 @@ class ExpertLinear(RecordedLayer):
             max_tokens=max_tokens,
             out_dtype=self.activation_dtype,
             accumulation=self.accumulation,
+            activation=activation,
         )
 
 

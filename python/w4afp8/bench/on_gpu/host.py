@@ -109,7 +109,7 @@ def gemm_calls(inputs: gemm_data.Activations, weights: gemm_data.WeightSet) -> d
     nothing = (None, None, None)
 
     def through_pybind() -> object:
-        return direct(*operands, *nothing, "int4", -1, 0, hint, "bfloat16", "default")
+        return direct(*operands, *nothing, "int4", -1, 0, hint, "bfloat16", "default", "none")
 
     return {"pybind": through_pybind, "w4afp8.ops": through_ops, "registered": registered}
 
