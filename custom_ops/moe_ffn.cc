@@ -21,6 +21,7 @@
 
 #include "check.h"
 #include "common/types.h"
+#include "group_gemm_arguments.h"
 #include "moe_route/params.h"
 #include "ops.h"
 
@@ -32,22 +33,24 @@ constexpr int64_t kAlignment = 1024;  // bytes; the kernels want 16, tensor maps
 // Bytes of what the operators hand on, and where in the workspace each begins.
 class WorkspaceLayout {
  public:
-  WorkspaceLayout(int64_t slots, int64_t hidden, int64_t inner, int64_t gated, int64_t experts) {
+  // `inner`: what the first product gives of a row; `activated_features`: what the second takes.
+  WorkspaceLayout(int64_t slots, int64_t hidden, int64_t inner, int64_t activated_features,
+                  int64_t experts) {
     topk_weights = add(slots * kWordBytes);
     topk_ids = add(slots * kWordBytes);
     row_index = add(slots * kWordBytes);
     tokens = add((experts + 1) * kWordBytes);
     scale = add(slots * kWordBytes);
-    gated_scale = add(slots * kWordBytes);
+    activated_scale = add(slots * kWordBytes);
     y = add(slots * hidden * kHalfBytes);
     permuted = y;  // which the first product has read
     inner_rows = add(slots * inner * kHalfBytes);
-    activated = add(slots * gated);
+    activated = add(slots * activated_features);
   }
 
   int64_t bytes() const { return end_; }
 
-  int64_t topk_weights, topk_ids, row_index, tokens, scale, gated_scale;
+  int64_t topk_weights, topk_ids, row_index, tokens, scale, activated_scale;
   int64_t permuted, activated, inner_rows, y;
 
  private:
@@ -62,6 +65,13 @@ class WorkspaceLayout {
   int64_t end_ = 0;
 };
 
+// Whether the first product applies the activation. On the CPU it would need room for all of its
+// outputs beside the workspace.
+bool is_fused(const MoeFfnArguments& a) {
+  return on_gpu(a.x) && is_gated(activation_of(a.activation, "activation")) &&
+         a.up_gate.weight_scale.dims()[1] % kActivatedOutUnit == 0;
+}
+
 // What the layout depends on; the operators check the rest.
 WorkspaceLayout layout_of(const MoeFfnArguments& a) {
   check_tensor(a.x, "x");
@@ -69,20 +79,22 @@ WorkspaceLayout layout_of(const MoeFfnArguments& a) {
   for (const Tensor* scale : {&a.up_gate.weight_scale, &a.down.weight_scale}) {
     check_rank(*scale, "weight_scale", 2, "[experts, out_features]");
   }
-  const int64_t tokens = a.x.dims()[0], inner = a.up_gate.weight_scale.dims()[1];
+  const int64_t tokens = a.x.dims()[0], outputs = a.up_gate.weight_scale.dims()[1];
   check_range(a.topk, "topk", 1, kMaxTopk);
   check_range(tokens, "tokens of x", 0, INT32_MAX / a.topk);
-  const int64_t gated = is_gated(activation_of(a.activation, "activation")) ? inner / 2 : inner;
-  return {tokens * a.topk, std::max(a.x.dims()[1], a.down.weight_scale.dims()[1]), inner, gated,
-          a.up_gate.weight_scale.dims()[0]};
+  const bool has_gate = is_gated(activation_of(a.activation, "activation"));
+  const int64_t activated = has_gate ? outputs / 2 : outputs;
+  return {tokens * a.topk, std::max(a.x.dims()[1], a.down.weight_scale.dims()[1]),
+          is_fused(a) ? activated : outputs, activated, a.up_gate.weight_scale.dims()[0]};
 }
 
 Tensor product(const MoeFfnArguments& a, const ProjectionArguments& projection, const Tensor& x,
-               const Tensor& x_scale, const Tensor& tokens, void* out) {
+               const Tensor& x_scale, const Tensor& tokens, std::string_view activation,
+               void* out) {
   return group_gemm(x, projection.weight, projection.weight_scale, tokens, projection.group_scale,
                     &x_scale, projection.bias, a.weight_format, projection.group_size, 0,
                     a.max_tokens, a.x.dtype() == PaddleType::FLOAT16 ? "float16" : "bfloat16",
-                    projection.accumulation, "none", {out});
+                    projection.accumulation, activation, {out});
 }
 
 }  // namespace
@@ -98,11 +110,15 @@ Tensor moe_ffn(const MoeFfnArguments& a) {
   const auto [permuted, scale, tokens, row_index] = moe_dispatch(
       a.x, ids, a.up_gate.weight_scale.dims()[0], 0, a.first_expert,
       {at(layout.permuted), at(layout.scale), at(layout.tokens), at(layout.row_index)});
-  const Tensor inner = product(a, a.up_gate, permuted, scale, tokens, at(layout.inner_rows));
+  // The same bits whoever applies the activation.
+  const std::string_view in_product = is_fused(a) ? a.activation : "none";
+  const std::string_view behind_it = is_fused(a) ? "none" : a.activation;
+  const Tensor inner =
+      product(a, a.up_gate, permuted, scale, tokens, in_product, at(layout.inner_rows));
   const auto [activated, activated_scale] =
-      activation_quant(inner, tokens, a.activation, 0, a.hadamard_block_size,
-                       {at(layout.activated), at(layout.gated_scale)});
-  const Tensor y = product(a, a.down, activated, activated_scale, tokens, at(layout.y));
+      activation_quant(inner, tokens, behind_it, 0, a.hadamard_block_size,
+                       {at(layout.activated), at(layout.activated_scale)});
+  const Tensor y = product(a, a.down, activated, activated_scale, tokens, "none", at(layout.y));
   // The second product triggers at once, the activation before it behind its wait: what the router and
   // the dispatch wrote can be read when this starts. The output is new, and nothing in between uses it.
   constexpr bool kIsSettled = true;

@@ -89,7 +89,7 @@ struct MoeFfnArguments {
   int64_t first_expert;
 };
 
-// The whole layer: the six operators in a row. Nothing but the output and one workspace is
+// The whole layer: the six operators in a row, on a GPU with a gated activation in the first product. Nothing but the output and one workspace is
 // allocated. For eager tensors only: no operator is registered for it.
 Tensor moe_ffn(const MoeFfnArguments& arguments);
 

@@ -28,10 +28,11 @@ from w4afp8.testing.tensors import float_tensor, tensor_bits, values_of
 pytestmark = pytest.mark.usefixtures("route")
 
 # From CPU to GPU the first GEMM sums in another order: an element of its bfloat16 output may move
-# by one unit, 2^-7 of it. Quantising that to FP8 rounds up or down with a chance in proportion: a
-# move of d in steps of s becomes sqrt(d * s) in the root mean square, with s = 2^-3 at most
-# sqrt(2^-7 * 2^-3) = 2^-5. Random weights keep that ratio through the second GEMM, whose bfloat16
-# output and the combined one may move by 2^-7 each.
+# by one unit, 2^-7 of it. What comes of that is rounded up or down with a chance in proportion. Of
+# the activation, to bfloat16, this keeps the mean move. To FP8 a move of d in steps of s becomes
+# sqrt(d * s) in the root mean square, with s = 2^-3 at most sqrt(2^-7 * 2^-3) = 2^-5. Random
+# weights keep that ratio through the second GEMM, whose bfloat16 output and the combined one may
+# move by 2^-7 each.
 BOUND = 2.0**-5 + 2 * 2.0**-7
 
 
