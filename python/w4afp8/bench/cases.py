@@ -43,7 +43,8 @@ class GemmCase:
     the weights of the demonstration, 99.98% of the groups lie within 6, most within 1.
 
     ``counts``, tokens of each expert, is given where the routing is not even;
-    ``tokens_per_expert`` is then their mean over the experts that have any.
+    ``tokens_per_expert`` is then their mean over the experts that have any. ``is_gated``: an
+    activation halves the outputs before they are written.
     """
 
     experts: int
@@ -58,6 +59,7 @@ class GemmCase:
     routing: str = "even"
     counts: tuple[int, ...] | None = None
     model: str | None = None
+    is_gated: bool = False
 
     def __post_init__(self) -> None:
         if self.counts is not None and len(self.counts) != self.experts:
@@ -110,7 +112,8 @@ class GemmCase:
 
     def moved_bytes(self) -> int:
         """Bytes that one call must move: weights, scales, activations and output, each once."""
-        return self.weight_bytes() + self.tokens * (self.in_features + 2 * self.out_features)
+        out_bytes = self.out_features * (1 if self.is_gated else 2)
+        return self.weight_bytes() + self.tokens * (self.in_features + out_bytes)
 
     def operations(self) -> int:
         return 2 * self.tokens * self.out_features * self.in_features

@@ -132,10 +132,11 @@ class MoECase:
         return self.tokens * self.model.topk / self.model.router_experts
 
     def gemms(self) -> tuple[GemmCase, GemmCase]:
-        """Gate and up in one matrix, then down."""
+        """Gate and up in one matrix, whose product is activated; then down."""
         m = self.model
+        first = gemm_case(m, self.weight_format, self.counts, 2 * m.intermediate, m.hidden)
         return (
-            gemm_case(m, self.weight_format, self.counts, 2 * m.intermediate, m.hidden),
+            dataclasses.replace(first, is_gated=True),
             gemm_case(m, self.weight_format, self.counts, m.hidden, m.intermediate),
         )
 
@@ -148,7 +149,7 @@ class MoECase:
         return {
             "route": self.tokens * (4 * m.router_experts + 8 * m.topk),
             "dispatch": self.tokens * (2 * m.hidden + 4 * m.topk) + self.slots * m.hidden,
-            "activation": self.slots * m.intermediate * (2 * 2 + 1),
+            "activation": self.slots * m.intermediate * (2 + 1),  # its quantisation
             "combine": (self.slots + self.tokens) * m.hidden * 2,
         }
 

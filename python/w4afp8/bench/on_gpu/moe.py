@@ -198,23 +198,30 @@ class LayerBench:
 def steps_of(
     layer: W4AFP8MoEFFN, x: Any, logits: Any, hadamard_block_size: int
 ) -> dict[str, Launch]:
-    """Each launch of the layer on its own, on what the launches before it made."""
+    """Each launch of the layer on its own, on what the launches before it made.
+
+    As the layer has them: the first product applies the activation, which leaves its quantisation.
+    """
     topk_weights, topk_ids = layer.router(x, logits)
     experts = layer.num_experts
     permuted, scale, tokens, row_index = ops.moe_dispatch(x, topk_ids, experts=experts)
     copies = x.shape[0] * layer.router.topk
     hint = {"max_tokens": tokens_hint(copies, layer.router.num_experts)}  # as the layer gives it
-    hidden = layer.up_gate_proj(permuted, tokens, scale, **hint)
-    activate = functools.partial(ops.activation_quant, activation=layer.activation)
-    rotate = functools.partial(activate, hadamard_block_size=hadamard_block_size)
-    gated, gated_scale = activate(hidden, tokens)
+
+    def multiply() -> Any:
+        options = {"activation": layer.activation, **hint}
+        return layer.up_gate_proj(permuted, tokens, scale, **options)
+
+    hidden = multiply()
+    quantise = functools.partial(ops.activation_quant, hidden, tokens, activation="none")
+    gated, gated_scale = quantise()
     y = layer.down_proj(gated, tokens, gated_scale, **hint)
     return {
         "route": lambda: layer.router(x, logits),
         "dispatch": lambda: ops.moe_dispatch(x, topk_ids, experts=experts),
-        "gemm_1": lambda: layer.up_gate_proj(permuted, tokens, scale, **hint),
-        "activation": lambda: activate(hidden, tokens),
-        HADAMARD: lambda: rotate(hidden, tokens),
+        "gemm_1": multiply,
+        "activation": quantise,
+        HADAMARD: lambda: quantise(hadamard_block_size=hadamard_block_size),
         "gemm_2": lambda: layer.down_proj(gated, tokens, gated_scale, **hint),
         "combine": lambda: ops.moe_combine(y, topk_weights, row_index),
     }
