@@ -49,7 +49,10 @@ def run_layer(
 def run_in_one_call(
     layer: W4AFP8MoEFFN, rows: Tensor, logits: Tensor, shared_output: Tensor | None
 ) -> Tensor:
-    """The six operators with one workspace between them."""
+    """The six operators with one workspace between them.
+
+    On a GPU the first product applies a gated activation where its outputs are a multiple of 128.
+    """
     out: Tensor = extension().moe_ffn(
         *(rows, logits, shared_output, layer.router.routing),
         *(layer.up_gate_proj.operands, layer.down_proj.operands),
