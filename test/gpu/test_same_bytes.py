@@ -87,6 +87,21 @@ def test_quant_per_token(place: Any, features: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("features", FEATURES)
+def test_activation_quant_of_what_is_activated(place: Any, features: int, dtype: str) -> None:
+    x = hostile_rows(features)
+    results = [
+        ops.activation_quant(
+            float_tensor(x, dtype, where),
+            int_tensor([len(x)], "int32", where),
+            activation="none",
+        )
+        for where in (place, CPU)
+    ]
+    assert_same(*results, f"{features} features")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "sizes",  # tokens, hidden, experts, topk
     [(1, 8, 1, 1), (5, 100, 4, 2), (16, 7168, 256, 8), (700, 256, 1024, 32), (3000, 64, 7, 3)],
