@@ -20,10 +20,10 @@ from typing import Any
 
 from paddle import Tensor
 
+from w4afp8._checks import dtype_name
 from w4afp8.fastdeploy.scales import plain_scales
 from w4afp8.fastdeploy.weights import packed_operand
 from w4afp8.incubate.nn.functional._projections import Projection
-from w4afp8.layers.checks import dtype_name
 from w4afp8.layers.operands import contiguous
 
 _SETTINGS = ("token_padding_size", "max_tokens", "is_bfloat16")

@@ -19,7 +19,7 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.layers.checks import dtype_name
+from w4afp8._checks import dtype_name
 from w4afp8.layers.operands import contiguous, on_place_of
 
 
