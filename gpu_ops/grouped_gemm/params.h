@@ -18,7 +18,8 @@
 //               * weight_scale[e, o] * x_scale[t] + bias[e, o]      with e the expert of row t
 //
 // summed as sums.cuh says. With a gated activation, outputs are rounded to out_type, and of the first
-// half of them (gate) and the second (up) come the features that are stored, rounded too. Rows that hold no token are neither read into a result nor written.
+// half of them (gate) and the second (up) come the features that are stored, rounded too. Rows that hold
+// no token are neither read into a result nor written.
 #pragma once
 
 #include "common/token_layout.h"
