@@ -134,7 +134,7 @@ inline int64_t expected_tokens(const GroupGemmParams& params) {
 // and activations stay.
 W4AFP8_HOST_DEVICE bool streams_outputs(const GroupGemmParams& params) {
   constexpr int64_t kOutputs = 150000000;
-  return params.in_features <= 256 && params.tokens.num_rows * params.stored_features() > kOutputs;
+  return params.in_features <= 256 && params.tokens.num_rows * params.out_features > kOutputs;
 }
 
 // The share of a large tile's outputs that exist: two blocks of a cluster take 128 each.

@@ -64,6 +64,7 @@ struct Int4PerChannel {
   static constexpr float kLargest = 0x1p-5f;  // magnitude of an element
   static constexpr float kFactor = 256.0f;    // fragments hold 2q * 2^-9
   static constexpr int kScaleBytes = 0;       // of an output and k block
+  static constexpr bool kIsGated = false;     // the outputs, in the epilogue
   static constexpr int kTableEntries = 0;
 
   struct RowScales {
@@ -111,6 +112,7 @@ struct FoldedMxfp4 {
   static constexpr float kLargest = power_of_two(kTop) * 6;
   static constexpr float kFactor = power_of_two(-kTop);
   static constexpr int kScaleBytes = 4;  // one byte for each k step
+  static constexpr bool kIsGated = false;
   static constexpr int kTableEntries = 256;
 
   struct RowScales {
@@ -195,6 +197,12 @@ struct Mxfp4Promoted : FoldedMxfp4<12> {
 struct Mxfp4Carried : FoldedMxfp4<12> {
   static constexpr Summation kSummation = Summation::kCarried;
   static constexpr int kCarriedBlocks = 13, kCarriedUnit = 1 << 16;
+};
+
+// A format with a gated activation behind it: kernels of their own, so that the others carry nothing of it.
+template <class Format>
+struct Gated : Format {
+  static constexpr bool kIsGated = true;
 };
 
 }  // namespace w4afp8

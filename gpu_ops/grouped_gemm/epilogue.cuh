@@ -117,10 +117,12 @@ class Epilogue {
                              staged + token * Storage::kStagedRowBytes);
       }
       sync();
-      if (params_.activation == Activation::kSwiglu) {
-        store_gated<Out, Activation::kSwiglu>(tile, chunk, staged);
-      } else if (params_.activation == Activation::kSwigluOai) {
-        store_gated<Out, Activation::kSwigluOai>(tile, chunk, staged);
+      if constexpr (Format::kIsGated) {
+        if (params_.activation == Activation::kSwiglu) {
+          store_gated<Out, Activation::kSwiglu>(tile, chunk, staged);
+        } else {
+          store_gated<Out, Activation::kSwigluOai>(tile, chunk, staged);
+        }
       } else if (streams) {
         store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { __stcs(out, piece); });
       } else {
@@ -156,7 +158,7 @@ class Epilogue {
     // What follows from the thread's number is worked out here: registers are short elsewhere.
     int thread = thread_;
     asm volatile("" : "+r"(thread));
-    const int64_t features = params_.stored_features();
+    const int64_t features = params_.out_features / 2;
     const int feature = out_of(tile, thread % 4 * 8);
     const int first = chunk * Tile::kStagedTokens + thread / 4;
     const int tokens = feature < features ? tile.num_tokens - first : 0;
@@ -232,13 +234,11 @@ class Epilogue {
   // Output of a column of this warpgroup's 64: of a sub-block, or of a half of a pair of them, gates
   // first (see MainLoop::next). No outputs are gates from stored_features() on.
   __device__ __forceinline__ int out_of(const TileCoordinates& tile, int column) const {
-    const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
-    if (!is_gated(params_.activation)) {
-      return (sub_block + warpgroup_) * static_cast<int>(kSubBlockOut) + column;
-    }
-    const int feature = (sub_block + warpgroup_) / 2 * static_cast<int>(kSubBlockOut) +
-                        warpgroup_ % 2 * kGates + column % kGates;
-    return feature + (column < kGates ? 0 : static_cast<int>(params_.stored_features()));
+    const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks + warpgroup_;
+    if constexpr (!Format::kIsGated) return sub_block * kSubBlockOut + column;
+    const int feature =
+        sub_block / 2 * static_cast<int>(kSubBlockOut) + warpgroup_ % 2 * kGates + column % kGates;
+    return feature + (column < kGates ? 0 : static_cast<int>(params_.out_features / 2));
   }
 
   // Barrier of this warpgroup; id 0 is the block's.

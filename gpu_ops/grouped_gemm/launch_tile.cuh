@@ -88,7 +88,7 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
 }
 
 template <class Format>
-cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
+cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {
@@ -100,6 +100,12 @@ cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStre
   } else {
     return launch_tile<TilePromoted, Format>(params, stream);
   }
+}
+
+template <class Format>
+cudaError_t launch_format(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
+  return is_gated(params.activation) ? launch_kind<Gated<Format>>(tile, params, stream)
+                                     : launch_kind<Format>(tile, params, stream);
 }
 
 }  // namespace w4afp8

@@ -41,7 +41,7 @@ class MainLoop {
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
     ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
     tile = shared_.tile[ring_.stage];
-    if constexpr (Tile::kVariesHeight) height_ = tile.sub_blocks;
+    if constexpr (Format::kIsGated && Tile::kVariesHeight) height_ = tile.sub_blocks;
     return tile.num_tokens > 0;
   }
 
@@ -208,11 +208,11 @@ class MainLoop {
   // quarters. With a gated activation, whose gates are the first half of the sub-blocks, two warps
   // make gates and the other two what these let through, for the same 32 features.
   __device__ __forceinline__ int sub_block() const {
-    if (!is_gated(params_.activation)) return warpgroup_;
+    if constexpr (!Format::kIsGated) return warpgroup_;
     return warpgroup_ / 2 + thread_ / 64 * (height_ / 2);
   }
   __device__ __forceinline__ int thread_of_sub_block() const {
-    if (!is_gated(params_.activation)) return thread_;
+    if constexpr (!Format::kIsGated) return thread_;
     return warpgroup_ % 2 * 64 + thread_ % 64;
   }
   // Output row, in the stage, of this thread's first accumulator; the other is + 8.

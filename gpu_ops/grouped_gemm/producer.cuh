@@ -27,9 +27,10 @@ namespace w4afp8 {
 // Weights of one tile. Each k block is contiguous for all outputs of a band (weight_layout.h), and a
 // tile touches two bands at most. With a gated activation it has two halves: that of the gates, which
 // lies in one band, as pairs begin at a multiple of their number, and the other, which touches two at most.
-template <class Tile>
+template <class Tile, bool kIsGated>
 struct WeightSource {
-  static constexpr int kParts = Tile::kVariesHeight ? 3 : 2;
+  static constexpr int kParts =
+      (kIsGated ? 1 : 0) + ((kIsGated ? Tile::kVariesHeight : Tile::kAnyHeight) ? 2 : 1);
   static constexpr int kPerBand = kBandOut / kSubBlockOut;
   const uint8_t* address[kParts];
   uint32_t k_stride[kParts];
@@ -38,9 +39,8 @@ struct WeightSource {
   __device__ WeightSource(const GroupGemmParams& params, int expert, int sub_block, int most) {
     const WeightLayout layout = params.weight_layout();
     const int sub_blocks = static_cast<int>(layout.padded_out() / kSubBlockOut);
-    const bool gates = is_gated(params.activation);
     int end = min(sub_block + most, sub_blocks);
-    if (gates) sub_block /= 2, end /= 2;
+    if constexpr (kIsGated) sub_block /= 2, end /= 2;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int band_begin = sub_block / kPerBand * kPerBand;
@@ -50,7 +50,7 @@ struct WeightSource {
       k_stride[part] = in_band * kSubBlockBytes;
       address[part] =
           params.weight + expert * layout.expert_bytes() + layout.sub_block_offset(sub_block, 0);
-      if (gates && part == 0) {
+      if (kIsGated && part == 0) {
         sub_block += sub_blocks / 2, end += sub_blocks / 2;
       } else {
         sub_block = band_begin + kPerBand;
@@ -88,11 +88,11 @@ template <class Tile, class Format>
 struct ScaleSource {
   const uint8_t* address = nullptr;
   int64_t row_stride = 0;
-  uint32_t piece_bytes = 0;  // 0 where there are no scales, or the tile lies beyond the outputs
-  int64_t second_piece = 0;  // bytes from the first one on; 0: there is none
-  int rows_left;             // groups from `address` on
-  int rows_per_block = 1;    // 128 / group_size where groups are shorter than a k block
-  int blocks_per_row = 1;    // group_size / 128 where they are longer
+  // Of a row, or of each of its two pieces; 0 where there are no scales, or the tile lies beyond the outputs.
+  uint32_t piece_bytes = 0;
+  int rows_left;           // groups from `address` on
+  int rows_per_block = 1;  // 128 / group_size where groups are shorter than a k block
+  int blocks_per_row = 1;  // group_size / 128 where they are longer
   int block_in_row = 0;
   int shared_stride = 0;  // bytes between rows in shared memory
 
@@ -109,10 +109,7 @@ struct ScaleSource {
     row_stride = params.out_features * bytes_per_out;
     shared_stride = Tile::kOut * bytes_per_out;
     int64_t outs = min(int64_t{sub_blocks} * kSubBlockOut, params.out_features - out_begin);
-    if (is_gated(params.activation)) {
-      outs /= 2, out_begin /= 2;
-      second_piece = row_stride / 2;
-    }
+    if constexpr (Format::kIsGated) outs /= 2, out_begin /= 2;
     piece_bytes = outs > 0 ? static_cast<uint32_t>(outs * bytes_per_out) : 0;
     address = static_cast<const uint8_t*>(params.group_scale) +
               int64_t{expert} * rows_left * row_stride + out_begin * bytes_per_out;
@@ -125,7 +122,7 @@ struct ScaleSource {
 
   // Of a k block.
   __device__ __forceinline__ uint32_t total_bytes() const {
-    return piece_bytes * (second_piece > 0 ? 2 : 1) * rows();
+    return piece_bytes * rows() * (Format::kIsGated ? 2 : 1);
   }
 
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
@@ -133,12 +130,12 @@ struct ScaleSource {
     if (piece_bytes == 0) return;
 #pragma unroll 1  // as in load_tile
     for (int i = 0; i < rows(); ++i) {
-      const uint8_t* row = address + i * row_stride;
-      ptx::bulk_copy(destination, row, piece_bytes, full, policy);
-      if (second_piece > 0) {
-        ptx::bulk_copy(destination + piece_bytes, row + second_piece, piece_bytes, full, policy);
+      ptx::bulk_copy(destination + i * shared_stride, address + i * row_stride, piece_bytes, full,
+                     policy);
+      if constexpr (Format::kIsGated) {
+        ptx::bulk_copy(destination + i * shared_stride + piece_bytes,
+                       address + i * row_stride + row_stride / 2, piece_bytes, full, policy);
       }
-      destination += shared_stride;
     }
   }
 
@@ -185,7 +182,7 @@ class Producer {
  private:
   __device__ void load_tile(const TileCoordinates& tile) {
     const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
-    WeightSource<Tile> weight(params_, tile.expert, sub_block, tile.sub_blocks);
+    WeightSource<Tile, Format::kIsGated> weight(params_, tile.expert, sub_block, tile.sub_blocks);
     Scales scales(params_, tile.expert, int64_t{sub_block} * kSubBlockOut, tile.sub_blocks);
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;

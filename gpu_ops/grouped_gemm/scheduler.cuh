@@ -49,8 +49,7 @@ class TileScheduler {
     plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
     plan.heavy = plan.light = 0;
     plan.has_narrow = false;
-    plan.height_step = is_gated(params.activation) ? 2 : 1;
-    plan.low_height = Tile::kSubBlocks - plan.height_step;
+    plan.low_height = Tile::kSubBlocks - Storage::kHeightStep;
     plan.token_group = Plan::token_group_of(params.in_features);
 
     const ExpertTables tables = ExpertTables::at(storage_, experts);
@@ -81,7 +80,7 @@ class TileScheduler {
         lower_last_tiles(plan, tables.heavy_end, shared.scan.heights);
       }
     }
-    if (plan.lower_all()) {
+    if (plan.template lower_all<Storage::kHeightStep>()) {
       lower_ends(plan, tables.heavy_end, 0);
       lower_ends(plan, tables.light_end, 0);
     }

@@ -28,6 +28,7 @@ struct SharedStorage {
   static constexpr int kTokenBytes = Tile::kTokens * kSubBlockIn;
   static constexpr int kWeightBytes = Tile::kSubBlocks * kSubBlockBytes;
   static constexpr int kScaleBytes = Tile::kOut * Format::kScaleBytes;
+  static constexpr int kHeightStep = Format::kIsGated ? 2 : 1;  // sub-blocks come in so many
   // 64 outputs of a token, and 16 bytes more so that a column of tokens meets all banks.
   static constexpr int kStagedRowBytes = 64 * 2 + 16;
   static constexpr int kStagedBytes = Tile::kStagedTokens * kStagedRowBytes;

@@ -82,7 +82,6 @@ struct TilePlan {
   int32_t experts;
   int32_t clusters;      // that share the tiles
   int32_t sub_blocks;    // of an expert
-  int32_t height_step;   // heights are its multiples: 1, or 2 with a gated activation
   int32_t tall_experts;  // the first so many experts have tiles of Tile::kSubBlocks
   int32_t low_height;    // sub-blocks of the tiles of the others
   int32_t heavy, light;  // tiles
@@ -135,13 +134,15 @@ struct TilePlan {
   }
 
   // Makes all tiles lower where there are few: `heavy` and `light` count tall ones. False where none is.
+  // Heights are multiples of kStep: 1, or 2 with a gated activation.
+  template <int kStep>
   W4AFP8_HOST_DEVICE bool lower_all() {
     const int tiles = heavy + light;
     if (!Tile::kVariesHeight || tiles == 0 || tiles > clusters) return false;
     const int tall = out_blocks(true), token_tiles = tiles / tall;
     int height = Tile::kSubBlocks;
-    while (height > height_step) {
-      low_height = Tile::kAnyHeight ? height - height_step : height / 2;
+    while (height > kStep) {
+      low_height = Tile::kAnyHeight ? height - kStep : height / 2;
       if (token_tiles * out_blocks(false) > clusters) break;
       height = low_height;
     }

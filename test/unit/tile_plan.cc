@@ -108,13 +108,14 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
   plan.clusters = clusters;
   plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
   plan.tall_experts = plan.experts;
-  plan.height_step = is_gated(params.activation) ? 2 : 1;
-  plan.low_height = Tile::kSubBlocks - plan.height_step;
+  const bool gates = is_gated(params.activation);
+  plan.low_height = Tile::kSubBlocks - (gates ? 2 : 1);
   plan.token_group = plan.token_group_of(params.in_features);
   std::vector<int32_t> storage(ExpertTables::kTables * plan.experts);
   const ExpertTables tables = ExpertTables::at(storage.data(), plan.experts);
   fill_tables(params.tokens, plan, tables);
-  if (!plan.lower_all()) plan.tall_experts = tall_experts;
+  const bool all_low = gates ? plan.template lower_all<2>() : plan.template lower_all<1>();
+  if (!all_low) plan.tall_experts = tall_experts;
   fill_tables(params.tokens, plan, tables);
   plan.split_last_wave();
   std::printf("%d heavy, %d light, halves from %d, token groups of %d, ", plan.heavy, plan.light,
