@@ -170,9 +170,28 @@ def test_activations_are_tensors(value: Any) -> None:
         (lambda x: mla().absorb_q(x, scale), "q_nope"),
         (mla().project_v, "x"),
         (lambda x: moe()(x, paddle.ones([3, 4])), "x"),
+        (linear(has_bias=True).set_bias, "bias"),
     ):
         with pytest.raises(ValueError, match=f"^{name}: {expected}$"):
             call(value)
+
+
+@pytest.mark.parametrize("value", NOT_TENSORS[1:], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", ["logits", "shared_output"])
+def test_what_comes_beside_activations_is_a_tensor(name: str, value: Any) -> None:
+    given = {"logits": paddle.ones([3, 4]), name: value}
+    expected = f"^{name}: expected a paddle.Tensor, got {type(value).__name__}$"
+    with pytest.raises(ValueError, match=expected):
+        moe()(paddle.ones([3, 64], "bfloat16"), **given)
+
+
+@pytest.mark.parametrize("value", [2, None, "22"], ids=repr)
+def test_a_partition_is_made_of_a_sequence(value: Any) -> None:
+    kind = type(value).__name__
+    with pytest.raises(
+        ValueError, match=f"^experts_per_rank: expected a sequence of ints, got {kind}$"
+    ):
+        ExpertPartition.of(value)
 
 
 def test_sparse_activations() -> None:

@@ -15,11 +15,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from w4afp8._checks import check_int, check_range
+from w4afp8._checks import check_int, check_range, wrong_type
 from w4afp8.layers.checks import MAX_EXPERTS
 
 
@@ -70,7 +70,9 @@ class ExpertPartition:
 
     @classmethod
     def of(cls, experts_per_rank: Sequence[int]) -> ExpertPartition:
-        """From any sequence of integers."""
+        """From any sequence of integers; raises ValueError where it is none."""
+        if not isinstance(experts_per_rank, Iterable) or isinstance(experts_per_rank, str):
+            raise wrong_type("experts_per_rank", "a sequence of ints", experts_per_rank)
         return cls(tuple(experts_per_rank))
 
     @property

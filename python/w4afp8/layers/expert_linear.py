@@ -22,7 +22,7 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8._checks import check_multiple, check_range, dtype_name
+from w4afp8._checks import check_multiple, check_range, check_tensor, dtype_name
 from w4afp8.layers.checks import check_same
 from w4afp8.layers.format_record import RecordedLayer, check_record, format_record
 from w4afp8.layers.operands import alias
@@ -173,6 +173,7 @@ class ExpertLinear(RecordedLayer):
         """Takes a bias ``[experts, out]`` of any float type, cast to the activations'."""
         if self.bias is None:
             raise ValueError(f"{name}: expected None (the layer was made without one)")
+        check_tensor(name, bias)
         check_same(f"{name}: shape", list(bias.shape), list(self.bias.shape))
         self.bias = alias(bias.astype(self.activation_dtype))
 

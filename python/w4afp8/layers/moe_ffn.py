@@ -20,7 +20,7 @@ from typing import Any
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8._checks import check_multiple
+from w4afp8._checks import check_multiple, check_tensor
 from w4afp8._tracing import run_as_written
 from w4afp8.layers.checks import check_activations, check_hadamard, check_share
 from w4afp8.layers.experts import (
@@ -277,6 +277,9 @@ class W4AFP8MoEFFN(QuantizedLayer):
         # Refusals come first: of a trace that fails later Paddle keeps records of tensors, that
         # another program may trip over.
         check_activations("x", x, self.activation_dtype, self.hidden_size)
+        for name, given in (("logits", logits), ("shared_output", shared_output)):
+            if given is not None:
+                check_tensor(name, given)
         shared_output = None if shared_output is None else rows_like(x, shared_output)
         self.up_gate_proj.check_loaded()
         self.down_proj.check_loaded()
