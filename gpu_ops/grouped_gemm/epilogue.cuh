@@ -232,7 +232,7 @@ class Epilogue {
   __device__ __forceinline__ uint16_t* bias() const { return shared_.bias[warpgroup_]; }
 
   // Output of a column of this warpgroup's 64: of a sub-block, or of a half of a pair of them, gates
-  // first (see MainLoop::next). No outputs are gates from stored_features() on.
+  // first (see MainLoop::sub_block). No outputs are gates from stored_features() on.
   __device__ __forceinline__ int out_of(const TileCoordinates& tile, int column) const {
     const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks + warpgroup_;
     if constexpr (!Format::kIsGated) return sub_block * kSubBlockOut + column;
