@@ -27,7 +27,7 @@ import paddle
 import pytest
 
 from w4afp8 import ops
-from w4afp8.layers import ExpertLinear, W4AFP8MoEFFN
+from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.layers.experts import tokens_hint
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.tensors import float_tensor, tensor_bits
@@ -94,35 +94,19 @@ CASES = {
 }
 
 
-def multiply(
-    projection: ExpertLinear, x: Any, tokens: Any, x_scale: Any, hint: int
-) -> paddle.Tensor:
-    return ops.group_gemm(
-        *(x, projection.weight, projection.weight_scale, tokens),
-        group_scale=projection.group_scale,
-        x_scale=x_scale,
-        bias=projection.bias,
-        weight_format=projection.weight_format,
-        group_size=projection.group_size,
-        max_tokens=hint,
-        out_dtype=projection.activation_dtype,
-        accumulation=projection.accumulation,
-    )
-
-
 def composed(case: Case, layer: W4AFP8MoEFFN, x: Any, logits: Any, shared: Any) -> paddle.Tensor:
     weights, ids = ops.moe_route(logits, topk=TOPK)
     rows, scale, tokens, row_index = ops.moe_dispatch(
         x, ids, experts=case.experts, first_expert=case.first_expert
     )
     hint = tokens_hint(x.shape[0] * TOPK, case.router_experts)
-    h = multiply(layer.up_gate_proj, rows, tokens, scale, hint)
+    h = layer.up_gate_proj(rows, tokens, scale, max_tokens=hint)
     rows, scale = ops.activation_quant(
         *(h, tokens),
         activation=case.activation,
         hadamard_block_size=case.hadamard_block_size,
     )
-    y = multiply(layer.down_proj, rows, tokens, scale, hint)
+    y = layer.down_proj(rows, tokens, scale, max_tokens=hint)
     return ops.moe_combine(y, weights, row_index, shared_output=shared)
 
 
