@@ -150,8 +150,10 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   if (tokens <= 64) return TileKind::kSmall;
   if (summation_of(params) == Summation::kPromoted) return TileKind::kPromoted;
   const bool has_scales = params.group_scale_type != GroupScaleType::kNone;
-  // Where in_features are few, storing binds, which large tiles do worse.
-  const bool fits = params.in_features >= 1024 && large_tile_use(params) > 0.9;
+  // Products bind many in_features and stores few; between them a tile's epilogue does, in series with
+  // its products, which large tiles do worse.
+  const bool does_well = params.in_features >= 1024 || params.in_features <= 256;
+  const bool fits = does_well && large_tile_use(params) > 0.9;
   return fits && tokens > (has_scales ? 128 : 256) ? TileKind::kLarge : TileKind::kMedium;
 }
 

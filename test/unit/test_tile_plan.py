@@ -60,6 +60,8 @@ CHOICES = f"""
 992 7168 int4 bfloat16 256 bfloat16 default: {FEW} medium medium medium medium medium
 1024 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
 992 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
+288 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
+256 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
 4096 1160 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
 4096 1152 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
 4096 7168 int4 none -1 float16 default: {FEW} medium medium medium medium large
