@@ -49,7 +49,7 @@ class TileScheduler {
     plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
     plan.heavy = plan.light = 0;
     plan.has_narrow = false;
-    plan.low_height = Tile::kSubBlocks - Storage::kHeightStep;
+    plan.template set_heights<Storage::kHeightStep>();
     plan.token_group = Plan::token_group_of(params.in_features);
 
     const ExpertTables tables = ExpertTables::at(storage_, experts);
@@ -84,7 +84,7 @@ class TileScheduler {
       lower_ends(plan, tables.heavy_end, 0);
       lower_ends(plan, tables.light_end, 0);
     }
-    plan.split_last_wave();
+    plan.finish();
     if (threadIdx.x == 0) {
       shared_.plan = plan;
       shared_.sequence = plan.sequence(blockIdx.x / Tile::kCluster);
@@ -131,7 +131,7 @@ class TileScheduler {
       const int before = experts > 0 ? ends[experts - 1] : 0;
       const int tall_waves = waves(before);
       const int low_waves = waves(before + (plan.heavy - before) / tall * low) - tall_waves;
-      const Key height = tall_waves * Tile::kSubBlocks + low_waves * plan.low_height;
+      const Key height = tall_waves * plan.tall_height + low_waves * plan.low_height;
       best = min(best, height << 32 | static_cast<Key>(plan.experts - experts));
     }
     best = cub::BlockReduce<Key, Tile::kThreads>(storage).Reduce(

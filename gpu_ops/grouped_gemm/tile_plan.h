@@ -82,8 +82,11 @@ struct TilePlan {
   int32_t experts;
   int32_t clusters;      // that share the tiles
   int32_t sub_blocks;    // of an expert
-  int32_t tall_experts;  // the first so many experts have tiles of Tile::kSubBlocks
-  int32_t low_height;    // sub-blocks of the tiles of the others
+  int32_t tall_experts;  // the first so many experts have tall tiles
+  int32_t tall_height;   // sub-blocks of these
+  int32_t low_height;    // and of the tiles of the others, kStep fewer or less
+  int32_t tall_blocks;   // tiles that an expert's outputs are, if tall
+  int32_t low_blocks;    // and if low
   int32_t heavy, light;  // tiles
   bool has_narrow;       // a heavy expert ends with a tile narrower than its others
   int32_t whole;         // heavy tiles from this one on are halves, two for a tile
@@ -113,8 +116,10 @@ struct TilePlan {
            tile_width<Tile>(last) < Tile::kTokens;
   }
 
-  // Halves the last wave's tiles if they are few enough.
-  W4AFP8_HOST_DEVICE void split_last_wave() {
+  // Once heights are settled. Halves the last wave's tiles if they are few enough.
+  W4AFP8_HOST_DEVICE void finish() {
+    tall_blocks = out_blocks(true);
+    low_blocks = Tile::kVariesHeight ? out_blocks(false) : tall_blocks;
     whole = heavy;
     const int last = heavy % clusters;
     if (!Tile::kSplits || light > 0 || 2 * last > clusters) return;
@@ -128,26 +133,44 @@ struct TilePlan {
                             static_cast<uint32_t>(in_features));
   }
 
+  // Before anything is lowered. Heights are multiples of kStep: 1, or 2 with a gated activation. Six
+  // sub-blocks are two tiles of three, not one of four and one of two: with few warpgroups at work nothing
+  // hides what they do between their products.
+  template <int kStep>
+  W4AFP8_HOST_DEVICE void set_heights() {
+    tall_height = Tile::kSubBlocks;
+    if (Tile::kAnyHeight && Tile::kIsWide && sub_blocks > Tile::kSubBlocks) {
+      const int blocks = (sub_blocks + Tile::kSubBlocks - 1) / Tile::kSubBlocks;
+      const int even = (sub_blocks + blocks - 1) / blocks;
+      tall_height = (even + kStep - 1) / kStep * kStep;
+    }
+    low_height = tall_height - kStep;
+  }
+
+  W4AFP8_HOST_DEVICE int height_of(bool tall) const {
+    if (!Tile::kVariesHeight) return Tile::kSubBlocks;  // known without a look
+    return tall ? tall_height : low_height;
+  }
+
   W4AFP8_HOST_DEVICE int out_blocks(bool tall) const {
-    const int height = (tall ? Tile::kSubBlocks : low_height) * Tile::kCluster;
+    const int height = height_of(tall) * Tile::kCluster;
     return (sub_blocks + height - 1) / height;
   }
 
   // Makes all tiles lower where there are few: `heavy` and `light` count tall ones. False where none is.
-  // Heights are multiples of kStep: 1, or 2 with a gated activation.
   template <int kStep>
   W4AFP8_HOST_DEVICE bool lower_all() {
     const int tiles = heavy + light;
     if (!Tile::kVariesHeight || tiles == 0 || tiles > clusters) return false;
     const int tall = out_blocks(true), token_tiles = tiles / tall;
-    int height = Tile::kSubBlocks;
+    int height = tall_height;
     while (height > kStep) {
       low_height = Tile::kAnyHeight ? height - kStep : height / 2;
       if (token_tiles * out_blocks(false) > clusters) break;
       height = low_height;
     }
     low_height = height;
-    if (height == Tile::kSubBlocks) return false;
+    if (height == tall_height) return false;
     tall_experts = 0;
     heavy = heavy / tall * out_blocks(false);
     light = light / tall * out_blocks(false);
@@ -183,7 +206,8 @@ struct TilePlan {
     tile.expert = first_above(ends, index);
     const int count = tables.count[tile.expert];
     const bool tall = !Tile::kVariesHeight || tile.expert < tall_experts;
-    const int blocks = out_blocks(tall), all_tokens = token_tiles(count);
+    const int blocks = !Tile::kVariesHeight ? out_blocks(true) : tall ? tall_blocks : low_blocks;
+    const int all_tokens = token_tiles(count);
     int block = index - (ends[tile.expert] - blocks * all_tokens);
     int token_tile = 0;
     if (all_tokens > 1) {
@@ -202,7 +226,7 @@ struct TilePlan {
     const int most = is_half ? Tile::kTokens / 2 : Tile::kTokens;
     const int each = tile_tokens(count, all_tokens), token_begin = token_tile * each;
 
-    const int height = tall ? Tile::kSubBlocks : low_height;
+    const int height = height_of(tall);
     tile.sub_block = block * height * Tile::kCluster;
     const int left = sub_blocks - tile.sub_block;
     tile.sub_blocks = Tile::kVariesHeight && left < height ? left : height;

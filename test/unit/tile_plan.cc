@@ -109,7 +109,7 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
   plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
   plan.tall_experts = plan.experts;
   const bool gates = is_gated(params.activation);
-  plan.low_height = Tile::kSubBlocks - (gates ? 2 : 1);
+  gates ? plan.template set_heights<2>() : plan.template set_heights<1>();
   plan.token_group = plan.token_group_of(params.in_features);
   std::vector<int32_t> storage(ExpertTables::kTables * plan.experts);
   const ExpertTables tables = ExpertTables::at(storage.data(), plan.experts);
@@ -117,10 +117,10 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
   const bool all_low = gates ? plan.template lower_all<2>() : plan.template lower_all<1>();
   if (!all_low) plan.tall_experts = tall_experts;
   fill_tables(params.tokens, plan, tables);
-  plan.split_last_wave();
+  plan.finish();
   std::printf("%d heavy, %d light, halves from %d, token groups of %d, ", plan.heavy, plan.light,
               plan.whole, plan.token_group);
-  std::printf("%d high up to expert %d, then %d\n", Tile::kSubBlocks, plan.tall_experts,
+  std::printf("%d high up to expert %d, then %d\n", plan.tall_height, plan.tall_experts,
               plan.low_height);
   for (int cluster = 0; cluster < clusters; ++cluster) {
     const TileSequence sequence = plan.sequence(cluster);
