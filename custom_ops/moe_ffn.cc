@@ -29,6 +29,7 @@ namespace w4afp8 {
 namespace {
 
 constexpr int64_t kAlignment = 1024;  // bytes; the kernels want 16, tensor maps 128
+constexpr int64_t kWordBytes = 4, kHalfBytes = 2;
 
 // Bytes of what the operators hand on, and where in the workspace each begins.
 class WorkspaceLayout {
@@ -54,8 +55,6 @@ class WorkspaceLayout {
   int64_t permuted, activated, inner_rows, y;
 
  private:
-  static constexpr int64_t kWordBytes = 4, kHalfBytes = 2;
-
   int64_t add(int64_t bytes) {
     const int64_t begin = end_;
     end_ += round_up(std::max<int64_t>(bytes, 1), kAlignment);
@@ -65,17 +64,24 @@ class WorkspaceLayout {
   int64_t end_ = 0;
 };
 
-// Whether the first product applies the activation. On the CPU it would need room for all of its
-// outputs beside the workspace.
+// Whether the first product applies the activation. With fewer outputs L2 keeps them for the launch behind
+// it, which costs less than tiles of pairs of sub-blocks do (performance.md). On the CPU it would need room
+// for all of its outputs beside the workspace.
 bool is_fused(const MoeFfnArguments& a) {
+  constexpr int64_t kLeastBytes = 20 << 20;
+  const int64_t experts = a.up_gate.weight_scale.dims()[0], routed = a.logits.dims()[1];
+  const int64_t outputs = a.up_gate.weight_scale.dims()[1];
+  const int64_t rows = a.x.dims()[0] * a.topk * experts / std::max<int64_t>(routed, 1);  // probably
   return on_gpu(a.x) && is_gated(activation_of(a.activation, "activation")) &&
-         a.up_gate.weight_scale.dims()[1] % kActivatedOutUnit == 0;
+         outputs % kActivatedOutUnit == 0 && rows * outputs * kHalfBytes >= kLeastBytes;
 }
 
 // What the layout depends on; the operators check the rest.
 WorkspaceLayout layout_of(const MoeFfnArguments& a) {
   check_tensor(a.x, "x");
+  check_tensor(a.logits, "logits");
   check_rank(a.x, "x", 2, "[tokens, hidden]");
+  check_rank(a.logits, "logits", 2, "[tokens, experts]");
   for (const Tensor* scale : {&a.up_gate.weight_scale, &a.down.weight_scale}) {
     check_rank(*scale, "weight_scale", 2, "[experts, out_features]");
   }

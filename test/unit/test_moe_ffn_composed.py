@@ -14,7 +14,7 @@
 """The layer is its public operators, one after the other, bit for bit.
 
 On a GPU the layer's first product applies a gated activation where its outputs are a multiple of
-128; the operators here do it behind the product.
+128, and 20 MiB or more; the operators here do it behind the product.
 """
 
 from __future__ import annotations
@@ -79,7 +79,12 @@ CASES = {
     "128": Case(64),
     "384": Case(192),
     "384, gpt-oss": Case(192, "swiglu_oai", "mxfp4"),
-    "1536": Case(768, group_size=128),
+    "1536": Case(768),
+    "1536 in groups of 128": Case(768, group_size=128),
+    "1536, gpt-oss": Case(768, "swiglu_oai", "mxfp4"),
+    "1536 in float16": Case(768, weight_format="mxfp4", dtype="float16"),
+    "1536 in float32": Case(768, accumulation="float32"),
+    "1536, a part": Case(768, router_experts=24, first_expert=8),
     "groups of 32": Case(192, group_size=32),
     "float16": Case(192, dtype="float16"),
     "float16, gpt-oss, in halves": Case(192, "swiglu_oai", dtype="float16", accumulation="half"),
@@ -110,10 +115,7 @@ def composed(case: Case, layer: W4AFP8MoEFFN, x: Any, logits: Any, shared: Any) 
     return ops.moe_combine(y, weights, row_index, shared_output=shared)
 
 
-# Of 8 experts: a few tokens each, and so many that the GPU takes each of its tiles.
-@pytest.mark.parametrize("tokens", [0, 1, 5, 40, 170, 400, 1000])
-@pytest.mark.parametrize("name", CASES)
-def test_the_layer_is_its_operators(name: str, tokens: int, place: Any) -> None:
+def check(name: str, tokens: int, place: Any) -> None:
     case = CASES[name]
     layer = case.layer(place)
     rng = np.random.default_rng(tokens)
@@ -129,3 +131,28 @@ def test_the_layer_is_its_operators(name: str, tokens: int, place: Any) -> None:
         found = tensor_bits(layer(x, logits, shared_output=shared_output))
         expected = tensor_bits(composed(case, layer, x, logits, shared_output))
         assert_bits_equal(found, expected, name)
+
+
+# Of 8 experts: a few tokens each, and so many that the GPU takes each of its tiles.
+@pytest.mark.parametrize("tokens", [0, 1, 5, 40, 170, 400, 1000])
+@pytest.mark.parametrize("name", CASES)
+def test_the_layer_is_its_operators(name: str, tokens: int, place: Any) -> None:
+    check(name, tokens, place)
+
+
+# Tokens that make 20 MiB of outputs of the first product, or not.
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        *((name, 2276) for name in CASES if name.startswith("1536")),
+        ("1536", 2275),
+        ("1536, a part", 2276 * 3),
+        ("384", 9103),
+        ("384, gpt-oss", 9200),
+        ("float16", 9200),
+        ("rotated", 9200),
+        ("192", 19000),
+    ],
+)
+def test_with_many_tokens_too(name: str, tokens: int, place: Any) -> None:
+    check(name, tokens, place)
