@@ -26,7 +26,7 @@ constexpr int kMaxSharedBytes = 232448;  // of one block on sm_90: 227 KB
 // The product runs transposed: outputs are the m of wgmma, 64 for each consumer warpgroup; tokens are
 // its n.
 template <int kConsumers_, int kTokens_, int kNarrowest_, int kStages_, int kCluster_,
-          bool kHasThreeQuarters_ = false>
+          bool kHasThreeQuarters_ = false, bool kTurnsSums_ = false>
 struct TileShape {
   static constexpr int kConsumers = kConsumers_;  // consumer warpgroups
   static constexpr int kTokens = kTokens_;        // tokens of a tile, at most
@@ -58,8 +58,13 @@ struct TileShape {
   static constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 56;
   // Tokens of one copy: the narrowest tile is one from each block of the cluster.
   static constexpr int kBoxTokens = kNarrowest / kCluster;
+  // Sums, in halves, are turned around in shared memory; else outputs are.
+  static constexpr bool kTurnsSums = kTurnsSums_;
   // Tokens that pass through the staging buffer of the epilogue at a time.
-  static constexpr int kStagedTokens = kConsumers == 2 ? 64 : kTokens < 32 ? kTokens : 32;
+  static constexpr int kStagedTokens = kTurnsSums        ? 128
+                                       : kConsumers == 2 ? 64
+                                       : kTokens < 32    ? kTokens
+                                                         : 32;
 
   static_assert(kNarrowest % 16 == 0 && kTokens <= 256, "the epilogue stages 16 tokens at a time");
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
@@ -86,14 +91,17 @@ W4AFP8_HOST_DEVICE int tile_width(int num_tokens) {
   return width;
 }
 
-//                consumers, tokens, narrowest, stages, cluster
-using TileDecode = TileShape<4, 16, 16, 5, 1>;        // 256 x 16
-using TileSmall = TileShape<4, 64, 16, 5, 1>;         // 256 x 64
-using TileMedium = TileShape<4, 128, 32, 5, 1>;       // 256 x 128
-using TileLarge = TileShape<2, 256, 64, 4, 2, true>;  // 128 x 256
+//                consumers, tokens, narrowest, stages, cluster, three quarters, turned sums
+using TileDecode = TileShape<4, 16, 16, 5, 1>;              // 256 x 16
+using TileSmall = TileShape<4, 64, 16, 5, 1>;               // 256 x 64
+using TileMedium = TileShape<4, 128, 32, 5, 1>;             // 256 x 128
+using TileLarge = TileShape<2, 256, 64, 4, 2, true, true>;  // 128 x 256
 // With group scales or carried sums registers do not suffice for one more main loop, and MXFP4's full
 // tiles become slower with it.
-using TileLargeCoarse = TileShape<2, 256, 64, 4, 2>;
+using TileLargeCoarse = TileShape<2, 256, 64, 4, 2, false, true>;
+// For sums in float32, and where outputs are streamed.
+using TileLargeRounded = TileShape<2, 256, 64, 4, 2, true>;
+using TileLargeCoarseRounded = TileShape<2, 256, 64, 4, 2>;
 using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
@@ -150,10 +158,9 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   if (tokens <= 64) return TileKind::kSmall;
   if (summation_of(params) == Summation::kPromoted) return TileKind::kPromoted;
   const bool has_scales = params.group_scale_type != GroupScaleType::kNone;
-  // Products bind many in_features and stores few; between them a tile's epilogue does, in series with
-  // its products, which large tiles do worse.
-  const bool does_well = params.in_features >= 1024 || params.in_features <= 256;
-  const bool fits = does_well && large_tile_use(params) > 0.9;
+  // With few in_features the epilogue of sums in float32 takes most of the time: medium tiles have less.
+  const bool is_long = params.in_features >= 1024 || summation_of(params) == Summation::kHalves;
+  const bool fits = is_long && large_tile_use(params) > 0.9;
   return fits && tokens > (has_scales ? 128 : 256) ? TileKind::kLarge : TileKind::kMedium;
 }
 

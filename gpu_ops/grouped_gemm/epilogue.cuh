@@ -85,10 +85,9 @@ class Epilogue {
     }
   }
 
- private:
+ protected:
   static constexpr int kChunks = Tile::kTokens / Tile::kStagedTokens;
   static constexpr int kGates = kSubBlockOut / 2;  // of a warpgroup's outputs
-  static_assert(Storage::kStagedBuffers == (kChunks > 1 ? 2 : 1));
 
   // Of output rows g and g + 8 of a fragment.
   struct Channels {
@@ -97,6 +96,7 @@ class Epilogue {
 
   template <class Out, class Sums>
   __device__ __forceinline__ void store_as(const TileCoordinates& tile, const Sums& sums) const {
+    static_assert(Storage::kStagedBuffers == (kChunks > 1 ? 2 : 1));
     Channels channels;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

@@ -22,6 +22,7 @@
 #include "grouped_gemm/epilogue.cuh"
 #include "grouped_gemm/main_loop.cuh"
 #include "grouped_gemm/producer.cuh"
+#include "grouped_gemm/turned_epilogue.cuh"
 
 namespace w4afp8 {
 
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       cutlass::arch::warpgroup_reg_alloc<Tile::kConsumerRegisters>();
     }
     MainLoop<Tile, Format> main_loop(params, shared);
-    Epilogue<Tile, Format> epilogue(params, shared, rank);
+    EpilogueOf<Tile, Format> epilogue(params, shared, rank);
     TileCoordinates tile;
     while (main_loop.next(tile)) {
       if (main_loop.skips(tile)) continue;

@@ -92,11 +92,19 @@ cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {
-    constexpr bool kIsCoarse =
-        Format::kSummation != Summation::kHalves || Format::kGroupScaling != GroupScaling::kNone;
-    using Large = std::conditional_t<kIsCoarse, TileLargeCoarse, TileLarge>;
-    return tile == TileKind::kLarge ? launch_tile<Large, Format>(params, stream)
-                                    : launch_tile<TileMedium, Format>(params, stream);
+    if (tile != TileKind::kLarge) return launch_tile<TileMedium, Format>(params, stream);
+    constexpr bool kTurns = Format::kSummation == Summation::kHalves;
+    constexpr bool kIsCoarse = !kTurns || Format::kGroupScaling != GroupScaling::kNone;
+    using Rounded = std::conditional_t<kIsCoarse, TileLargeCoarseRounded, TileLargeRounded>;
+    using Turned = std::conditional_t<kIsCoarse, TileLargeCoarse, TileLarge>;
+    if constexpr (!kTurns) {
+      return launch_tile<Rounded, Format>(params, stream);
+    } else {
+      if constexpr (!Format::kIsGated) {
+        if (streams_outputs(params)) return launch_tile<Rounded, Format>(params, stream);
+      }
+      return launch_tile<Turned, Format>(params, stream);
+    }
   } else {
     return launch_tile<TilePromoted, Format>(params, stream);
   }

@@ -29,11 +29,12 @@ struct SharedStorage {
   static constexpr int kWeightBytes = Tile::kSubBlocks * kSubBlockBytes;
   static constexpr int kScaleBytes = Tile::kOut * Format::kScaleBytes;
   static constexpr int kHeightStep = Format::kIsGated ? 2 : 1;  // sub-blocks come in so many
-  // 64 outputs of a token, and 16 bytes more so that a column of tokens meets all banks.
-  static constexpr int kStagedRowBytes = 64 * 2 + 16;
+  // 64 outputs of a token, and 16 bytes more so that a column of tokens meets all banks; sums are swizzled.
+  static constexpr int kStagedRowBytes = 64 * 2 + (Tile::kTurnsSums ? 0 : 16);
   static constexpr int kStagedBytes = Tile::kStagedTokens * kStagedRowBytes;
-  // Two where a tile passes in several chunks, so that one barrier a chunk is enough.
-  static constexpr int kStagedBuffers = Tile::kTokens > Tile::kStagedTokens ? 2 : 1;
+  // Two where outputs pass in several chunks, so that one barrier a chunk is enough.
+  static constexpr int kStagedBuffers =
+      !Tile::kTurnsSums && Tile::kTokens > Tile::kStagedTokens ? 2 : 1;
 
   alignas(1024) uint8_t tokens[Tile::kStages][kTokenBytes];  // 128-byte swizzle
   alignas(128) uint8_t weight[Tile::kStages][kWeightBytes];
@@ -42,6 +43,8 @@ struct SharedStorage {
   alignas(8) float token_scale[Tile::kConsumers][Tile::kTokens];
   float out_scale[Tile::kConsumers][kSubBlockOut];
   alignas(4) uint16_t bias[Tile::kConsumers][kSubBlockOut];  // bits
+  float unit[Tile::kConsumers]
+            [Tile::kTurnsSums ? kSubBlockOut : 1];  // of sums, where rows have their own
   uint2 e2m1_table[Format::kTableEntries > 0 ? Format::kTableEntries : 1];
   TileCoordinates tile[Tile::kStages];  // of a tile's first stage
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers

@@ -146,6 +146,12 @@ struct HalfSums {
     return __half22float2(as_half2(v[first / 4 + half]));
   }
 
+  // Two halves: tokens `first` and `first + 1` of this thread's row g (half 0) or g + 8, `first` counted in
+  // steps of 8.
+  __device__ __forceinline__ uint32_t bits(int first, int half) const {
+    return v[first / 4 + half];
+  }
+
   __device__ __forceinline__ float unit(int half) const { return inverse_of(inverse[half]); }
 
   static constexpr float kNoUnit = 0x1p100f;  // the inverse of less than every scale asks for

@@ -310,12 +310,14 @@ void group_gemm() {
       {WeightFormat::kInt4, GroupScaleType::kNone, -1, Accumulation::kFloat32},
       {WeightFormat::kInt4, GroupScaleType::kBFloat16, 128, Accumulation::kFloat32},
       {WeightFormat::kMxfp4, GroupScaleType::kE8M0, 32, Accumulation::kFloat32}};
-  const WeightLayout layouts[] = {{72, 128}, {328, 640}};
+  const WeightLayout layouts[] = {{72, 128}, {328, 640}, {248, 640}};
   for (const Experts& experts : kExperts) {
     for (const WeightLayout& layout : layouts) {
       for (const GemmFormat& format : formats) group_gemm_case(experts, layout, format);
     }
   }
+  // Large tiles, which 248 outputs fill, without group scales; with them there are some above.
+  group_gemm_case({{300, 280}, 0}, layouts[2], formats[0]);
   // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
   for (const int32_t tokens : {3, 20, 100}) {
     const Experts many = {std::vector<int32_t>(70, tokens), 0};

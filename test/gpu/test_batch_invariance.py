@@ -161,3 +161,34 @@ def test_bits_do_not_depend_on_how_many_tokens_there_are(
             outs = batches.run([some, ALL[:1]], padding=padding, hint=hint)
             assert_bits_equal(outs[0], first[some], f"{cut} tokens, hint {hint}")
             assert_bits_equal(outs[1], second[:1], f"beside {cut} tokens, hint {hint}")
+
+
+@pytest.mark.parametrize("hint", [1, 128, 4096])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+def test_outputs_so_many_that_they_are_streamed(place: Any, form: str, hint: int) -> None:
+    """More than 150 million of few in_features (config.h), beside their halves, which are fewer."""
+    tokens, outs, ins = 16384, 4608, 128
+    p = dataclasses.replace(inputs_of(form).problem, counts=(1, 1))
+    p = dataclasses.replace(p, out_features=outs, in_features=ins)
+    packed = pack(random_inputs(p).weight, place=place)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (EXPERTS * tokens, ins), np.uint8)
+    x[x & 0x7F == NAN_BYTE & 0x7F] = 0
+
+    def run(rows: NDArray[np.uint8], ends: tuple[int, int]) -> Bits:
+        out = ops.group_gemm(
+            float8_tensor(rows, place),
+            packed.weight,
+            packed.weight_scale,
+            int_tensor([0, *ends], "int32", place),
+            group_scale=packed.group_scale,
+            weight_format=p.weight_format,
+            group_size=p.group_size,
+            max_tokens=hint,
+        )
+        return tensor_bits(out)
+
+    whole = run(x, (tokens, 2 * tokens))
+    assert whole.size > 150e6
+    assert_bits_equal(whole[:tokens], run(x[:tokens], (tokens, tokens)), "first expert")
+    assert_bits_equal(whole[tokens:], run(x[tokens:], (0, tokens)), "second expert")

@@ -40,7 +40,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 HEAD = re.compile(
     r"\w+, (\d+) x (\d+), narrowest (\d+), cluster of (\d+)(.*)\n"
     r"(\d+) heavy, (\d+) light, halves from (\d+), token groups of (\d+), "
-    r"\d+ high up to expert (\d+), then (\d+)\n?"
+    r"(\d+) high up to expert (\d+), then (\d+)\n?"
 )
 TILE = re.compile(
     r"cluster (\d+), tile (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
@@ -57,11 +57,12 @@ CHOICES = f"""
 4096 7168 int4 float32 128 bfloat16 default: {FEW} medium medium large large large
 4096 7168 int4 float32 64 bfloat16 default: {FEW} {PROMOTED}
 1024 7168 int4 bfloat16 256 bfloat16 default: {FEW} medium medium large large large
-992 7168 int4 bfloat16 256 bfloat16 default: {FEW} medium medium medium medium medium
+128 7168 int4 bfloat16 128 bfloat16 default: {FEW} medium medium large large large
 1024 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
-992 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
-288 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
-256 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
+32 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
+1024 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
+992 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium medium medium medium
+992 7168 mxfp4 e8m0 32 float16 half: {FEW} medium medium large large large
 4096 1160 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
 4096 1152 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
 4096 7168 int4 none -1 float16 default: {FEW} medium medium medium medium large
@@ -135,6 +136,7 @@ class Plan:
     light: int
     whole: int
     token_group: int
+    tall: int  # sub-blocks of the tiles of the first `tall_experts`
     tall_experts: int
     low: int  # sub-blocks of the tiles of the others
 
@@ -169,7 +171,7 @@ def read_plan(case: Case, text: str) -> Plan:
     indices = sorted(tile.index for tile in tiles)
     assert indices == list(range(int(head[6]) + int(head[7]))), case.line
     tiles = [tile for tile in tiles if tile.tokens > 0]
-    return Plan(case, tiles, head[5], *map(int, head.group(1, 2, 3, 4, 6, 7, 8, 9, 10, 11)))
+    return Plan(case, tiles, head[5], *map(int, head.group(1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12)))
 
 
 def find_compiler() -> list[str]:
@@ -263,7 +265,7 @@ def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
             assert tile.width == min(w for w in widths if w >= tile.tokens), plan.case.line
             height = plan.out // 64
             if "varies height" in plan.traits:  # blocks copy no weights that do not exist
-                height = height if tile.expert < plan.tall_experts else plan.low
+                height = plan.tall if tile.expert < plan.tall_experts else plan.low
                 height = min(height, plan.case.sub_blocks - tile.sub_block)
             assert tile.sub_blocks == height, plan.case.line
             assert tile.sub_block % plan.case.height_step == 0, plan.case.line
@@ -287,12 +289,24 @@ def test_experts_of_two_or_three_large_tiles_may_have_all_of_three_quarters(
     assert three_quarters > 100
 
 
+def test_wide_tiles_of_an_expert_are_equally_high(plans: list[Plan]) -> None:
+    """As far as a whole number of steps allows, and no more of them than the highest would be."""
+    lower = set()
+    for plan in plans:
+        most, step = plan.out // 64, plan.case.height_step
+        tiles = -(-plan.case.sub_blocks // most)
+        evens = "any height" in plan.traits and "wide" in plan.traits and tiles > 1
+        fits = [h for h in range(step, most + 1, step) if h * tiles >= plan.case.sub_blocks]
+        assert plan.tall == (min(fits) if evens else most), plan.case.line
+        lower.add((plan.case.tile, plan.case.activation, plan.tall))
+    assert {height for tile, _, height in lower if tile == "medium"} == {3, 4}
+
+
 def test_few_tiles_are_as_low_as_still_makes_no_more_than_clusters(plans: list[Plan]) -> None:
     heights = set()
     for plan in plans:
         heavy_or_light = plan.heavy + plan.light - (plan.heavy - plan.whole) // 2
-        tall = plan.out // 64
-        least = plan.case.height_step
+        tall, least = plan.tall, plan.case.height_step
         steps = range(least, tall + 1, least) if "any height" in plan.traits else (least, 2, 4)
         fits = [height for height in steps if 0 < plan.tiles_of(height) <= plan.case.clusters]
         if "varies height" in plan.traits and tall in fits:

@@ -1,0 +1,187 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+// The epilogue of tiles whose threads have registers enough for eight rows at once: sums, in halves, are
+// turned around in shared memory as they are; the thread that stores 16 bytes scales, biases and rounds
+// them. So it waits for shared memory twice a tile instead of every 16 tokens.
+#pragma once
+
+#include <type_traits>
+
+#include "grouped_gemm/dequant.cuh"
+#include "grouped_gemm/epilogue.cuh"
+
+namespace w4afp8 {
+
+template <class Tile, class Format>
+class TurnedEpilogue : public Epilogue<Tile, Format> {
+  using Base = Epilogue<Tile, Format>;
+  using Base::bias;
+  using Base::kGates;
+  using Base::lane;
+  using Base::out_of;
+  using Base::out_scale;
+  using Base::params_;
+  using Base::shared_;
+  using Base::sync;
+  using Base::thread_;
+  using Base::token_scale;
+  using Base::warp;
+  using Base::warpgroup_;
+
+ public:
+  using Base::Base;
+  using typename Base::Storage;
+
+  template <class Sums>
+  __device__ __forceinline__ void store(const TileCoordinates& tile, const Sums& sums) const {
+    if (params_.out_type == DataType::kBFloat16) {
+      store_as<__nv_bfloat16>(tile, sums);
+    } else {
+      store_as<__half>(tile, sums);
+    }
+  }
+
+ private:
+  // Of this thread's eight outputs.
+  struct EightChannels {
+    float scale[8], bias[8];
+  };
+
+  template <class Out, class Sums>
+  __device__ __forceinline__ void store_as(const TileCoordinates& tile, const Sums& sums) const {
+    constexpr bool kHasUnits = Format::kGroupScaling == GroupScaling::kScaled;
+    EightChannels channels;
+#pragma unroll
+    for (int first = 0; first < Tile::kTokens; first += Tile::kStagedTokens) {
+      if (first >= tile.num_tokens) break;
+      stage(sums, first);
+      if (first == 0) {
+        if (kHasUnits && lane() % 4 == 0) {
+          float* const unit = shared_.unit[warpgroup_] + warp() * 16 + lane() / 4;
+          unit[0] = sums.unit(0), unit[8] = sums.unit(1);
+        }
+        __pipeline_wait_prior(0);
+      }
+      sync();
+      if (first == 0) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const float unit = kHasUnits ? shared_.unit[warpgroup_][column() + i] : sums.unit(0);
+          channels.scale[i] = out_scale()[column() + i] * (Format::kFactor * unit);
+          channels.bias[i] = Base::template to_float<Out>(bias()[column() + i]);
+        }
+      }
+      round_rows<Out>(tile, first, channels);
+      sync();
+    }
+  }
+
+  // Matrix i of 16 tokens x 16 outputs of each warp holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
+  template <class Sums>
+  __device__ __forceinline__ void stage(const Sums& sums, int first) const {
+    const int row = lane() / 16 * 8 + lane() % 8;
+    uint8_t* const staged = shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
+                            swizzled(warp() * 2 + lane() / 8 % 2, row);
+#pragma unroll
+    for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+      const int from = first + token;
+      const uint32_t matrix[4] = {sums.bits(from, 0), sums.bits(from, 1), sums.bits(from + 8, 0),
+                                  sums.bits(from + 8, 1)};
+      ptx::stmatrix_x4_transposed(staged + token * Storage::kStagedRowBytes, matrix);
+    }
+  }
+
+  // Bytes from the begin of a row to 16 of them, so that those of a column of rows meet all banks.
+  __device__ __forceinline__ static int swizzled(int piece, int row) {
+    return (piece ^ row % 8) * 16;
+  }
+
+  // Each thread has 16 bytes of every 16th row.
+  template <class Out>
+  __device__ __forceinline__ void round_rows(const TileCoordinates& tile, int first,
+                                             const EightChannels& channels) const {
+    constexpr int kStep = 16, kRows = Tile::kStagedTokens / kStep;
+    const int64_t features = params_.out_features / (Format::kIsGated ? 2 : 1);
+    const int feature = out_of(tile, Format::kIsGated ? column() % kGates : column());
+    const int row = thread_ / 8;
+    const int tokens = feature < features ? tile.num_tokens - first - row : 0;
+    uint16_t* destination = static_cast<uint16_t*>(params_.out) +
+                            (int64_t{tile.row_begin} + first + row) * features + feature;
+    const uint8_t* const staged = shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
+                                  swizzled(column() / 8, row);
+    const float* const token_scales = token_scale() + first + row;
+    uint4 sums[kRows];
+    float scale[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      sums[i] = *reinterpret_cast<const uint4*>(staged + i * kStep * Storage::kStagedRowBytes);
+      scale[i] = token_scales[i * kStep];
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const uint4 rounded = {round_two<Out>(sums[i].x, scale[i], channels, 0),
+                             round_two<Out>(sums[i].y, scale[i], channels, 2),
+                             round_two<Out>(sums[i].z, scale[i], channels, 4),
+                             round_two<Out>(sums[i].w, scale[i], channels, 6)};
+      if constexpr (Format::kIsGated) {
+        const bool lets_through = column() >= kGates;
+        const uint2 four = gate_four<Out>(rounded, lets_through);
+        uint16_t* const mine = destination + (lets_through ? 4 : 0);
+        if (i * kStep < tokens) *reinterpret_cast<uint2*>(mine) = four;
+      } else {
+        if (i * kStep < tokens) *reinterpret_cast<uint4*>(destination) = rounded;
+      }
+      destination += kStep * features;
+    }
+  }
+
+  // Outputs `i` and `i` + 1 of one token.
+  template <class Out>
+  __device__ __forceinline__ static uint32_t round_two(uint32_t halves, float token_scale,
+                                                       const EightChannels& channels, int i) {
+    const float2 y = __half22float2(*reinterpret_cast<const __half2*>(&halves));
+    return Base::template round_pair<Out>(
+        fmaf(y.x, channels.scale[i] * token_scale, channels.bias[i]),
+        fmaf(y.y, channels.scale[i + 1] * token_scale, channels.bias[i + 1]));
+  }
+
+  // Of eight gates and, four lanes on, the eight outputs that they let through, each lane takes half.
+  template <class Out>
+  __device__ __forceinline__ uint2 gate_four(uint4 mine, bool lets_through) const {
+    const uint2 given = lets_through ? make_uint2(mine.x, mine.y) : make_uint2(mine.z, mine.w);
+    const uint2 kept = lets_through ? make_uint2(mine.z, mine.w) : make_uint2(mine.x, mine.y);
+    const uint2 taken = {__shfl_xor_sync(0xFFFFFFFFu, given.x, 4),
+                         __shfl_xor_sync(0xFFFFFFFFu, given.y, 4)};
+    const uint2 gate = lets_through ? taken : kept, up = lets_through ? kept : taken;
+    return params_.activation == Activation::kSwiglu
+               ? gate_four<Out, Activation::kSwiglu>(gate, up)
+               : gate_four<Out, Activation::kSwigluOai>(gate, up);
+  }
+
+  template <class Out, Activation kActivation>
+  __device__ __forceinline__ static uint2 gate_four(uint2 gate, uint2 up) {
+    return {Base::template gate_pair<Out, kActivation>(gate.x, up.x),
+            Base::template gate_pair<Out, kActivation>(gate.y, up.y)};
+  }
+
+  // The first of the eight outputs that this thread stores, of its warpgroup's.
+  __device__ __forceinline__ int column() const { return thread_ % 8 * 8; }
+};
+
+template <class Tile, class Format>
+using EpilogueOf =
+    std::conditional_t<Tile::kTurnsSums, TurnedEpilogue<Tile, Format>, Epilogue<Tile, Format>>;
+
+}  // namespace w4afp8
