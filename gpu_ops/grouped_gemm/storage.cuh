@@ -41,10 +41,9 @@ struct SharedStorage {
   alignas(128) uint8_t scale[Tile::kStages][kScaleBytes > 0 ? kScaleBytes : 16];
   alignas(16) uint8_t staged[Tile::kConsumers][kStagedBuffers][kStagedBytes];
   alignas(8) float token_scale[Tile::kConsumers][Tile::kTokens];
-  float out_scale[Tile::kConsumers][kSubBlockOut];
+  // Where sums are turned, room for their units behind the scales.
+  float out_scale[Tile::kConsumers][kSubBlockOut * (Tile::kTurnsSums ? 2 : 1)];
   alignas(4) uint16_t bias[Tile::kConsumers][kSubBlockOut];  // bits
-  float unit[Tile::kConsumers]
-            [Tile::kTurnsSums ? kSubBlockOut : 1];  // of sums, where rows have their own
   uint2 e2m1_table[Format::kTableEntries > 0 ? Format::kTableEntries : 1];
   TileCoordinates tile[Tile::kStages];  // of a tile's first stage
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers

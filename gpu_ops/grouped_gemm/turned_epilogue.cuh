@@ -26,9 +26,9 @@ namespace w4afp8 {
 
 template <class Tile, class Format>
 class TurnedEpilogue : public Epilogue<Tile, Format> {
+  static_assert(!Format::kIsGated && Format::kSummation == Summation::kHalves);
   using Base = Epilogue<Tile, Format>;
   using Base::bias;
-  using Base::kGates;
   using Base::lane;
   using Base::out_of;
   using Base::out_scale;
@@ -69,7 +69,7 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
       stage(sums, first);
       if (first == 0) {
         if (kHasUnits && lane() % 4 == 0) {
-          float* const unit = shared_.unit[warpgroup_] + warp() * 16 + lane() / 4;
+          float* const unit = units() + warp() * 16 + lane() / 4;
           unit[0] = sums.unit(0), unit[8] = sums.unit(1);
         }
         __pipeline_wait_prior(0);
@@ -78,7 +78,7 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
       if (first == 0) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-          const float unit = kHasUnits ? shared_.unit[warpgroup_][column() + i] : sums.unit(0);
+          const float unit = kHasUnits ? units()[column() + i] : sums.unit(0);
           channels.scale[i] = out_scale()[column() + i] * (Format::kFactor * unit);
           channels.bias[i] = Base::template to_float<Out>(bias()[column() + i]);
         }
@@ -113,12 +113,12 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
   __device__ __forceinline__ void round_rows(const TileCoordinates& tile, int first,
                                              const EightChannels& channels) const {
     constexpr int kStep = 16, kRows = Tile::kStagedTokens / kStep;
-    const int64_t features = params_.out_features / (Format::kIsGated ? 2 : 1);
-    const int feature = out_of(tile, Format::kIsGated ? column() % kGates : column());
+    const int64_t features = params_.out_features;
+    const int out = out_of(tile, column());
     const int row = thread_ / 8;
-    const int tokens = feature < features ? tile.num_tokens - first - row : 0;
+    const int tokens = out < features ? tile.num_tokens - first - row : 0;
     uint16_t* destination = static_cast<uint16_t*>(params_.out) +
-                            (int64_t{tile.row_begin} + first + row) * features + feature;
+                            (int64_t{tile.row_begin} + first + row) * features + out;
     const uint8_t* const staged = shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
                                   swizzled(column() / 8, row);
     const float* const token_scales = token_scale() + first + row;
@@ -135,14 +135,7 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
                              round_two<Out>(sums[i].y, scale[i], channels, 2),
                              round_two<Out>(sums[i].z, scale[i], channels, 4),
                              round_two<Out>(sums[i].w, scale[i], channels, 6)};
-      if constexpr (Format::kIsGated) {
-        const bool lets_through = column() >= kGates;
-        const uint2 four = gate_four<Out>(rounded, lets_through);
-        uint16_t* const mine = destination + (lets_through ? 4 : 0);
-        if (i * kStep < tokens) *reinterpret_cast<uint2*>(mine) = four;
-      } else {
-        if (i * kStep < tokens) *reinterpret_cast<uint4*>(destination) = rounded;
-      }
+      if (i * kStep < tokens) *reinterpret_cast<uint4*>(destination) = rounded;
       destination += kStep * features;
     }
   }
@@ -157,24 +150,7 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
         fmaf(y.y, channels.scale[i + 1] * token_scale, channels.bias[i + 1]));
   }
 
-  // Of eight gates and, four lanes on, the eight outputs that they let through, each lane takes half.
-  template <class Out>
-  __device__ __forceinline__ uint2 gate_four(uint4 mine, bool lets_through) const {
-    const uint2 given = lets_through ? make_uint2(mine.x, mine.y) : make_uint2(mine.z, mine.w);
-    const uint2 kept = lets_through ? make_uint2(mine.z, mine.w) : make_uint2(mine.x, mine.y);
-    const uint2 taken = {__shfl_xor_sync(0xFFFFFFFFu, given.x, 4),
-                         __shfl_xor_sync(0xFFFFFFFFu, given.y, 4)};
-    const uint2 gate = lets_through ? taken : kept, up = lets_through ? kept : taken;
-    return params_.activation == Activation::kSwiglu
-               ? gate_four<Out, Activation::kSwiglu>(gate, up)
-               : gate_four<Out, Activation::kSwigluOai>(gate, up);
-  }
-
-  template <class Out, Activation kActivation>
-  __device__ __forceinline__ static uint2 gate_four(uint2 gate, uint2 up) {
-    return {Base::template gate_pair<Out, kActivation>(gate.x, up.x),
-            Base::template gate_pair<Out, kActivation>(gate.y, up.y)};
-  }
+  __device__ __forceinline__ float* units() const { return out_scale() + kSubBlockOut; }
 
   // The first of the eight outputs that this thread stores, of its warpgroup's.
   __device__ __forceinline__ int column() const { return thread_ % 8 * 8; }
