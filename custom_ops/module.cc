@@ -282,5 +282,6 @@ PYBIND11_MODULE(_ops, m) {
   m.def("moe_ffn", moe_ffn_py, arg("x"), arg("logits"), arg("shared_output"), arg("routing"),
         arg("up_gate"), arg("down"), arg("weight_format"), arg("activation"),
         arg("hadamard_block_size"), arg("max_tokens"), arg("first_expert"));
+  m.def("fuses_activation", fuses_activation, arg("rows"), arg("outputs"));
   m.def("build_info", build_info, "What was built into this extension.");
 }

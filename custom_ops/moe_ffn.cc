@@ -64,16 +64,12 @@ class WorkspaceLayout {
   int64_t end_ = 0;
 };
 
-// Whether the first product applies the activation. With fewer outputs L2 keeps them for the launch behind
-// it, which costs less than tiles of pairs of sub-blocks do (performance.md). On the CPU it would need room
-// for all of its outputs beside the workspace.
+// On the CPU it would need room for all outputs of the product beside the workspace.
 bool is_fused(const MoeFfnArguments& a) {
-  constexpr int64_t kLeastBytes = 20 << 20;
   const int64_t experts = a.up_gate.weight_scale.dims()[0], routed = a.logits.dims()[1];
-  const int64_t outputs = a.up_gate.weight_scale.dims()[1];
   const int64_t rows = a.x.dims()[0] * a.topk * experts / std::max<int64_t>(routed, 1);  // probably
   return on_gpu(a.x) && is_gated(activation_of(a.activation, "activation")) &&
-         outputs % kActivatedOutUnit == 0 && rows * outputs * kHalfBytes >= kLeastBytes;
+         fuses_activation(rows, a.up_gate.weight_scale.dims()[1]);
 }
 
 // What the layout depends on; the operators check the rest.
@@ -104,6 +100,13 @@ Tensor product(const MoeFfnArguments& a, const ProjectionArguments& projection, 
 }
 
 }  // namespace
+
+// Fewer outputs stay in L2 until the launch behind the product reads them, which costs less than tiles of
+// pairs of sub-blocks do (performance.md).
+bool fuses_activation(int64_t rows, int64_t outputs) {
+  constexpr int64_t kLeastBytes = 20 << 20;
+  return outputs % kActivatedOutUnit == 0 && rows * outputs * kHalfBytes >= kLeastBytes;
+}
 
 Tensor moe_ffn(const MoeFfnArguments& a) {
   const WorkspaceLayout layout = layout_of(a);

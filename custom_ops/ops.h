@@ -89,8 +89,12 @@ struct MoeFfnArguments {
   int64_t first_expert;
 };
 
-// The whole layer: the six operators in a row, on a GPU with a gated activation in the first product. Nothing but the output and one workspace is
-// allocated. For eager tensors only: no operator is registered for it.
+// Whether moe_ffn on a GPU has a gated activation applied by its first product, which has so many outputs
+// in each of so many rows.
+bool fuses_activation(int64_t rows, int64_t outputs);
+
+// The whole layer: the six operators in a row. Nothing but the output and one workspace is allocated. For
+// eager tensors only: no operator is registered for it.
 Tensor moe_ffn(const MoeFfnArguments& arguments);
 
 Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale,

@@ -92,8 +92,19 @@ def test_bytes_around_the_products() -> None:
     moved = MoECase(DEEPSEEK, 100, (3,) * 32).moved_bytes()
     assert moved["route"] == 100 * (256 * 4 + 8 * (4 + 4))
     assert moved["dispatch"] == 100 * (7168 * 2 + 8 * 4) + 96 * 7168
-    assert moved["activation"] == 96 * (2048 * 2 + 2048)
+    assert moved["activation"] == 96 * (2 * 2048 * 2 + 2048)
     assert moved["combine"] == 96 * 7168 * 2 + 100 * 7168 * 2
+
+
+def test_products_with_many_outputs_apply_the_activation() -> None:
+    least = -(-(20 << 20) // (2 * 2 * 768 * 8))  # tokens of 8 copies, each of 1536 outputs
+    assert (least - 1, least) == (853, 854)
+    few, many = (even_case(QWEN, tokens, "int4") for tokens in (least - 1, least))
+    assert (few.fuses, many.fuses) == (False, True)
+    assert [gemm.is_gated for gemm in few.gemms()] == [False, False]
+    assert [gemm.is_gated for gemm in many.gemms()] == [True, False]
+    widths = [case.moved_bytes()["activation"] / case.slots for case in (few, many)]
+    assert widths == [2 * 768 * 2 + 768, 768 * 2 + 768]
 
 
 def test_floors_are_those_of_the_launches() -> None:
@@ -105,6 +116,7 @@ def test_floors_are_those_of_the_launches() -> None:
     first, second = case.gemms()
     assert (first.out_features, first.in_features) == (2 * 768, 2048)
     assert (second.out_features, second.in_features) == (2048, 768)
+    assert case.fuses
     assert first.moved_bytes() == first.weight_bytes() + first.tokens * (2048 + 768 * 2)
     assert second.moved_bytes() == second.weight_bytes() + second.tokens * (768 + 2048 * 2)
     assert case.row_values()["floor_us"] == pytest.approx(sum(floors.values()), abs=0.005)
@@ -197,8 +209,8 @@ def test_lines_of_the_tables() -> None:
 def test_the_activation_with_a_hadamard_transform_has_a_line_for_both_formats() -> None:
     rows = [layer_row(even_case(GLM, 64, form), 80.0, 70.0, hadamard_us=3.25) for form in FORMATS]
     text = performance_block([], layer=rows)
-    # 64 copies of 1536 features, 3 bytes each, over 2810 GB/s.
-    assert text.count("|GLM-4.5 EP8|64|512|3.2|10.0|0.1|") == 1
+    # 64 copies of 1536 features, 5 bytes each, over 2810 GB/s.
+    assert text.count("|GLM-4.5 EP8|64|512|3.2|10.0|0.2|") == 1
     assert [model.hadamard_block_size for model in MODELS] == [512, 256, 64, 512]
     without = performance_block([], layer=[layer_row(even_case(GLM, 64), 80.0, 70.0)])
     assert "Hadamard" not in without

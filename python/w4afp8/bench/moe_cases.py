@@ -22,6 +22,7 @@ from typing import Any
 
 from w4afp8.bench.cases import GemmCase, error_bound
 from w4afp8.layers.experts import Activation
+from w4afp8.layers.moe_launches import fuses_activation
 from w4afp8.layers.router import Scoring
 from w4afp8.quant.weights import WeightFormat
 
@@ -131,12 +132,19 @@ class MoECase:
         """Mean over all experts of the router."""
         return self.tokens * self.model.topk / self.model.router_experts
 
+    @property
+    def fuses(self) -> bool:
+        """Whether the first product applies the activation."""
+        m = self.model
+        rows = self.tokens * m.topk * m.experts // m.router_experts
+        return fuses_activation(rows, 2 * m.intermediate)
+
     def gemms(self) -> tuple[GemmCase, GemmCase]:
-        """Gate and up in one matrix, whose product is activated; then down."""
+        """Gate and up in one matrix, then down."""
         m = self.model
         first = gemm_case(m, self.weight_format, self.counts, 2 * m.intermediate, m.hidden)
         return (
-            dataclasses.replace(first, is_gated=True),
+            dataclasses.replace(first, is_gated=self.fuses),
             gemm_case(m, self.weight_format, self.counts, m.hidden, m.intermediate),
         )
 
@@ -149,7 +157,7 @@ class MoECase:
         return {
             "route": self.tokens * (4 * m.router_experts + 8 * m.topk),
             "dispatch": self.tokens * (2 * m.hidden + 4 * m.topk) + self.slots * m.hidden,
-            "activation": self.slots * m.intermediate * (2 + 1),  # its quantisation
+            "activation": self.slots * m.intermediate * ((1 if self.fuses else 2) * 2 + 1),
             "combine": (self.slots + self.tokens) * m.hidden * 2,
         }
 

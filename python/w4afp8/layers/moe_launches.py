@@ -49,10 +49,7 @@ def run_layer(
 def run_in_one_call(
     layer: W4AFP8MoEFFN, rows: Tensor, logits: Tensor, shared_output: Tensor | None
 ) -> Tensor:
-    """The six operators with one workspace between them.
-
-    On a GPU the first product applies a gated activation where its outputs are a multiple of 128.
-    """
+    """The six operators with one workspace between them, on a GPU with :func:`fuses_activation`."""
     out: Tensor = extension().moe_ffn(
         *(rows, logits, shared_output, layer.router.routing),
         *(layer.up_gate_proj.operands, layer.down_proj.operands),
@@ -60,6 +57,20 @@ def run_in_one_call(
         *(hint_of(layer, rows), layer.first_expert),
     )
     return out
+
+
+def fuses_activation(rows: int, outputs: int) -> bool:
+    """Whether the layer's first product applies a gated activation, on a GPU and in one call.
+
+    Args:
+        rows: that the product probably has.
+        outputs: of each row, gates and what they let through.
+
+    Returns:
+        True where the outputs are a multiple of 128, and 20 MiB or more in 16 bits.
+    """
+    fuses: bool = extension().fuses_activation(rows, outputs)
+    return fuses
 
 
 def run_by_operators(

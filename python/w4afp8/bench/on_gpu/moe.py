@@ -120,7 +120,7 @@ class LayerBench:
         layer, first = self.layers[case.weight_format], self.sets[case.weight_format][0]
         moe_data.take_weights(layer, first)
         x, logits = from_torch(batch.x), from_torch(batch.logits)
-        parts = steps_of(layer, x, logits, self.model.hadamard_block_size)
+        parts = steps_of(case, layer, x, logits)
         steps = {"layer": lambda: layer(x, logits), **parts}
         expected = moe_data.reference(case, moe_data.dequantised(case, first), batch)
         out = moe_data.checked_output(steps["layer"])
@@ -195,12 +195,10 @@ class LayerBench:
         torch.cuda.empty_cache()
 
 
-def steps_of(
-    layer: W4AFP8MoEFFN, x: Any, logits: Any, hadamard_block_size: int
-) -> dict[str, Launch]:
+def steps_of(case: MoECase, layer: W4AFP8MoEFFN, x: Any, logits: Any) -> dict[str, Launch]:
     """Each launch of the layer on its own, on what the launches before it made.
 
-    As the layer has them: the first product applies the activation, which leaves its quantisation.
+    As the layer has them: who applies the activation is the case's.
     """
     topk_weights, topk_ids = layer.router(x, logits)
     experts = layer.num_experts
@@ -209,11 +207,12 @@ def steps_of(
     hint = {"max_tokens": tokens_hint(copies, layer.router.num_experts)}  # as the layer gives it
 
     def multiply() -> Any:
-        options = {"activation": layer.activation, **hint}
-        return layer.up_gate_proj(permuted, tokens, scale, **options)
+        first = layer.activation if case.fuses else "none"
+        return layer.up_gate_proj(permuted, tokens, scale, activation=first, **hint)
 
     hidden = multiply()
-    quantise = functools.partial(ops.activation_quant, hidden, tokens, activation="none")
+    second = "none" if case.fuses else layer.activation
+    quantise = functools.partial(ops.activation_quant, hidden, tokens, activation=second)
     gated, gated_scale = quantise()
     y = layer.down_proj(gated, tokens, gated_scale, **hint)
     return {
@@ -221,7 +220,7 @@ def steps_of(
         "dispatch": lambda: ops.moe_dispatch(x, topk_ids, experts=experts),
         "gemm_1": multiply,
         "activation": quantise,
-        HADAMARD: lambda: quantise(hadamard_block_size=hadamard_block_size),
+        HADAMARD: lambda: quantise(hadamard_block_size=case.model.hadamard_block_size),
         "gemm_2": lambda: layer.down_proj(gated, tokens, gated_scale, **hint),
         "combine": lambda: ops.moe_combine(y, topk_weights, row_index),
     }
