@@ -99,7 +99,8 @@ using TileLarge = TileShape<2, 256, 64, 4, 2, true, true>;  // 128 x 256
 // With group scales or carried sums registers do not suffice for one more main loop, and MXFP4's full
 // tiles become slower with it.
 using TileLargeCoarse = TileShape<2, 256, 64, 4, 2, false, true>;
-// For sums in float32, gated activations and outputs that are streamed: these lose where sums are turned.
+// For sums in float32, which are not turned, and for gated activations and streamed outputs, which mostly
+// lose by it.
 using TileLargeRounded = TileShape<2, 256, 64, 4, 2, true>;
 using TileLargeCoarseRounded = TileShape<2, 256, 64, 4, 2>;
 using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
