@@ -291,15 +291,15 @@ def test_experts_of_two_or_three_large_tiles_may_have_all_of_three_quarters(
 
 def test_wide_tiles_of_an_expert_are_equally_high(plans: list[Plan]) -> None:
     """As far as a whole number of steps allows, and no more of them than the highest would be."""
-    lower = set()
+    heights = set()
     for plan in plans:
         most, step = plan.out // 64, plan.case.height_step
         tiles = -(-plan.case.sub_blocks // most)
         evens = "any height" in plan.traits and "wide" in plan.traits and tiles > 1
         fits = [h for h in range(step, most + 1, step) if h * tiles >= plan.case.sub_blocks]
         assert plan.tall == (min(fits) if evens else most), plan.case.line
-        lower.add((plan.case.tile, plan.case.activation, plan.tall))
-    assert {height for tile, _, height in lower if tile == "medium"} == {3, 4}
+        heights.add((plan.case.tile, plan.case.activation, plan.tall))
+    assert heights >= {("medium", "none", 3), ("medium", "none", 4), ("medium", "swiglu", 4)}
 
 
 def test_few_tiles_are_as_low_as_still_makes_no_more_than_clusters(plans: list[Plan]) -> None:

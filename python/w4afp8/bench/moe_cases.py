@@ -135,9 +135,8 @@ class MoECase:
     @property
     def fuses(self) -> bool:
         """Whether the first product applies the activation."""
-        m = self.model
-        rows = self.tokens * m.topk * m.experts // m.router_experts
-        return fuses_activation(rows, 2 * m.intermediate)
+        rows = self.model.expected_slots(self.tokens)
+        return fuses_activation(rows, 2 * self.model.intermediate)
 
     def gemms(self) -> tuple[GemmCase, GemmCase]:
         """Gate and up in one matrix, then down."""
