@@ -17,6 +17,8 @@
 // must multiply by to undo the fixed exponent of the fragments.
 #pragma once
 
+#include <cuda_fp8.h>
+
 #include "common/weight_layout.h"
 #include "grouped_gemm/config.h"
 #include "grouped_gemm/wgmma.cuh"
@@ -128,32 +130,20 @@ struct FoldedMxfp4 {
     }
   };
 
-  // E5M2 byte of magnitude * 2^r rounded to nearest even; `entry`: the scale byte.
-  __device__ static uint32_t table_byte(int entry, int code) {
-    const int r = entry - 254 + kTop;
-    const int mantissa = code < 2 ? code : 2 + (code & 1);  // in units of 0.5 * 2^exponent
-    const int exponent = code < 2 ? 0 : code / 2 - 1;
-    const int shift = exponent + r + 15;  // value = mantissa * 2^shift in units of 2^-16
-    if (mantissa == 0 || shift < -3) return 0;
-    if (shift < 0) {
-      const int kept = mantissa >> -shift, lost = mantissa - (kept << -shift);
-      const int half = 1 << (-shift - 1);
-      return kept + (lost > half || (lost == half && (kept & 1)));
-    }
-    int significand = mantissa << (shift > 2 ? 2 : shift), binades = shift > 2 ? shift - 2 : 0;
-    while (significand >= 8) significand >>= 1, ++binades;  // exact: at most 2 significant bits
-    while (significand < 4 && binades > 0) significand <<= 1, --binades;
-    // E5M2 bytes are linear in the significand with 2 fraction bits, one binade every 4 codes.
-    return significand + 4 * binades;
-  }
-
+  // E5M2 bytes of the eight magnitudes * 2^r, rounded to nearest even; `entry`: the scale byte.
   __device__ static uint2 table(int entry) {
-    uint32_t low = 0, high = 0;
-    for (int code = 0; code < 4; ++code) {
-      low |= table_byte(entry, code) << (8 * code);
-      high |= table_byte(entry, code + 4) << (8 * code);
-    }
-    return make_uint2(low, high);
+    const int r = entry - 254 + kTop;
+    const float power =
+        r < -126 ? 0.0f : __int_as_float((r + 127) << 23);  // less is nothing in E5M2
+    return make_uint2(four_bytes(make_float4(0.0f, 0.5f, 1.0f, 1.5f), power),
+                      four_bytes(make_float4(2.0f, 3.0f, 4.0f, 6.0f), power));
+  }
+  __device__ static uint32_t four_bytes(float4 magnitudes, float power) {
+    const auto two = [&](float first, float second) -> uint32_t {
+      return __nv_cvt_float2_to_fp8x2(make_float2(first * power, second * power), __NV_SATFINITE,
+                                      __NV_E5M2);
+    };
+    return two(magnitudes.x, magnitudes.y) | two(magnitudes.z, magnitudes.w) << 16;
   }
 
   // `selectors`: four of three bits each, in the low half word.
