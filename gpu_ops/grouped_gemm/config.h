@@ -71,6 +71,7 @@ struct TileShape {
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut,
                 "a tile touches two bands of the weight at most");
   static_assert(kBoxTokens % 8 == 0, "tiles are whole boxes");
+  static_assert(kTokens % kStagedTokens == 0, "the epilogue takes whole chunks");
 };
 
 // The next width below this one.

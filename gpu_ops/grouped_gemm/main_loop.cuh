@@ -87,10 +87,10 @@ class MainLoop {
   // words are fetched meanwhile; the other warpgroups keep the tensor cores busy.
   static constexpr int kFragmentBuffers = Tile::kConsumers == 4 && Tile::kTokens >= 64 ? 1 : 2;
   static constexpr bool kHasScales = Format::kGroupScaling == GroupScaling::kScaled;
-  // The epilogue looks at whole chunks. Of a turned tile of three quarters it also stages what is beyond
-  // these, whatever is there: no row of it is stored.
+  // The epilogue looks at whole chunks.
   template <int kWidth>
-  static constexpr int kCleared = kWidth > Tile::kStagedTokens ? kWidth : Tile::kStagedTokens;
+  static constexpr int kCleared =
+      (kWidth + Tile::kStagedTokens - 1) / Tile::kStagedTokens * Tile::kStagedTokens;
   template <int kWidth>
   using Group = typename Sums::template Group<kWidth>;
   using Ring = RingPosition<Tile::kStages>;
