@@ -26,6 +26,10 @@ struct RowRange {
   int64_t end;
 };
 
+struct FewRows {
+  int32_t begin, count;
+};
+
 struct TokenLayout {
   const void* tokens;  // int32 or int64; see `padding` and `leading_zero` for its length
   bool is_int64;
@@ -50,6 +54,18 @@ struct TokenLayout {
     return {begin, clamp(entry(leading_zero ? expert + 1 : expert), begin, num_rows)};
   }
 
+  // The same, where num_rows is less than 2^31: a few instructions where the above needs dozens.
+  W4AFP8_HOST_DEVICE FewRows few_rows_of(int32_t expert) const {
+    if (padding > 0) {
+      const int32_t rows = static_cast<int32_t>(padding);
+      return {expert * rows, entry_within(expert, rows)};
+    }
+    const int32_t rows = static_cast<int32_t>(num_rows), place = expert + (leading_zero ? 1 : 0);
+    const int32_t begin = place == 0 ? 0 : entry_within(place - 1, rows);
+    const int32_t end = entry_within(place, rows);
+    return {begin, end > begin ? end - begin : 0};
+  }
+
   // True where `row` holds a token. In prefix mode the tokens are the rows before the last sum.
   W4AFP8_HOST_DEVICE bool is_token(int64_t row) const {
     if (padding > 0) return row % padding < entry(row / padding);
@@ -57,6 +73,13 @@ struct TokenLayout {
   }
 
  private:
+  // 0 .. most.
+  W4AFP8_HOST_DEVICE int32_t entry_within(int32_t i, int32_t most) const {
+    if (is_int64)
+      return static_cast<int32_t>(clamp(static_cast<const int64_t*>(tokens)[i], 0, most));
+    const int32_t entry = static_cast<const int32_t*>(tokens)[i];
+    return entry < 0 ? 0 : (entry > most ? most : entry);
+  }
   W4AFP8_HOST_DEVICE static int64_t clamp(int64_t v, int64_t lo, int64_t hi) {
     return v < lo ? lo : (v > hi ? hi : v);
   }

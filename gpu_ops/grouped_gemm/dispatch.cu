@@ -41,6 +41,8 @@ PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
 const char* check(const GroupGemmParams& params) {
   if (const char* reason = check_device()) return reason;
   if (params.tokens.num_rows >= int64_t{1} << 30) return "x has 2^30 or more rows";
+  if (params.in_features >= int64_t{1} << 30) return "in_features is 2^30 or more";
+  if (params.out_features >= int64_t{1} << 29) return "out_features is 2^29 or more";
   const int64_t tiles = (params.tokens.num_rows / 16 + params.tokens.experts) *
                         ceil_div(params.out_features, kSubBlockOut);
   if (tiles >= int64_t{1} << 31) return "tokens times out_features is too large for one launch";

@@ -47,7 +47,8 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
 template <class Tile, class Format>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     group_gemm_kernel(const __grid_constant__ GroupGemmParams params,
-                      const __grid_constant__ CUtensorMap token_map) {
+                      const __grid_constant__ CUtensorMap token_map,
+                      const __grid_constant__ TilePlan<Tile> plan) {
   using Storage = SharedStorage<Tile, Format>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
@@ -55,13 +56,19 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
   launch_dependents();
   initialise(shared, token_map);
-  wait_for_previous_grids();
-  TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)));
-  scheduler.build(params, shared);
-  // The other blocks must see these barriers before anything is sent to them.
-  if constexpr (Tile::kCluster > 1) ptx::cluster_sync();
+  // All blocks of the cluster must see these barriers before anything is sent to them.
+  if constexpr (Tile::kCluster > 1) {
+    ptx::cluster_sync();
+  } else {
+    __syncthreads();
+  }
 
   if (threadIdx.x >= Tile::kConsumerThreads) {
+    wait_for_previous_grids();
+    TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)));
+    if (threadIdx.x < Tile::kConsumerThreads + 32) {
+      scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
+    }
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
     }
@@ -72,6 +79,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_alloc<Tile::kConsumerRegisters>();
     }
+    wait_for_previous_grids();
     MainLoop<Tile, Format> main_loop(params, shared);
     EpilogueOf<Tile, Format> epilogue(params, shared, rank);
     TileCoordinates tile;

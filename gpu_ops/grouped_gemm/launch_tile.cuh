@@ -84,7 +84,9 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   launch.stream = stream;
   launch.attrs = attributes;
   launch.numAttrs = Tile::kCluster > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_map);
+  const auto plan = TilePlan<Tile>::template without_counts<Storage::kHeightStep>(
+      params, static_cast<int>(launch.gridDim.x) / Tile::kCluster);
+  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_map, plan);
 }
 
 template <class Format>

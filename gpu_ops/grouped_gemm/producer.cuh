@@ -32,24 +32,22 @@ struct WeightSource {
   static constexpr int kParts =
       (kIsGated ? 1 : 0) + ((kIsGated ? Tile::kVariesHeight : Tile::kAnyHeight) ? 2 : 1);
   static constexpr int kPerBand = kBandOut / kSubBlockOut;
-  const uint8_t* address[kParts];
-  uint32_t k_stride[kParts];
+  int position[kParts];    // in sub-blocks, of which there are fewer than 2^31
+  int in_band[kParts];     // sub-blocks from a k block to the next
   uint32_t bytes[kParts];  // of a k block; 0 where the tile lies beyond the outputs (odd cluster)
 
-  __device__ WeightSource(const GroupGemmParams& params, int expert, int sub_block, int most) {
-    const WeightLayout layout = params.weight_layout();
-    const int sub_blocks = static_cast<int>(layout.padded_out() / kSubBlockOut);
+  // `sub_blocks`, `k_blocks`: of an expert. `most`: sub-blocks of the tile.
+  __device__ WeightSource(int sub_blocks, int k_blocks, int expert, int sub_block, int most) {
     int end = min(sub_block + most, sub_blocks);
     if constexpr (kIsGated) sub_block /= 2, end /= 2;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int band_begin = sub_block / kPerBand * kPerBand;
-      const int in_band = min(kPerBand, sub_blocks - band_begin);
+      in_band[part] = min(kPerBand, sub_blocks - band_begin);
       const int count = min(end, band_begin + kPerBand) - sub_block;
       bytes[part] = count > 0 ? count * kSubBlockBytes : 0;
-      k_stride[part] = in_band * kSubBlockBytes;
-      address[part] =
-          params.weight + expert * layout.expert_bytes() + layout.sub_block_offset(sub_block, 0);
+      // As weight_layout.h says.
+      position[part] = (expert * sub_blocks + band_begin) * k_blocks + sub_block - band_begin;
       if (kIsGated && part == 0) {
         sub_block += sub_blocks / 2, end += sub_blocks / 2;
       } else {
@@ -65,12 +63,13 @@ struct WeightSource {
     return total;
   }
 
-  __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
+  __device__ __forceinline__ void copy(const uint8_t* weight, uint8_t* destination, uint64_t* full,
                                        ptx::CachePolicy policy) const {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       if (bytes[part] > 0) {
-        ptx::bulk_copy(destination, address[part], bytes[part], full, policy);
+        ptx::bulk_copy(destination, weight + int64_t{position[part]} * kSubBlockBytes, bytes[part],
+                       full, policy);
       }
       destination += bytes[part];
     }
@@ -78,7 +77,7 @@ struct WeightSource {
 
   __device__ __forceinline__ void advance() {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) address[part] += k_stride[part];
+    for (int part = 0; part < kParts; ++part) position[part] += in_band[part];
   }
 };
 
@@ -86,33 +85,34 @@ struct WeightSource {
 // with a gated activation in two pieces, as the weights.
 template <class Tile, class Format>
 struct ScaleSource {
-  const uint8_t* address = nullptr;
-  int64_t row_stride = 0;
-  // Of a row, or of each of its two pieces; 0 where there are no scales, or the tile lies beyond the outputs.
-  uint32_t piece_bytes = 0;
-  int rows_left;           // groups from `address` on
-  int rows_per_block = 1;  // 128 / group_size where groups are shorter than a k block
-  int blocks_per_row = 1;  // group_size / 128 where they are longer
+  const GroupGemmParams& params;
+  int row = 0;               // of the scales of all experts
+  uint32_t column = 0;       // bytes before the tile's
+  uint32_t piece_bytes = 0;  // of a row, or of each of its two pieces; 0 where the tile has none
+  int rows_left;             // groups from `row` on
+  int rows_per_block = 1;    // 128 / group_size where groups are shorter than a k block
+  int blocks_per_row = 1;    // group_size / 128 where they are longer
   int block_in_row = 0;
-  int shared_stride = 0;  // bytes between rows in shared memory
 
-  __device__ ScaleSource(const GroupGemmParams& params, int expert, int64_t out_begin,
-                         int sub_blocks) {
-    const int bytes_per_out = params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
-    rows_left = static_cast<int>(ceil_div(params.in_features, kSubBlockIn));
+  __device__ ScaleSource(const GroupGemmParams& params, int k_blocks, int expert, int sub_block,
+                         int sub_blocks)
+      : params(params) {
+    rows_left = k_blocks;
     if (params.group_scale_type == GroupScaleType::kNone) return;
     if constexpr (Format::kGroupScaling != GroupScaling::kFolded) {
-      rows_left = static_cast<int>(params.in_features / params.group_size);
-      rows_per_block = static_cast<int>(max(kSubBlockIn / params.group_size, int64_t{1}));
-      blocks_per_row = static_cast<int>(max(params.group_size / kSubBlockIn, int64_t{1}));
+      const int in_features = static_cast<int>(params.in_features);
+      const int group_size = static_cast<int>(params.group_size);
+      rows_left = in_features / group_size;
+      rows_per_block = max(static_cast<int>(kSubBlockIn) / group_size, 1);
+      blocks_per_row = max(group_size / static_cast<int>(kSubBlockIn), 1);
     }
-    row_stride = params.out_features * bytes_per_out;
-    shared_stride = Tile::kOut * bytes_per_out;
-    int64_t outs = min(int64_t{sub_blocks} * kSubBlockOut, params.out_features - out_begin);
-    if constexpr (Format::kIsGated) outs /= 2, out_begin /= 2;
-    piece_bytes = outs > 0 ? static_cast<uint32_t>(outs * bytes_per_out) : 0;
-    address = static_cast<const uint8_t*>(params.group_scale) +
-              int64_t{expert} * rows_left * row_stride + out_begin * bytes_per_out;
+    constexpr int kOuts = static_cast<int>(kSubBlockOut);
+    int begin = sub_block * kOuts;
+    int outs = min(sub_blocks * kOuts, static_cast<int>(params.out_features) - begin);
+    if constexpr (Format::kIsGated) outs /= 2, begin /= 2;
+    row = expert * rows_left;
+    column = begin * bytes_per_out();
+    piece_bytes = max(outs, 0) * bytes_per_out();
   }
 
   __device__ __forceinline__ int rows() const {
@@ -128,28 +128,38 @@ struct ScaleSource {
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
                                        ptx::CachePolicy policy) const {
     if (piece_bytes == 0) return;
+    const uint32_t row_bytes = static_cast<uint32_t>(params.out_features) * bytes_per_out();
+    const uint8_t* source =
+        static_cast<const uint8_t*>(params.group_scale) + int64_t{row} * row_bytes + column;
 #pragma unroll 1  // as in load_tile
     for (int i = 0; i < rows(); ++i) {
-      ptx::bulk_copy(destination + i * shared_stride, address + i * row_stride, piece_bytes, full,
-                     policy);
+      ptx::bulk_copy(destination, source, piece_bytes, full, policy);
       if constexpr (Format::kIsGated) {
-        ptx::bulk_copy(destination + i * shared_stride + piece_bytes,
-                       address + i * row_stride + row_stride / 2, piece_bytes, full, policy);
+        ptx::bulk_copy(destination + piece_bytes, source + row_bytes / 2, piece_bytes, full,
+                       policy);
       }
+      destination += Tile::kOut * bytes_per_out();
+      source += row_bytes;
     }
   }
 
   __device__ __forceinline__ void advance() {
     if (++block_in_row < blocks_per_row) return;
     block_in_row = 0;
-    address += rows_per_block * row_stride;
+    row += rows_per_block;
     rows_left -= rows_per_block;
+  }
+
+ private:
+  __device__ __forceinline__ int bytes_per_out() const {
+    if constexpr (Format::kGroupScaling == GroupScaling::kFolded) return 4;
+    return params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
   }
 };
 
 // No group scales.
 struct NoScaleSource {
-  __device__ NoScaleSource(const GroupGemmParams&, int, int64_t, int) {}
+  __device__ NoScaleSource(const GroupGemmParams&, int, int, int, int) {}
   __device__ __forceinline__ uint32_t total_bytes() const { return 0; }
   __device__ __forceinline__ void copy(uint8_t*, uint64_t*, ptx::CachePolicy) const {}
   __device__ __forceinline__ void advance() {}
@@ -168,7 +178,9 @@ class Producer {
         token_map_(token_map),
         shared_(shared),
         rank_(rank),
-        streams_(streams_outputs(params)) {}
+        streams_(streams_outputs(params)),
+        sub_blocks_(static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut)),
+        k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))) {}
 
   __device__ void run(TileScheduler<Tile> scheduler) {
     TileCoordinates tile;
@@ -180,22 +192,22 @@ class Producer {
   }
 
  private:
-  __device__ void load_tile(const TileCoordinates& tile) {
+  __device__ __forceinline__ void load_tile(const TileCoordinates& tile) {
     const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
-    WeightSource<Tile, Format::kIsGated> weight(params_, tile.expert, sub_block, tile.sub_blocks);
-    Scales scales(params_, tile.expert, int64_t{sub_block} * kSubBlockOut, tile.sub_blocks);
+    WeightSource<Tile, Format::kIsGated> weight(sub_blocks_, k_blocks_, tile.expert, sub_block,
+                                                tile.sub_blocks);
+    Scales scales(params_, k_blocks_, tile.expert, sub_block, tile.sub_blocks);
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
-    const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
     const int width = tile_width<Tile>(tile.num_tokens);
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
-    for (int k = 0; k < k_blocks; ++k) {
+    for (int k = 0; k < k_blocks_; ++k) {
       uint64_t* full = &shared_.full[ring_.stage];
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
       if (k == 0) shared_.tile[ring_.stage] = tile;
       ptx::mbarrier_arrive_expect(
           full, width * kSubBlockIn + weight.total_bytes() + scales.total_bytes());
-      weight.copy(shared_.weight[ring_.stage], full, policy);
+      weight.copy(params_.weight, shared_.weight[ring_.stage], full, policy);
       weight.advance();
       scales.copy(shared_.scale[ring_.stage], full, policy);
       scales.advance();
@@ -228,6 +240,7 @@ class Producer {
   Storage& shared_;
   uint32_t rank_;
   const bool streams_;
+  const int sub_blocks_, k_blocks_;  // of an expert
   RingPosition<Tile::kStages> ring_;
 };
 

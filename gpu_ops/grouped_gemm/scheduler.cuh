@@ -12,26 +12,32 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Persistent tile scheduler: reads the token counts on the device, so any skew works and nothing is
-// copied to the host, and walks this block's share of the plan (tile_plan.h).
+// Persistent tile scheduler: one warp reads the token counts on the device, so any skew works and nothing is
+// copied to the host, makes the plan (tile_plan.h), and finds this block's first tiles. Nothing else runs in
+// the block meanwhile, so every instruction counts here.
 #pragma once
+
+#include <cuda_pipeline.h>
+
+#include <cub/warp/warp_scan.cuh>
 
 #include "grouped_gemm/storage.cuh"
 #include "grouped_gemm/tile_plan.h"
 
 namespace w4afp8 {
 
-// Little is kept in registers: the consumers need theirs for accumulators.
 template <class Tile>
 class TileScheduler {
  public:
   using Plan = TilePlan<Tile>;
-  struct Shared {
+  static constexpr int kLanes = 32;
+  struct alignas(8) Shared {
     Plan plan;
-    TileSequence sequence;  // of this cluster
+    typename Plan::Sequence sequence;  // of this cluster
+    TileCoordinates tiles[kLanes];     // the first ones of these
   };
   static constexpr int64_t words(int64_t experts) {
-    return ExpertTables::kTables * experts + sizeof(Shared) / sizeof(int32_t);
+    return ExpertTables::words(experts) + sizeof(Shared) / sizeof(int32_t);
   }
 
   // `storage`: words(experts) int32 in shared memory.
@@ -39,116 +45,128 @@ class TileScheduler {
       : shared_(*reinterpret_cast<Shared*>(storage)),
         storage_(storage + sizeof(Shared) / sizeof(int32_t)) {}
 
-  // Makes the plan. All threads of the block take part; ends with a barrier.
-  template <class Storage>
-  __device__ void build(const GroupGemmParams& params, Storage& shared) {
-    const int experts = static_cast<int>(params.tokens.experts);
-    Plan plan;
-    plan.experts = plan.tall_experts = experts;
-    plan.clusters = gridDim.x / Tile::kCluster;
-    plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
-    plan.heavy = plan.light = 0;
-    plan.has_narrow = false;
-    plan.template set_heights<Storage::kHeightStep>();
-    plan.token_group = Plan::token_group_of(params.in_features);
-
-    const ExpertTables tables = ExpertTables::at(storage_, experts);
-    const int blocks = plan.out_blocks(true);
-    for (int first = 0; first < experts; first += Tile::kThreads) {
-      const int expert = first + threadIdx.x;
-      RowRange rows{0, 0};
-      if (expert < experts) rows = params.tokens.rows_of(expert);
-      const int32_t count = static_cast<int32_t>(rows.end - rows.begin);
-      const int32_t tiles = Plan::token_tiles(count) * blocks;
-      // Heavy and light tiles, each fewer than 2^31, in one scan.
-      const uint64_t both = static_cast<uint64_t>(tiles) << (Plan::is_heavy(count) ? 32 : 0);
-      uint64_t end, total;
-      typename Storage::TileScan(shared.scan.tiles).InclusiveSum(both, end, total);
-      if (expert < experts) {
-        tables.heavy_end[expert] = plan.heavy + static_cast<int32_t>(end >> 32);
-        tables.light_end[expert] = plan.light + static_cast<int32_t>(end);
-        tables.row_begin[expert] = static_cast<int32_t>(rows.begin);
-        tables.count[expert] = count;
-      }
-      plan.heavy += static_cast<int32_t>(total >> 32);
-      plan.light += static_cast<int32_t>(total);
-      // Also a barrier: the scan's storage is used again.
-      plan.has_narrow |= __syncthreads_or(Plan::ends_narrow(count)) != 0;
+  // Makes the plan from the counts, and finds the first tiles, one in each lane: a whole warp takes part. `plan`:
+  // without counts.
+  template <int kHeightStep>
+  __device__ void build(const TokenLayout& layout, Plan plan) {
+    const ExpertTables tables = ExpertTables::at(storage_, plan.experts);
+    const TokenLayout tokens = fetch(layout, tables.room());
+    count_tokens(tokens, plan, tables);
+    if (plan.may_lower_last()) {
+      lower_last_tiles(plan, tables);
+    } else {
+      plan.template lower_all<kHeightStep>();
     }
-    if constexpr (Tile::kAnyHeight) {
-      if (plan.light == 0 && plan.heavy > plan.clusters) {
-        lower_last_tiles(plan, tables.heavy_end, shared.scan.heights);
-      }
-    }
-    if (plan.template lower_all<Storage::kHeightStep>()) {
-      lower_ends(plan, tables.heavy_end, 0);
-      lower_ends(plan, tables.light_end, 0);
-    }
-    plan.finish();
-    if (threadIdx.x == 0) {
+    plan.finish(tables);
+    const auto sequence = plan.sequence(blockIdx.x / Tile::kCluster);
+    const int index = plan.tile_of(sequence, lane());
+    shared_.tiles[lane()].expert = -1;  // none
+    if (index >= 0) shared_.tiles[lane()] = plan.locate(tables, index);
+    if (lane() == 0) {
       shared_.plan = plan;
-      shared_.sequence = plan.sequence(blockIdx.x / Tile::kCluster);
+      shared_.sequence = sequence;
     }
-    __syncthreads();
+    __syncwarp();
   }
 
   // The next tile of this block (of this cluster); false when there is none.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
-    while (part_ < TileSequence::kParts) {
-      TileSteps& steps = shared_.sequence.parts[part_];
-      if (!steps.has_tile()) {
-        ++part_;
-        continue;
+    do {
+      const int i = found_++;
+      if (i < kLanes) {
+        tile = shared_.tiles[i];
+        if (tile.expert < 0) return false;
+      } else {
+        const Plan& plan = shared_.plan;
+        const int index = plan.tile_of(shared_.sequence, i);
+        if (index < 0) return false;
+        tile = plan.locate(ExpertTables::at(storage_, plan.experts), index);
       }
-      const int index = steps.tile();
-      steps.advance();
-      tile = shared_.plan.locate(ExpertTables::at(storage_, shared_.plan.experts), index);
-      if (tile.num_tokens > 0) return true;
-    }
-    return false;
+    } while (tile.num_tokens <= 0);  // half of a tile whose other half has all tokens
+    return true;
   }
 
  private:
-  // Moves the ends of experts with low tiles, which counted tall ones, `tall_tiles` before them.
-  __device__ void lower_ends(const Plan& plan, int32_t* ends, int tall_tiles) {
-    const int tall = plan.out_blocks(true), low = plan.out_blocks(false);
-    for (int expert = threadIdx.x; expert < plan.experts; expert += Tile::kThreads) {
-      if (expert >= plan.tall_experts) {
-        ends[expert] = tall_tiles + (ends[expert] - tall_tiles) / tall * low;
-      }
+  __device__ static int lane() { return threadIdx.x % kLanes; }
+
+  // The same layout over a copy of the counts in shared memory, all of which is on its way at once.
+  __device__ static TokenLayout fetch(TokenLayout layout, void* room) {
+    const int entries =
+        static_cast<int>(layout.experts) + (layout.padding == 0 && layout.leading_zero ? 1 : 0);
+    if (layout.is_int64) {
+      copy(static_cast<int64_t*>(room), static_cast<const int64_t*>(layout.tokens), entries);
+    } else {
+      copy(static_cast<int32_t*>(room), static_cast<const int32_t*>(layout.tokens), entries);
+    }
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    layout.tokens = room;
+    return layout;
+  }
+  template <class T>
+  __device__ static void copy(T* room, const T* entries, int count) {
+#pragma unroll 1
+    for (int i = lane(); i < count; i += kLanes) {
+      __pipeline_memcpy_async(room + i, entries + i, sizeof(T));
     }
   }
 
-  // Gives the later experts low tiles where the block with the most work then has less: waves of
-  // tall tiles, then waves of low ones. Each thread tries some numbers of experts with tall tiles.
-  template <class ReduceStorage>
-  __device__ void lower_last_tiles(Plan& plan, int32_t* ends, ReduceStorage& storage) {
-    using Key = unsigned long long;  // height of the work, then experts with low tiles
-    const int tall = plan.out_blocks(true), low = plan.out_blocks(false);
-    const auto waves = [&](int n) { return (n + plan.clusters - 1) / plan.clusters; };
-    Key best = ~Key{0};
-    for (int experts = threadIdx.x; experts <= plan.experts; experts += Tile::kThreads) {
-      const int before = experts > 0 ? ends[experts - 1] : 0;
-      const int tall_waves = waves(before);
-      const int low_waves = waves(before + (plan.heavy - before) / tall * low) - tall_waves;
-      const Key height = tall_waves * plan.tall_height + low_waves * plan.low_height;
-      best = min(best, height << 32 | static_cast<Key>(plan.experts - experts));
+  // Fills the tables and the numbers of token tiles. Each lane has some neighbouring experts.
+  __device__ static void count_tokens(const TokenLayout& tokens, Plan& plan,
+                                      const ExpertTables& tables) {
+    const int each = (plan.experts + kLanes - 1) / kLanes;
+    const int begin = min(lane() * each, plan.experts), end = min(begin + each, plan.experts);
+    int heavy = 0, light = 0;  // token tiles of this lane's experts, then of all up to them
+    bool has_narrow = false;
+#pragma unroll 1
+    for (int expert = begin; expert < end; ++expert) {
+      const FewRows rows = tokens.few_rows_of(expert);
+      tables.row_begin[expert] = rows.begin;
+      tables.count[expert] = rows.count;
+      (Plan::is_heavy(rows.count) ? heavy : light) += Plan::token_tiles(rows.count);
+      has_narrow |= Plan::ends_narrow(rows.count);
     }
-    best = cub::BlockReduce<Key, Tile::kThreads>(storage).Reduce(
-        best, [](Key a, Key b) { return min(a, b); });
-    if (threadIdx.x == 0)
-      shared_.plan.tall_experts = plan.experts - static_cast<int>(best & 0xFFFFFFFF);
-    __syncthreads();
-    plan.tall_experts = shared_.plan.tall_experts;
-    const int tall_tiles = plan.tall_experts > 0 ? ends[plan.tall_experts - 1] : 0;
-    __syncthreads();
-    lower_ends(plan, ends, tall_tiles);
-    plan.heavy = tall_tiles + (plan.heavy - tall_tiles) / tall * low;
+    running_sum(heavy, plan.heavy.token_tiles);
+    plan.light.token_tiles = 0;  // known to the compiler where tiles are narrow
+    plan.has_narrow = false;
+    if constexpr (Tile::kIsWide) {
+      running_sum(light, plan.light.token_tiles);
+      plan.has_narrow = __any_sync(~0u, has_narrow);
+    }
+    __syncwarp();  // the ends take the place of what `tokens` reads
+#pragma unroll 1
+    for (int expert = end - 1; expert >= begin; --expert) {
+      tables.heavy_end[expert] = heavy;
+      tables.light_end[expert] = light;
+      const int count = tables.count[expert];
+      (Plan::is_heavy(count) ? heavy : light) -= Plan::token_tiles(count);
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ static void running_sum(int& number, int& total) {
+    using Scan = cub::WarpScan<int>;
+    typename Scan::TempStorage unused;  // a warp's scan needs none
+    Scan(unused).InclusiveSum(number, number, total);
+  }
+
+  // Gives the later experts low tiles where the cluster with the most work then has less: as many as
+  // possible tall ones. Each lane tries some numbers of experts with tall tiles.
+  __device__ static void lower_last_tiles(Plan& plan, const ExpertTables& tables) {
+    unsigned least = ~0u, tall_experts = 0;
+#pragma unroll 1
+    for (int experts = lane(); experts <= plan.experts; experts += kLanes) {
+      const int tall_token_tiles = experts > 0 ? tables.heavy_end[experts - 1] : 0;
+      const unsigned height = plan.height_of_work(tall_token_tiles);
+      if (height <= least) least = height, tall_experts = experts;
+    }
+    const unsigned least_of_all = __reduce_min_sync(~0u, least);
+    plan.tall_experts = __reduce_max_sync(~0u, least == least_of_all ? tall_experts : 0);
   }
 
   Shared& shared_;
   int32_t* const storage_;
-  int part_ = 0;
+  int found_ = 0;
 };
 
 }  // namespace w4afp8

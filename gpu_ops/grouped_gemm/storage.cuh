@@ -15,13 +15,23 @@
 // Shared memory of one block, and the ring of stages that the producer fills and the consumers empty.
 #pragma once
 
-#include <cub/block/block_reduce.cuh>
-#include <cub/block/block_scan.cuh>
-
 #include "grouped_gemm/tile_plan.h"
 #include "ptx/barrier.cuh"
 
 namespace w4afp8 {
+
+template <int kStages>
+struct RingPosition {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
 
 template <class Tile, class Format>
 struct SharedStorage {
@@ -48,27 +58,8 @@ struct SharedStorage {
   TileCoordinates tile[Tile::kStages];  // of a tile's first stage
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
   uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
-  // Scans by warps need little room.
-  using TileScan = cub::BlockScan<uint64_t, Tile::kThreads, cub::BLOCK_SCAN_WARP_SCANS>;
-  union {
-    typename TileScan::TempStorage tiles;
-    typename cub::BlockReduce<unsigned long long, Tile::kThreads>::TempStorage heights;
-  } scan;
   // The scheduler's tables follow.
 };
 
 // Position in the ring. The parity is that of the phase to wait for on `full`.
-template <int kStages>
-struct RingPosition {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 }  // namespace w4afp8

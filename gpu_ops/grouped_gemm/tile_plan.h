@@ -34,6 +34,7 @@
 // they let through, so heights are even, and a tile that begins at sub-block s has pairs from s / 2 on.
 #pragma once
 
+#include "common/divisor.h"
 #include "grouped_gemm/config.h"
 
 namespace w4afp8 {
@@ -49,48 +50,54 @@ struct TileCoordinates {
 
 // What there is of each expert.
 struct ExpertTables {
-  int32_t* heavy_end;  // heavy tiles of the experts up to and including this one
-  int32_t* light_end;  // light tiles likewise
+  int32_t* heavy_end;  // heavy token tiles of the experts up to and including this one
+  int32_t* light_end;  // light ones likewise
   int32_t* row_begin;
   int32_t* count;
 
-  static constexpr int kTables = 4;
+  // `storage`: words(experts) int32, aligned to 8 bytes.
+  static constexpr int64_t words(int64_t experts) { return 4 * experts + 2; }
   W4AFP8_HOST_DEVICE static ExpertTables at(int32_t* storage, int experts) {
-    return {storage, storage + experts, storage + 2 * experts, storage + 3 * experts};
+    int32_t* const rows = storage + 2 * experts + 2;
+    return {storage, storage + experts, rows, rows + experts};
   }
+  // Room for experts + 1 int64: the ends lie there later.
+  W4AFP8_HOST_DEVICE void* room() const { return heavy_end; }
 };
 
-// Tiles begin + place, begin + stride + place + turn ... before end, places modulo the stride.
+// Heavy tiles, or light ones.
+struct TileCount {
+  int32_t token_tiles;
+  int32_t tall_token_tiles;  // of the experts that have tall tiles, which come first
+  int32_t tall;              // tiles that these make
+  int32_t all;
+};
+
+// A cluster's share of a range of tiles: of every `stride` from `begin` on one, the first at `place`, each next one
+// `turn` further.
 struct TileSteps {
-  int32_t begin, place, stride, end, turn;
+  int32_t begin, place, stride, turn;
+  int32_t tiles;  // so many
 
-  W4AFP8_HOST_DEVICE bool has_tile() const { return begin + place < end; }
-  W4AFP8_HOST_DEVICE int tile() const { return begin + place; }
-  W4AFP8_HOST_DEVICE void advance() {
-    begin += stride;
-    place += turn;
-    if (place >= stride) place -= stride;
+  // `turns`: by the stride, where there is a turn.
+  W4AFP8_HOST_DEVICE int tile(int i, const Divisor& turns) const {
+    const int in_stride = turn == 0 ? place : turns.remainder(place + i * turn);
+    return begin + i * stride + in_stride;
   }
-};
-struct TileSequence {
-  static constexpr int kParts = 3;
-  TileSteps parts[kParts];
 };
 
 template <class Tile>
 struct TilePlan {
   int32_t experts;
-  int32_t clusters;      // that share the tiles
+  Divisor clusters;      // that share the tiles
   int32_t sub_blocks;    // of an expert
+  int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
   int32_t tall_experts;  // the first so many experts have tall tiles
   int32_t tall_height;   // sub-blocks of these
   int32_t low_height;    // and of the tiles of the others, kStep fewer or less
-  int32_t tall_blocks;   // tiles that an expert's outputs are, if tall
-  int32_t low_blocks;    // and if low
-  int32_t heavy, light;  // tiles
-  bool has_narrow;       // a heavy expert ends with a tile narrower than its others
-  int32_t whole;         // heavy tiles from this one on are halves, two for a tile
-  int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
+  TileCount heavy, light;
+  bool has_narrow;  // a heavy expert ends with a tile narrower than its others
+  int32_t whole;    // heavy tiles from this one on are halves, two for a tile
 
   // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
   static constexpr int kTurn = 5;
@@ -116,35 +123,30 @@ struct TilePlan {
            tile_width<Tile>(last) < Tile::kTokens;
   }
 
-  // Once heights are settled. Halves the last wave's tiles if they are few enough.
-  W4AFP8_HOST_DEVICE void finish() {
-    tall_blocks = out_blocks(true);
-    low_blocks = Tile::kVariesHeight ? out_blocks(false) : tall_blocks;
-    whole = heavy;
-    const int last = heavy % clusters;
-    if (!Tile::kSplits || light > 0 || 2 * last > clusters) return;
-    whole -= last;
-    heavy += last;
-  }
-
   W4AFP8_HOST_DEVICE static int token_group_of(int64_t in_features) {
     if (in_features >= kTokenGroupBytes / Tile::kTokens) return 1;  // 32 bits are enough below
     return static_cast<int>(static_cast<uint32_t>(kTokenGroupBytes / Tile::kTokens) /
                             static_cast<uint32_t>(in_features));
   }
 
-  // Before anything is lowered. Heights are multiples of kStep: 1, or 2 with a gated activation. Six
-  // sub-blocks are two tiles of three, not one of four and one of two: with few warpgroups at work nothing
-  // hides what they do between their products.
+  // What does not depend on the token counts. Heights are multiples of kStep: 1, or 2 with a gated
+  // activation. Six sub-blocks are two tiles of three, not one of four and one of two: with few warpgroups at
+  // work nothing hides what they do between their products.
   template <int kStep>
-  W4AFP8_HOST_DEVICE void set_heights() {
-    tall_height = Tile::kSubBlocks;
-    if (Tile::kAnyHeight && Tile::kIsWide && sub_blocks > Tile::kSubBlocks) {
-      const int blocks = (sub_blocks + Tile::kSubBlocks - 1) / Tile::kSubBlocks;
-      const int even = (sub_blocks + blocks - 1) / blocks;
-      tall_height = (even + kStep - 1) / kStep * kStep;
+  W4AFP8_HOST_DEVICE static TilePlan without_counts(const GroupGemmParams& params, int clusters) {
+    TilePlan plan = {};
+    plan.experts = plan.tall_experts = static_cast<int>(params.tokens.experts);
+    plan.clusters = Divisor::of(clusters);
+    plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
+    plan.token_group = token_group_of(params.in_features);
+    plan.tall_height = Tile::kSubBlocks;
+    if (Tile::kAnyHeight && Tile::kIsWide && plan.sub_blocks > Tile::kSubBlocks) {
+      const int blocks = (plan.sub_blocks + Tile::kSubBlocks - 1) / Tile::kSubBlocks;
+      const int even = (plan.sub_blocks + blocks - 1) / blocks;
+      plan.tall_height = (even + kStep - 1) / kStep * kStep;
     }
-    low_height = tall_height - kStep;
+    plan.low_height = plan.tall_height - kStep;
+    return plan;
   }
 
   W4AFP8_HOST_DEVICE int height_of(bool tall) const {
@@ -152,63 +154,107 @@ struct TilePlan {
     return tall ? tall_height : low_height;
   }
 
-  W4AFP8_HOST_DEVICE int out_blocks(bool tall) const {
-    const int height = height_of(tall) * Tile::kCluster;
-    return (sub_blocks + height - 1) / height;
+  W4AFP8_HOST_DEVICE int out_blocks(bool tall) const { return out_blocks_of(height_of(tall)); }
+
+  // Where all tiles are heavy, and more than clusters, later experts may have low ones. Sub-blocks that
+  // the cluster with the most work multiplies then, one behind the other, if so many experts, which have
+  // so many token tiles, keep tall ones: waves of tall tiles, then waves of low ones.
+  W4AFP8_HOST_DEVICE bool may_lower_last() const {
+    return Tile::kAnyHeight && light.token_tiles == 0 &&
+           heavy.token_tiles * out_blocks(true) > clusters.value;
+  }
+  W4AFP8_HOST_DEVICE int height_of_work(int tall_token_tiles) const {
+    const int tall = tall_token_tiles * out_blocks(true);
+    const int low = (heavy.token_tiles - tall_token_tiles) * out_blocks(false);
+    const int tall_waves = clusters.quotient_rounded_up(tall);
+    return tall_waves * tall_height +
+           (clusters.quotient_rounded_up(tall + low) - tall_waves) * low_height;
   }
 
-  // Makes all tiles lower where there are few: `heavy` and `light` count tall ones. False where none is.
+  // Makes all tiles lower where there are few.
   template <int kStep>
-  W4AFP8_HOST_DEVICE bool lower_all() {
-    const int tiles = heavy + light;
-    if (!Tile::kVariesHeight || tiles == 0 || tiles > clusters) return false;
-    const int tall = out_blocks(true), token_tiles = tiles / tall;
+  W4AFP8_HOST_DEVICE void lower_all() {
+    const int token_tiles = heavy.token_tiles + light.token_tiles;
+    const int tiles = token_tiles * out_blocks(true);
+    if (!Tile::kVariesHeight || tiles == 0 || tiles > clusters.value) return;
     int height = tall_height;
     while (height > kStep) {
-      low_height = Tile::kAnyHeight ? height - kStep : height / 2;
-      if (token_tiles * out_blocks(false) > clusters) break;
-      height = low_height;
+      const int lower = Tile::kAnyHeight ? height - kStep : height / 2;
+      if (token_tiles * out_blocks_of(lower) > clusters.value) break;
+      height = lower;
     }
     low_height = height;
-    if (height == tall_height) return false;
-    tall_experts = 0;
-    heavy = heavy / tall * out_blocks(false);
-    light = light / tall * out_blocks(false);
-    return true;
+    if (height < tall_height) tall_experts = 0;
   }
 
+  // Once heights are settled. Halves the last wave's tiles if they are few enough.
+  W4AFP8_HOST_DEVICE void finish(const ExpertTables& tables) {
+    count_tiles(heavy, tables.heavy_end);
+    if (Tile::kIsWide) count_tiles(light, tables.light_end);
+    whole = heavy.all;
+    if (!Tile::kSplits || light.all > 0) return;
+    const int last = clusters.remainder(heavy.all);
+    if (2 * last > clusters.value) return;
+    whole -= last;
+    heavy.all += last;
+  }
+
+  static constexpr int kParts = 3;
+  struct Sequence {
+    TileSteps parts[kParts];
+  };
+
   // The tiles of one cluster, in order.
-  W4AFP8_HOST_DEVICE TileSequence sequence(int cluster) const {
-    const int turn = has_narrow && 8 * int64_t{light} <= heavy ? kTurn % clusters : 0;
-    const TileSteps heavies = {0, cluster, clusters, whole, turn}, none = {0, 0, 1, 0, 0};
-    if (whole < heavy) return {{{whole, cluster, clusters, heavy, 0}, heavies, none}};
+  W4AFP8_HOST_DEVICE Sequence sequence(int cluster) const {
+    const int stride = clusters.value;
+    const TileSteps none = {0, 0, 1, 0, 0};
+    if (Tile::kSplits && whole < heavy.all) {
+      return {{steps(whole, heavy.all, cluster, 0), steps(0, whole, cluster, turn()), none}};
+    }
     // Clusters whose place in the last wave is `extra` or later have a heavy tile fewer than the others,
     // for which they take up to two light ones.
-    const int waves = heavy / clusters, extra = heavy - waves * clusters;
-    const int place = (cluster + waves % clusters * turn) % clusters;
-    const int takers = extra > 0 ? clusters - extra : 0;
-    const int firsts = light < 2 * takers ? light : 2 * takers;
+    const int waves = clusters.quotient(heavy.all), extra = heavy.all - waves * stride;
+    const int place = clusters.remainder(cluster + clusters.remainder(waves) * turn());
+    const int takers = extra > 0 ? stride - extra : 0;
+    const int firsts = light.all < 2 * takers ? light.all : 2 * takers;
+    const TileSteps heavies = {0, cluster, stride, turn(), waves + (place < extra)};
     TileSteps lights = none;
-    if (takers > 0 && place >= extra) lights = {heavy, place - extra, takers, heavy + firsts, 0};
-    const TileSteps others = {heavy + firsts, place, clusters, heavy + light, 0};
+    if (takers > 0 && place >= extra) {
+      const int first = place - extra;
+      lights = {heavy.all, first, takers, 0, (first < firsts) + (first + takers < firsts)};
+    }
+    const TileSteps others = steps(heavy.all + firsts, heavy.all + light.all, place, 0);
     if (cluster % 2 == 0) return {{heavies, lights, others}};
     return {{lights, others, heavies}};
   }
 
+  // The i-th of them, or -1 beyond the last.
+  W4AFP8_HOST_DEVICE int tile_of(const Sequence& sequence, int i) const {
+    const auto& [first, second, third] = sequence.parts;
+    if (i < first.tiles) return first.tile(i, clusters);
+    i -= first.tiles;
+    if (i < second.tiles) return second.tile(i, clusters);
+    i -= second.tiles;
+    return i < third.tiles ? third.tile(i, clusters) : -1;
+  }
+
   W4AFP8_HOST_DEVICE TileCoordinates locate(const ExpertTables& tables, int index) const {
-    const bool is_half = index < heavy && index >= whole;
+    const bool is_half = Tile::kSplits && index < heavy.all && index >= whole;
     const int second_half = is_half ? (index - whole) % 2 : 0;
     if (is_half) index = whole + (index - whole) / 2;
-    const bool is_light = index >= heavy;
-    if (is_light) index -= heavy;
+    const bool is_light = Tile::kIsWide && index >= heavy.all;
+    if (is_light) index -= heavy.all;
+    const TileCount kind = is_light ? light : heavy;
     const int32_t* ends = is_light ? tables.light_end : tables.heavy_end;
+    const bool tall = !Tile::kVariesHeight || index < kind.tall;
+    const int height = height_of(tall), blocks = out_blocks(tall);
+    int token_tiles_before = 0;  // the first tile of this height
+    if (!tall) index -= kind.tall, token_tiles_before = kind.tall_token_tiles;
     TileCoordinates tile;
-    tile.expert = first_above(ends, index);
+    tile.expert = first_above(ends, index, token_tiles_before, blocks);
     const int count = tables.count[tile.expert];
-    const bool tall = !Tile::kVariesHeight || tile.expert < tall_experts;
-    const int blocks = !Tile::kVariesHeight ? out_blocks(true) : tall ? tall_blocks : low_blocks;
     const int all_tokens = token_tiles(count);
-    int block = index - (ends[tile.expert] - blocks * all_tokens);
+    int block = index - (ends[tile.expert] - token_tiles_before - all_tokens) * blocks;
     int token_tile = 0;
     if (all_tokens > 1) {
       // Groups of token tiles, then output blocks, then the token tiles of the group.
@@ -226,7 +272,6 @@ struct TilePlan {
     const int most = is_half ? Tile::kTokens / 2 : Tile::kTokens;
     const int each = tile_tokens(count, all_tokens), token_begin = token_tile * each;
 
-    const int height = height_of(tall);
     tile.sub_block = block * height * Tile::kCluster;
     const int left = sub_blocks - tile.sub_block;
     tile.sub_blocks = Tile::kVariesHeight && left < height ? left : height;
@@ -239,12 +284,42 @@ struct TilePlan {
   }
 
  private:
-  // First expert whose running sum is above `index`.
-  W4AFP8_HOST_DEVICE int first_above(const int32_t* ends, int index) const {
+  W4AFP8_HOST_DEVICE int out_blocks_of(int height) const {
+    if (!Tile::kVariesHeight)
+      return (sub_blocks + Tile::kSubBlocks * Tile::kCluster - 1) /
+             (Tile::kSubBlocks * Tile::kCluster);
+    // By 1, 2, 3 or 4, each known to the compiler.
+    return height == 3 ? (sub_blocks + 2) / 3 : (sub_blocks + height - 1) >> (height / 2);
+  }
+
+  W4AFP8_HOST_DEVICE int turn() const {
+    return Tile::kIsWide && has_narrow && 8 * int64_t{light.all} <= heavy.all
+               ? clusters.remainder(kTurn)
+               : 0;
+  }
+
+  W4AFP8_HOST_DEVICE TileSteps steps(int begin, int end, int place, int turn) const {
+    const int waves = clusters.quotient(end - begin), extra = end - begin - waves * clusters.value;
+    const int last =
+        turn == 0 ? place : clusters.remainder(place + clusters.remainder(waves) * turn);
+    return {begin, place, clusters.value, turn, waves + (last < extra)};
+  }
+
+  W4AFP8_HOST_DEVICE void count_tiles(TileCount& kind, const int32_t* ends) const {
+    kind.tall_token_tiles = tall_experts == 0 ? 0 : ends[tall_experts - 1];
+    kind.tall = kind.tall_token_tiles * out_blocks(true);
+    kind.all = kind.tall;
+    if (Tile::kVariesHeight)
+      kind.all += (kind.token_tiles - kind.tall_token_tiles) * out_blocks(false);
+  }
+
+  // First expert whose token tiles, from those `before` on, and those of the experts before it make more
+  // than `index` tiles.
+  W4AFP8_HOST_DEVICE int first_above(const int32_t* ends, int index, int before, int blocks) const {
     int low = 0, high = experts - 1;
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (ends[middle] > index) {
+      if ((ends[middle] - before) * blocks > index) {
         high = middle;
       } else {
         low = middle + 1;

@@ -217,6 +217,19 @@ def test_choices(program: str) -> None:
     assert {" ".join(shape[:2]) for shape in shapes} == set(SIZES.split(", "))
 
 
+def test_divisors_divide(program: str) -> None:
+    source = random.Random(0)
+    top = 2**31 - 1
+    lines, expected = [], []
+    for divisor in [*range(1, 140), 2**30 - 1, 2**30, 2**30 + 1, top - 1, top]:
+        multiples = [divisor * source.randint(0, top // divisor) for _ in range(20)]
+        near = [number + step for number in (*multiples, 0, top) for step in (-1, 0, 1)]
+        dividends = [number for number in near if 0 <= number <= top]
+        lines.append(f"divide {divisor} {' '.join(map(str, dividends))}")
+        expected.append([part for number in dividends for part in divmod(number, divisor)])
+    assert [list(map(int, text.split())) for text in ask(program, lines)] == expected
+
+
 def draw_case(random: random.Random) -> Case:
     tile = random.choice(TILES)
     ranges = [(0, 0), (1, 1), (2, 64), (65, 999), (1000, 3000)]

@@ -16,6 +16,7 @@
 //
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
 //          <bfloat16|float16> <default|half|float32>
+//   divide <divisor> <dividend> ...
 //   plan <tile> <none|swiglu> <in> <out> <clusters> <tall_experts> <padding> <count of each expert> ...
 //
 // with `scales` none, float32, bfloat16 or e8m0. The kernel plans on the device; the headers are the
@@ -76,60 +77,55 @@ void print_shape(TileKind kind, Tile) {
 template <class Tile>
 void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int cluster, int index) {
   const TileCoordinates tile = plan.locate(tables, index);
-  const char* kind = index >= plan.heavy ? "light" : index >= plan.whole ? "half" : "heavy";
+  const char* kind = index >= plan.heavy.all ? "light" : index >= plan.whole ? "half" : "heavy";
   std::printf("cluster %d, tile %d: %s, expert %d, sub-blocks %d + %d, rows %d + %d, ", cluster,
               index, kind, tile.expert, tile.sub_block, tile.sub_blocks, tile.row_begin,
               tile.num_tokens);
   std::printf("width %d%s\n", tile_width<Tile>(tile.num_tokens), tile.alone ? ", alone" : "");
 }
 
-// As TileScheduler fills them, one expert after the other, with the heights of the plan.
+// As TileScheduler fills them, one expert after the other.
 template <class Tile>
 void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTables& tables) {
-  plan.heavy = plan.light = 0;
   for (int expert = 0; expert < plan.experts; ++expert) {
-    const RowRange rows = tokens.rows_of(expert);
-    const int count = static_cast<int>(rows.end - rows.begin);
-    const bool tall = !Tile::kVariesHeight || expert < plan.tall_experts;
-    const int tiles = plan.token_tiles(count) * plan.out_blocks(tall);
-    (plan.is_heavy(count) ? plan.heavy : plan.light) += tiles;
-    tables.heavy_end[expert] = plan.heavy;
-    tables.light_end[expert] = plan.light;
-    tables.row_begin[expert] = static_cast<int32_t>(rows.begin);
+    const auto [begin, count] = tokens.few_rows_of(expert);
+    (plan.is_heavy(count) ? plan.heavy : plan.light).token_tiles += plan.token_tiles(count);
+    tables.heavy_end[expert] = plan.heavy.token_tiles;
+    tables.light_end[expert] = plan.light.token_tiles;
+    tables.row_begin[expert] = begin;
     tables.count[expert] = count;
     plan.has_narrow |= plan.ends_narrow(count);
   }
 }
 
-template <class Tile>
+template <class Tile, int kStep>
 void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
-  TilePlan<Tile> plan = {};
-  plan.experts = static_cast<int>(params.tokens.experts);
-  plan.clusters = clusters;
-  plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
-  plan.tall_experts = plan.experts;
-  const bool gates = is_gated(params.activation);
-  gates ? plan.template set_heights<2>() : plan.template set_heights<1>();
-  plan.token_group = plan.token_group_of(params.in_features);
-  std::vector<int32_t> storage(ExpertTables::kTables * plan.experts);
+  auto plan = TilePlan<Tile>::template without_counts<kStep>(params, clusters);
+  std::vector<int32_t> storage(ExpertTables::words(plan.experts));
   const ExpertTables tables = ExpertTables::at(storage.data(), plan.experts);
   fill_tables(params.tokens, plan, tables);
-  const bool all_low = gates ? plan.template lower_all<2>() : plan.template lower_all<1>();
-  if (!all_low) plan.tall_experts = tall_experts;
-  fill_tables(params.tokens, plan, tables);
-  plan.finish();
-  std::printf("%d heavy, %d light, halves from %d, token groups of %d, ", plan.heavy, plan.light,
-              plan.whole, plan.token_group);
+  plan.tall_experts = tall_experts;
+  plan.template lower_all<kStep>();
+  plan.finish(tables);
+  std::printf("%d heavy, %d light, halves from %d, token groups of %d, ", plan.heavy.all,
+              plan.light.all, plan.whole, plan.token_group);
   std::printf("%d high up to expert %d, then %d\n", plan.tall_height, plan.tall_experts,
               plan.low_height);
   for (int cluster = 0; cluster < clusters; ++cluster) {
-    const TileSequence sequence = plan.sequence(cluster);
-    for (const TileSteps& part : sequence.parts) {
-      for (TileSteps steps = part; steps.has_tile(); steps.advance()) {
-        print_tile(plan, tables, cluster, steps.tile());
-      }
+    const auto sequence = plan.sequence(cluster);
+    for (int i = 0, index; (index = plan.tile_of(sequence, i)) >= 0; ++i) {
+      print_tile(plan, tables, cluster, index);
     }
   }
+}
+
+void divide(std::istream& words) {
+  int32_t value, dividend;
+  words >> value;
+  const Divisor divisor = Divisor::of(value);
+  while (words >> dividend)
+    std::printf("%d %d ", divisor.quotient(dividend), divisor.remainder(dividend));
+  std::puts("");
 }
 
 void choose(std::istream& words) {
@@ -164,7 +160,11 @@ void plan(std::istream& words) {
   const TileKind kind = find<TileKind>(kKinds, name);
   with_tile(kind, [&](auto tile) {
     print_shape(kind, tile);
-    print_plan<decltype(tile)>(params, clusters, tall_experts);
+    if (is_gated(params.activation)) {
+      print_plan<decltype(tile), 2>(params, clusters, tall_experts);
+    } else {
+      print_plan<decltype(tile), 1>(params, clusters, tall_experts);
+    }
   });
 }
 
@@ -174,7 +174,11 @@ int main() {
   for (std::string line, verb; std::getline(std::cin, line);) {
     std::istringstream words(line);
     words >> verb;
-    verb == "choose" ? choose(words) : plan(words);
+    if (verb == "divide") {
+      divide(words);
+    } else {
+      verb == "choose" ? choose(words) : plan(words);
+    }
     std::puts("");
   }
 }
