@@ -159,11 +159,10 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   if (tokens <= 4) return TileKind::kDecode;  // no expert has many
   if (tokens <= 64) return TileKind::kSmall;
   if (summation_of(params) == Summation::kPromoted) return TileKind::kPromoted;
-  const bool has_scales = params.group_scale_type != GroupScaleType::kNone;
   // With few in_features the epilogue of sums in float32 takes most of the time: medium tiles have less.
   const bool is_long = params.in_features >= 1024 || summation_of(params) == Summation::kHalves;
   const bool fits = is_long && large_tile_use(params) > 0.9;
-  return fits && tokens > (has_scales ? 128 : 256) ? TileKind::kLarge : TileKind::kMedium;
+  return fits && tokens > 128 ? TileKind::kLarge : TileKind::kMedium;
 }
 
 }  // namespace w4afp8

@@ -53,7 +53,7 @@ HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
 FEW = "decode decode small small"
 PROMOTED = "promoted promoted promoted promoted promoted"
 CHOICES = f"""
-4096 7168 int4 none -1 bfloat16 default: {FEW} medium medium medium medium large
+4096 7168 int4 none -1 bfloat16 default: {FEW} medium medium large large large
 4096 7168 int4 float32 128 bfloat16 default: {FEW} medium medium large large large
 4096 7168 int4 float32 64 bfloat16 default: {FEW} {PROMOTED}
 1024 7168 int4 bfloat16 256 bfloat16 default: {FEW} medium medium large large large
@@ -65,8 +65,8 @@ CHOICES = f"""
 992 7168 mxfp4 e8m0 32 float16 half: {FEW} medium medium large large large
 4096 1160 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
 4096 1152 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
-4096 7168 int4 none -1 float16 default: {FEW} medium medium medium medium large
-4096 7168 int4 none -1 float16 half: {FEW} medium medium medium medium large
+4096 7168 int4 none -1 float16 default: {FEW} medium medium large large large
+4096 7168 int4 none -1 float16 half: {FEW} medium medium large large large
 4096 7168 int4 none -1 bfloat16 float32: {FEW} {PROMOTED}
 4096 7168 int4 float32 64 bfloat16 half: {FEW} {PROMOTED}
 4096 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
