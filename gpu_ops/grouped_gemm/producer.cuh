@@ -32,22 +32,25 @@ struct WeightSource {
   static constexpr int kParts =
       (kIsGated ? 1 : 0) + ((kIsGated ? Tile::kVariesHeight : Tile::kAnyHeight) ? 2 : 1);
   static constexpr int kPerBand = kBandOut / kSubBlockOut;
-  int position[kParts];    // in sub-blocks, of which there are fewer than 2^31
-  int in_band[kParts];     // sub-blocks from a k block to the next
+  const uint8_t* address[kParts];
+  uint32_t k_stride[kParts];
   uint32_t bytes[kParts];  // of a k block; 0 where the tile lies beyond the outputs (odd cluster)
 
   // `sub_blocks`, `k_blocks`: of an expert. `most`: sub-blocks of the tile.
-  __device__ WeightSource(int sub_blocks, int k_blocks, int expert, int sub_block, int most) {
+  __device__ WeightSource(const uint8_t* weight, int sub_blocks, int k_blocks, int expert,
+                          int sub_block, int most) {
     int end = min(sub_block + most, sub_blocks);
     if constexpr (kIsGated) sub_block /= 2, end /= 2;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int band_begin = sub_block / kPerBand * kPerBand;
-      in_band[part] = min(kPerBand, sub_blocks - band_begin);
+      const int in_band = min(kPerBand, sub_blocks - band_begin);
       const int count = min(end, band_begin + kPerBand) - sub_block;
       bytes[part] = count > 0 ? count * kSubBlockBytes : 0;
-      // As weight_layout.h says.
-      position[part] = (expert * sub_blocks + band_begin) * k_blocks + sub_block - band_begin;
+      k_stride[part] = in_band * kSubBlockBytes;
+      // weight_layout.h in 32 bits: of sub-blocks there are fewer than 2^31.
+      const int before = (expert * sub_blocks + band_begin) * k_blocks + sub_block - band_begin;
+      address[part] = weight + int64_t{before} * kSubBlockBytes;
       if (kIsGated && part == 0) {
         sub_block += sub_blocks / 2, end += sub_blocks / 2;
       } else {
@@ -63,13 +66,12 @@ struct WeightSource {
     return total;
   }
 
-  __device__ __forceinline__ void copy(const uint8_t* weight, uint8_t* destination, uint64_t* full,
+  __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
                                        ptx::CachePolicy policy) const {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       if (bytes[part] > 0) {
-        ptx::bulk_copy(destination, weight + int64_t{position[part]} * kSubBlockBytes, bytes[part],
-                       full, policy);
+        ptx::bulk_copy(destination, address[part], bytes[part], full, policy);
       }
       destination += bytes[part];
     }
@@ -77,7 +79,7 @@ struct WeightSource {
 
   __device__ __forceinline__ void advance() {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) position[part] += in_band[part];
+    for (int part = 0; part < kParts; ++part) address[part] += k_stride[part];
   }
 };
 
@@ -85,18 +87,19 @@ struct WeightSource {
 // with a gated activation in two pieces, as the weights.
 template <class Tile, class Format>
 struct ScaleSource {
-  const GroupGemmParams& params;
-  int row = 0;               // of the scales of all experts
-  uint32_t column = 0;       // bytes before the tile's
-  uint32_t piece_bytes = 0;  // of a row, or of each of its two pieces; 0 where the tile has none
-  int rows_left;             // groups from `row` on
-  int rows_per_block = 1;    // 128 / group_size where groups are shorter than a k block
-  int blocks_per_row = 1;    // group_size / 128 where they are longer
+  const uint8_t* address = nullptr;
+  uint32_t row_stride = 0;
+  // Of a row, or of each of its two pieces; 0 where there are no scales, or the tile lies beyond the outputs.
+  uint32_t piece_bytes = 0;
+  int rows_left;           // groups from `address` on
+  int rows_per_block = 1;  // 128 / group_size where groups are shorter than a k block
+  int blocks_per_row = 1;  // group_size / 128 where they are longer
   int block_in_row = 0;
+  int shared_stride = 0;  // bytes between rows in shared memory
 
   __device__ ScaleSource(const GroupGemmParams& params, int k_blocks, int expert, int sub_block,
-                         int sub_blocks)
-      : params(params) {
+                         int sub_blocks) {
+    const int bytes_per_out = params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
     rows_left = k_blocks;
     if (params.group_scale_type == GroupScaleType::kNone) return;
     if constexpr (Format::kGroupScaling != GroupScaling::kFolded) {
@@ -107,12 +110,14 @@ struct ScaleSource {
       blocks_per_row = max(group_size / static_cast<int>(kSubBlockIn), 1);
     }
     constexpr int kOuts = static_cast<int>(kSubBlockOut);
-    int begin = sub_block * kOuts;
-    int outs = min(sub_blocks * kOuts, static_cast<int>(params.out_features) - begin);
+    const int out_features = static_cast<int>(params.out_features);
+    row_stride = out_features * bytes_per_out;
+    shared_stride = Tile::kOut * bytes_per_out;
+    int begin = sub_block * kOuts, outs = min(sub_blocks * kOuts, out_features - begin);
     if constexpr (Format::kIsGated) outs /= 2, begin /= 2;
-    row = expert * rows_left;
-    column = begin * bytes_per_out();
-    piece_bytes = max(outs, 0) * bytes_per_out();
+    piece_bytes = max(outs, 0) * bytes_per_out;
+    address = static_cast<const uint8_t*>(params.group_scale) +
+              int64_t{expert * rows_left} * row_stride + begin * bytes_per_out;
   }
 
   __device__ __forceinline__ int rows() const {
@@ -128,32 +133,22 @@ struct ScaleSource {
   __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
                                        ptx::CachePolicy policy) const {
     if (piece_bytes == 0) return;
-    const uint32_t row_bytes = static_cast<uint32_t>(params.out_features) * bytes_per_out();
-    const uint8_t* source =
-        static_cast<const uint8_t*>(params.group_scale) + int64_t{row} * row_bytes + column;
 #pragma unroll 1  // as in load_tile
     for (int i = 0; i < rows(); ++i) {
-      ptx::bulk_copy(destination, source, piece_bytes, full, policy);
+      const uint8_t* source = address + int64_t{i} * row_stride;
+      ptx::bulk_copy(destination + i * shared_stride, source, piece_bytes, full, policy);
       if constexpr (Format::kIsGated) {
-        ptx::bulk_copy(destination + piece_bytes, source + row_bytes / 2, piece_bytes, full,
-                       policy);
+        ptx::bulk_copy(destination + i * shared_stride + piece_bytes, source + row_stride / 2,
+                       piece_bytes, full, policy);
       }
-      destination += Tile::kOut * bytes_per_out();
-      source += row_bytes;
     }
   }
 
   __device__ __forceinline__ void advance() {
     if (++block_in_row < blocks_per_row) return;
     block_in_row = 0;
-    row += rows_per_block;
+    address += int64_t{rows_per_block} * row_stride;
     rows_left -= rows_per_block;
-  }
-
- private:
-  __device__ __forceinline__ int bytes_per_out() const {
-    if constexpr (Format::kGroupScaling == GroupScaling::kFolded) return 4;
-    return params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
   }
 };
 
@@ -194,8 +189,8 @@ class Producer {
  private:
   __device__ __forceinline__ void load_tile(const TileCoordinates& tile) {
     const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
-    WeightSource<Tile, Format::kIsGated> weight(sub_blocks_, k_blocks_, tile.expert, sub_block,
-                                                tile.sub_blocks);
+    WeightSource<Tile, Format::kIsGated> weight(params_.weight, sub_blocks_, k_blocks_, tile.expert,
+                                                sub_block, tile.sub_blocks);
     Scales scales(params_, k_blocks_, tile.expert, sub_block, tile.sub_blocks);
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
@@ -207,7 +202,7 @@ class Producer {
       if (k == 0) shared_.tile[ring_.stage] = tile;
       ptx::mbarrier_arrive_expect(
           full, width * kSubBlockIn + weight.total_bytes() + scales.total_bytes());
-      weight.copy(params_.weight, shared_.weight[ring_.stage], full, policy);
+      weight.copy(shared_.weight[ring_.stage], full, policy);
       weight.advance();
       scales.copy(shared_.scale[ring_.stage], full, policy);
       scales.advance();
