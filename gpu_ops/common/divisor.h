@@ -11,6 +11,7 @@
 // WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 // See the License for the specific language governing permissions and
 // limitations under the License.
+
 // Division by a number that is known long before its dividends. Host-safe.
 #pragma once
 
@@ -18,9 +19,9 @@
 
 namespace w4afp8 {
 
-// Of 0 .. 2^31 - 1 by 1 .. 2^31 - 1: a product and a shift. With l = ceil(log2(value)) and factor = 2^(31 + l) / value,
-// rounded up, n * factor / 2^(31 + l) is too large by n / 2^31 * (value / 2^l) / value at most, less than 1 / value:
-// too little to reach the next quotient.
+// Of 0 .. 2^31 - 1 by 1 .. 2^31 - 1: a product and a shift. With l = ceil(log2(value)) and
+// factor = 2^(31 + l) / value, rounded up, n * factor / 2^(31 + l) is too large by
+// n / 2^31 * (value / 2^l) / value at most, less than 1 / value: too little to reach the next quotient.
 struct Divisor {
   int32_t value;
   uint32_t factor;
@@ -38,6 +39,7 @@ struct Divisor {
     return static_cast<int32_t>(static_cast<uint32_t>(product >> 32) >> log);
   }
   W4AFP8_HOST_DEVICE int32_t remainder(int32_t n) const { return n - quotient(n) * value; }
+  // Of n up to 2^31 - value.
   W4AFP8_HOST_DEVICE int32_t quotient_rounded_up(int32_t n) const {
     return quotient(n + value - 1);
   }

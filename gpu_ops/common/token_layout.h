@@ -26,7 +26,8 @@ struct RowRange {
   int64_t end;
 };
 
-struct FewRows {
+// Of fewer than 2^31 rows.
+struct ShortRows {
   int32_t begin, count;
 };
 
@@ -54,8 +55,9 @@ struct TokenLayout {
     return {begin, clamp(entry(leading_zero ? expert + 1 : expert), begin, num_rows)};
   }
 
-  // The same, where num_rows is less than 2^31: a few instructions where the above needs dozens.
-  W4AFP8_HOST_DEVICE FewRows few_rows_of(int32_t expert) const {
+  // The same rows in 32 bits, where num_rows is less than 2^31: the kernels that plan tiles have no time for
+  // the dozens of instructions of the above.
+  W4AFP8_HOST_DEVICE ShortRows short_rows_of(int32_t expert) const {
     if (padding > 0) {
       const int32_t rows = static_cast<int32_t>(padding);
       return {expert * rows, entry_within(expert, rows)};
@@ -73,7 +75,7 @@ struct TokenLayout {
   }
 
  private:
-  // 0 .. most.
+  // entry(i), held within 0 .. most.
   W4AFP8_HOST_DEVICE int32_t entry_within(int32_t i, int32_t most) const {
     if (is_int64)
       return static_cast<int32_t>(clamp(static_cast<const int64_t*>(tokens)[i], 0, most));

@@ -12,8 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The grouped GEMM kernel: set up, then one producer thread and kConsumers warpgroups walk the same
-// tiles. docs/kernel.md follows one tile from global memory to the output.
+// The grouped GEMM kernel: set up, then one warp plans, and its first thread fetches tiles that kConsumers
+// warpgroups multiply. docs/kernel.md follows one tile from global memory to the output.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>

@@ -48,7 +48,7 @@ struct WeightSource {
       const int count = min(end, band_begin + kPerBand) - sub_block;
       bytes[part] = count > 0 ? count * kSubBlockBytes : 0;
       k_stride[part] = in_band * kSubBlockBytes;
-      // weight_layout.h in 32 bits: of sub-blocks there are fewer than 2^31.
+      // weight_layout.h in 32 bits: 2^31 sub-blocks of 4 KB are more than any memory.
       const int before = (expert * sub_blocks + band_begin) * k_blocks + sub_block - band_begin;
       address[part] = weight + int64_t{before} * kSubBlockBytes;
       if (kIsGated && part == 0) {
@@ -116,6 +116,7 @@ struct ScaleSource {
     int begin = sub_block * kOuts, outs = min(sub_blocks * kOuts, out_features - begin);
     if constexpr (Format::kIsGated) outs /= 2, begin /= 2;
     piece_bytes = max(outs, 0) * bytes_per_out;
+    // A group has 1 KB of weights or more, so that 2^31 are more than any memory.
     address = static_cast<const uint8_t*>(params.group_scale) +
               int64_t{expert * rows_left} * row_stride + begin * bytes_per_out;
   }

@@ -40,7 +40,7 @@ class TileScheduler {
     return ExpertTables::words(experts) + sizeof(Shared) / sizeof(int32_t);
   }
 
-  // `storage`: words(experts) int32 in shared memory.
+  // `storage`: words(experts) int32 in shared memory, aligned to 8 bytes.
   __device__ explicit TileScheduler(int32_t* storage)
       : shared_(*reinterpret_cast<Shared*>(storage)),
         storage_(storage + sizeof(Shared) / sizeof(int32_t)) {}
@@ -121,7 +121,7 @@ class TileScheduler {
     bool has_narrow = false;
 #pragma unroll 1
     for (int expert = begin; expert < end; ++expert) {
-      const FewRows rows = tokens.few_rows_of(expert);
+      const ShortRows rows = tokens.short_rows_of(expert);
       tables.row_begin[expert] = rows.begin;
       tables.count[expert] = rows.count;
       (Plan::is_heavy(rows.count) ? heavy : light) += Plan::token_tiles(rows.count);
@@ -157,7 +157,7 @@ class TileScheduler {
 #pragma unroll 1
     for (int experts = lane(); experts <= plan.experts; experts += kLanes) {
       const int tall_token_tiles = experts > 0 ? tables.heavy_end[experts - 1] : 0;
-      const unsigned height = plan.height_of_work(tall_token_tiles);
+      const unsigned height = plan.most_sub_blocks(tall_token_tiles);
       if (height <= least) least = height, tall_experts = experts;
     }
     const unsigned least_of_all = __reduce_min_sync(~0u, least);

@@ -20,19 +20,6 @@
 
 namespace w4afp8 {
 
-template <int kStages>
-struct RingPosition {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 template <class Tile, class Format>
 struct SharedStorage {
   static constexpr int kTokenBytes = Tile::kTokens * kSubBlockIn;
@@ -62,4 +49,17 @@ struct SharedStorage {
 };
 
 // Position in the ring. The parity is that of the phase to wait for on `full`.
+template <int kStages>
+struct RingPosition {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 }  // namespace w4afp8

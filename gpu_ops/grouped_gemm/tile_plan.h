@@ -79,9 +79,9 @@ struct TileSteps {
   int32_t begin, place, stride, turn;
   int32_t tiles;  // so many
 
-  // `turns`: by the stride, where there is a turn.
-  W4AFP8_HOST_DEVICE int tile(int i, const Divisor& turns) const {
-    const int in_stride = turn == 0 ? place : turns.remainder(place + i * turn);
+  // `by_stride` is needed where there is a turn.
+  W4AFP8_HOST_DEVICE int tile(int i, const Divisor& by_stride) const {
+    const int in_stride = turn == 0 ? place : by_stride.remainder(place + i * turn);
     return begin + i * stride + in_stride;
   }
 };
@@ -156,14 +156,14 @@ struct TilePlan {
 
   W4AFP8_HOST_DEVICE int out_blocks(bool tall) const { return out_blocks_of(height_of(tall)); }
 
-  // Where all tiles are heavy, and more than clusters, later experts may have low ones. Sub-blocks that
-  // the cluster with the most work multiplies then, one behind the other, if so many experts, which have
-  // so many token tiles, keep tall ones: waves of tall tiles, then waves of low ones.
+  // Where all tiles are heavy, and more than clusters, later experts may have low ones.
   W4AFP8_HOST_DEVICE bool may_lower_last() const {
     return Tile::kAnyHeight && light.token_tiles == 0 &&
            heavy.token_tiles * out_blocks(true) > clusters.value;
   }
-  W4AFP8_HOST_DEVICE int height_of_work(int tall_token_tiles) const {
+  // Sub-blocks that the cluster with the most work multiplies one behind the other where the first experts,
+  // which have so many token tiles, have tall tiles: waves of tall ones, then waves of low ones.
+  W4AFP8_HOST_DEVICE int most_sub_blocks(int tall_token_tiles) const {
     const int tall = tall_token_tiles * out_blocks(true);
     const int low = (heavy.token_tiles - tall_token_tiles) * out_blocks(false);
     const int tall_waves = clusters.quotient_rounded_up(tall);
@@ -187,7 +187,7 @@ struct TilePlan {
     if (height < tall_height) tall_experts = 0;
   }
 
-  // Once heights are settled. Halves the last wave's tiles if they are few enough.
+  // Once heights are settled: counts the tiles, and halves those of the last wave if they are few enough.
   W4AFP8_HOST_DEVICE void finish(const ExpertTables& tables) {
     count_tiles(heavy, tables.heavy_end);
     if (Tile::kIsWide) count_tiles(light, tables.light_end);
@@ -228,7 +228,7 @@ struct TilePlan {
     return {{lights, others, heavies}};
   }
 
-  // The i-th of them, or -1 beyond the last.
+  // The i-th tile of a cluster's sequence, or -1 beyond the last.
   W4AFP8_HOST_DEVICE int tile_of(const Sequence& sequence, int i) const {
     const auto& [first, second, third] = sequence.parts;
     if (i < first.tiles) return first.tile(i, clusters);
@@ -248,7 +248,7 @@ struct TilePlan {
     const int32_t* ends = is_light ? tables.light_end : tables.heavy_end;
     const bool tall = !Tile::kVariesHeight || index < kind.tall;
     const int height = height_of(tall), blocks = out_blocks(tall);
-    int token_tiles_before = 0;  // the first tile of this height
+    int token_tiles_before = 0;  // those of the other height
     if (!tall) index -= kind.tall, token_tiles_before = kind.tall_token_tiles;
     TileCoordinates tile;
     tile.expert = first_above(ends, index, token_tiles_before, blocks);

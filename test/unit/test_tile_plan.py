@@ -230,6 +230,32 @@ def test_divisors_divide(program: str) -> None:
     assert [list(map(int, text.split())) for text in ask(program, lines)] == expected
 
 
+@pytest.mark.parametrize(("tile", "tokens"), [("small", 64), ("medium", 128)])
+def test_lower_tiles_shorten_the_most_work(program: str, tile: str, tokens: int) -> None:
+    source = random.Random(1)
+    lines, expected = [], []
+    for _ in range(200):
+        out = source.choice([64, 192, 384, 512, 1536, 7168])
+        clusters = source.randint(1, 132)
+        counts = [source.randint(0, 900) for _ in range(source.randint(1, 9))]
+        sub_blocks = -(-out // 64)
+        tall = -(-sub_blocks // -(-sub_blocks // 4)) if tile == "medium" and sub_blocks > 4 else 4
+        light = [tile == "medium" and 0 < 2 * count <= tokens for count in counts]
+        token_tiles = [0 if few else -(-n // tokens) for few, n in zip(light, counts, strict=True)]
+        tiles = {height: -(-sub_blocks // height) for height in (tall, tall - 1)}
+        works = []
+        for experts in range(len(counts) + 1):
+            high = sum(token_tiles[:experts]) * tiles[tall]
+            all_tiles = high + sum(token_tiles[experts:]) * tiles[tall - 1]
+            waves = -(-high // clusters)
+            works.append(waves * tall + (-(-all_tiles // clusters) - waves) * (tall - 1))
+        may = not any(light) and sum(token_tiles) * tiles[tall] > clusters
+        lines.append(f"lower {tile} 2048 {out} {clusters} {' '.join(map(str, counts))}")
+        expected.append([int(may), *works])
+    assert [list(map(int, text.split())) for text in ask(program, lines)] == expected
+    assert {row[0] for row in expected} == {0, 1}
+
+
 def draw_case(random: random.Random) -> Case:
     tile = random.choice(TILES)
     ranges = [(0, 0), (1, 1), (2, 64), (65, 999), (1000, 3000)]

@@ -17,6 +17,7 @@
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
 //          <bfloat16|float16> <default|half|float32>
 //   divide <divisor> <dividend> ...
+//   lower <tile> <in> <out> <clusters> <count of each expert> ...
 //   plan <tile> <none|swiglu> <in> <out> <clusters> <tall_experts> <padding> <count of each expert> ...
 //
 // with `scales` none, float32, bfloat16 or e8m0. The kernel plans on the device; the headers are the
@@ -26,6 +27,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
+#include <iterator>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -88,7 +90,7 @@ void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int clus
 template <class Tile>
 void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTables& tables) {
   for (int expert = 0; expert < plan.experts; ++expert) {
-    const auto [begin, count] = tokens.few_rows_of(expert);
+    const auto [begin, count] = tokens.short_rows_of(expert);
     (plan.is_heavy(count) ? plan.heavy : plan.light).token_tiles += plan.token_tiles(count);
     tables.heavy_end[expert] = plan.heavy.token_tiles;
     tables.light_end[expert] = plan.light.token_tiles;
@@ -126,6 +128,28 @@ void divide(std::istream& words) {
   while (words >> dividend)
     std::printf("%d %d ", divisor.quotient(dividend), divisor.remainder(dividend));
   std::puts("");
+}
+
+// Whether later experts may have low tiles, and how high the most work is for each number that have not.
+void lower(std::istream& words) {
+  GroupGemmParams params = {};
+  std::string name;
+  int clusters = 0;
+  words >> name >> params.in_features >> params.out_features >> clusters;
+  std::vector<int32_t> ends;  // token tiles up to each expert
+  const std::vector<int32_t> counts{std::istream_iterator<int32_t>(words), {}};
+  params.tokens.experts = static_cast<int64_t>(counts.size());
+  with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
+    auto plan = TilePlan<decltype(tile)>::template without_counts<1>(params, clusters);
+    ends.push_back(0);
+    for (const int32_t count : counts) {
+      (plan.is_heavy(count) ? plan.heavy : plan.light).token_tiles += plan.token_tiles(count);
+      ends.push_back(plan.heavy.token_tiles);
+    }
+    std::printf("%d", plan.may_lower_last());
+    for (const int32_t end : ends) std::printf(" %d", plan.most_sub_blocks(end));
+    std::puts("");
+  });
 }
 
 void choose(std::istream& words) {
@@ -174,11 +198,10 @@ int main() {
   for (std::string line, verb; std::getline(std::cin, line);) {
     std::istringstream words(line);
     words >> verb;
-    if (verb == "divide") {
-      divide(words);
-    } else {
-      verb == "choose" ? choose(words) : plan(words);
-    }
+    if (verb == "divide") divide(words);
+    if (verb == "lower") lower(words);
+    if (verb == "choose") choose(words);
+    if (verb == "plan") plan(words);
     std::puts("");
   }
 }
