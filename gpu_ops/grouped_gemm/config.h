@@ -56,6 +56,9 @@ struct TileShape {
   // 168 * 384 >= 224 * 256 + 56 * 128, 96 * 640 >= 112 * 512 + 32 * 128.
   static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : 224;
   static constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 56;
+  // Tiles this wide or narrower have two k blocks in a stage: with one, too little is on its way to shared
+  // memory, and what blocks of a cluster tell each other takes longer than what they multiply.
+  static constexpr int kDeepWidth = kCluster > 1 ? kNarrowest : 0;
   // Tokens of one copy: the narrowest tile is one from each block of the cluster.
   static constexpr int kBoxTokens = kNarrowest / kCluster;
   // Sums, in halves, are turned around in shared memory; else outputs are.
@@ -97,13 +100,11 @@ using TileDecode = TileShape<4, 16, 16, 5, 1>;              // 256 x 16
 using TileSmall = TileShape<4, 64, 16, 5, 1>;               // 256 x 64
 using TileMedium = TileShape<4, 128, 32, 5, 1>;             // 256 x 128
 using TileLarge = TileShape<2, 256, 64, 4, 2, true, true>;  // 128 x 256
-// With group scales or carried sums registers do not suffice for one more main loop, and MXFP4's full
-// tiles become slower with it.
-using TileLargeCoarse = TileShape<2, 256, 64, 4, 2, false, true>;
 // For sums in float32, which are not turned, and for gated activations and streamed outputs, which mostly
 // lose by it.
 using TileLargeRounded = TileShape<2, 256, 64, 4, 2, true>;
-using TileLargeCoarseRounded = TileShape<2, 256, 64, 4, 2>;
+// With carried sums registers do not suffice for one more main loop.
+using TileLargeCoarse = TileShape<2, 256, 64, 4, 2>;
 using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };

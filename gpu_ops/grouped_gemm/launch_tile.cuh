@@ -95,14 +95,14 @@ cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {
     if (tile != TileKind::kLarge) return launch_tile<TileMedium, Format>(params, stream);
-    constexpr bool kHalves = Format::kSummation == Summation::kHalves;
-    constexpr bool kIsCoarse = !kHalves || Format::kGroupScaling != GroupScaling::kNone;
-    if constexpr (kHalves && !Format::kIsGated) {
-      using Large = std::conditional_t<kIsCoarse, TileLargeCoarse, TileLarge>;
-      if (!streams_outputs(params)) return launch_tile<Large, Format>(params, stream);
+    if constexpr (Format::kSummation != Summation::kHalves) {
+      return launch_tile<TileLargeCoarse, Format>(params, stream);
+    } else {
+      if constexpr (!Format::kIsGated) {
+        if (!streams_outputs(params)) return launch_tile<TileLarge, Format>(params, stream);
+      }
+      return launch_tile<TileLargeRounded, Format>(params, stream);
     }
-    using Rounded = std::conditional_t<kIsCoarse, TileLargeCoarseRounded, TileLargeRounded>;
-    return launch_tile<Rounded, Format>(params, stream);
   } else {
     return launch_tile<TilePromoted, Format>(params, stream);
   }

@@ -71,7 +71,11 @@ class MainLoop {
     if constexpr (Format::kSummation == Summation::kPromoted) {
       if (has_short_groups(params_)) return run_by_steps<kWidth>(sums);
     }
-    run_by_blocks<kWidth>(sums);
+    if constexpr (kInPairs<kWidth>) {
+      run_by_pairs<kWidth>(sums);
+    } else {
+      run_by_blocks<kWidth>(sums);
+    }
   }
 
  private:
@@ -87,6 +91,14 @@ class MainLoop {
   // words are fetched meanwhile; the other warpgroups keep the tensor cores busy.
   static constexpr int kFragmentBuffers = Tile::kConsumers == 4 && Tile::kTokens >= 64 ? 1 : 2;
   static constexpr bool kHasScales = Format::kGroupScaling == GroupScaling::kScaled;
+  // A stage has two k blocks.
+  template <int kWidth>
+  static constexpr bool kIsDeep = kWidth <= Tile::kDeepWidth;
+  // The products of two k blocks are under way together: with narrow tiles those of one take no longer than
+  // the instructions around them, and there are registers for both.
+  template <int kWidth>
+  static constexpr bool kInPairs =
+      Tile::kDeepWidth > 0 && kWidth <= Tile::kTokens / 2 && !Sums::kInPlace;
   // The epilogue looks at whole chunks.
   template <int kWidth>
   static constexpr int kCleared =
@@ -106,47 +118,97 @@ class MainLoop {
       Fragments odd;
       dequantise(packed, even);
       for (int k = 0; k < k_blocks_; k += 2) {
-        add_and_prepare<kWidth>(sums, group, even, packed, odd, k);
-        if (k + 1 < k_blocks_) add_and_prepare<kWidth>(sums, group, odd, packed, even, k + 1);
+        add_and_prepare<kWidth, 0>(sums, group, even, packed, odd, k);
+        if (k + 1 < k_blocks_) add_and_prepare<kWidth, 1>(sums, group, odd, packed, even, k + 1);
       }
     } else {
       for (int k = 0; k < k_blocks_; ++k) {
         dequantise(packed, even);
-        add_block<kWidth>(sums, group, even, packed, k, [&] {
+        add_block<kWidth, 0>(sums, group, even, packed, k, [&] {
           if (k + 1 < k_blocks_) load(packed);
         });
       }
     }
   }
 
-  template <int kWidth>
+  // `kOdd`: 1 where k is odd.
+  template <int kWidth, int kOdd>
   __device__ __forceinline__ void add_and_prepare(Sums& sums, Group<kWidth>& group,
                                                   const Fragments& current, Packed& packed,
                                                   Fragments& next, int k) {
-    add_block<kWidth>(sums, group, current, packed, k, [&] {
+    constexpr int kPlace = kIsDeep<kWidth> ? kOdd : 0, kNextPlace = kIsDeep<kWidth> ? 1 - kOdd : 0;
+    add_block<kWidth, kPlace>(sums, group, current, packed, k, [&] {
       if (k + 1 >= k_blocks_) return;
-      load(packed);
+      load<kNextPlace>(packed);
       dequantise(packed, next);
     });
   }
 
-  // `meanwhile` runs beside the products of the k block and may overwrite `packed`.
-  template <int kWidth, class Meanwhile>
+  // `meanwhile` runs beside the products of the k block and may overwrite `packed`. `kPlace`: of the k block
+  // in its stage.
+  template <int kWidth, int kPlace, class Meanwhile>
   __device__ __forceinline__ void add_block(Sums& sums, Group<kWidth>& group,
                                             const Fragments& fragments, const Packed& packed, int k,
                                             Meanwhile meanwhile) {
     const float scale[2] = {packed.scale[0], packed.scale[1]};
     const int stage = ring_.stage;
+    const bool ends_stage = !kIsDeep<kWidth> || kPlace == 1 || k + 1 == k_blocks_;
     auto& accumulators = accumulators_of(sums, group);
-    multiply<kWidth>(accumulators, fragments, stage, Sums::kInPlace && k > 0);
-    ring_.advance();
+    multiply<kWidth, kPlace>(accumulators, fragments, stage, Sums::kInPlace && k > 0);
+    if (ends_stage) ring_.advance();
     meanwhile();
     wgmma_wait<0>();
     keep_in_place(accumulators);
-    release(stage);
+    if (ends_stage) release(stage);
     if constexpr (Sums::kInPlace) {
       carry<kWidth>(sums, k + 1);
-    } else if constexpr (kHasScales) {
+    } else {
+      add_group<kWidth>(sums, group, scale);
+    }
+  }
+
+  // The same with the products of two k blocks at a time, each pair summed by itself as ever.
+  template <int kWidth>
+  __device__ __forceinline__ void run_by_pairs(Sums& sums) {
+    constexpr int kSecond = kIsDeep<kWidth> ? 1 : 0;  // its place
+    Group<kWidth> first, second;
+    Packed packed;
+    Fragments even, odd;
+    load(packed);
+    dequantise(packed, even);
+    int k = 0;
+#pragma unroll 1
+    for (; k + 1 < k_blocks_; k += 2) {
+      const float first_scale[2] = {packed.scale[0], packed.scale[1]};
+      const int first_stage = ring_.stage;
+      multiply<kWidth, 0>(first, even, first_stage, false);
+      if (!kIsDeep<kWidth>) ring_.advance();
+      load<kSecond>(packed);
+      dequantise(packed, odd);
+      const float second_scale[2] = {packed.scale[0], packed.scale[1]};
+      const int second_stage = ring_.stage;
+      multiply<kWidth, kSecond>(second, odd, second_stage, false);
+      ring_.advance();
+      wgmma_wait<1>();
+      keep_in_place(first);
+      if (!kIsDeep<kWidth>) release(first_stage);
+      add_group<kWidth>(sums, first, first_scale);
+      if (k + 2 < k_blocks_) {
+        load(packed);
+        dequantise(packed, even);
+      }
+      wgmma_wait<0>();
+      keep_in_place(second);
+      release(second_stage);
+      add_group<kWidth>(sums, second, second_scale);
+    }
+    if (k < k_blocks_) add_block<kWidth, 0>(sums, first, even, packed, k, [] {});
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void add_group(Sums& sums, const Group<kWidth>& group,
+                                            const float (&scale)[2]) const {
+    if constexpr (kHasScales) {
       sums.template add<kWidth>(group, scale, most_);
     } else {
       sums.template add<kWidth>(group, most_);
@@ -194,7 +256,7 @@ class MainLoop {
       for (int step = 0; step < kStepsPerBlock; ++step) {
         if (step >= steps) break;  // beyond in_features there are no scales
         wgmma_fence();
-        multiply_step<kWidth>(group, fragments, step, ring_.stage, false);
+        multiply_step<kWidth, 0>(group, fragments, step, ring_.stage, false);
         wgmma_commit();
         wgmma_wait<0>();
         keep_in_place(group);
@@ -222,15 +284,17 @@ class MainLoop {
     return sub_block() * static_cast<int>(kSubBlockOut) + thread / 32 * 16 + thread % 32 / 4;
   }
 
-  // Waits for the stage and takes this thread's packed words and scales.
+  // Waits for the stage, unless that was done for its first k block, and takes this thread's packed words and
+  // scales.
+  template <int kPlace = 0>
   __device__ __forceinline__ void load(Packed& packed) const {
-    ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
-    packed.words.load(shared_.weight[ring_.stage] + sub_block() * kSubBlockBytes,
-                      thread_of_sub_block());
-    packed.scales.load(shared_.scale[ring_.stage], first_row());
+    if constexpr (kPlace == 0) ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
+    const uint8_t* const weight = shared_.weight_of(ring_.stage, kPlace);
+    packed.words.load(weight + sub_block() * kSubBlockBytes, thread_of_sub_block());
+    packed.scales.load(shared_.scale_of(ring_.stage, kPlace), first_row());
     if constexpr (kHasScales) {
-      packed.scale[0] = scale_at(first_row());
-      packed.scale[1] = scale_at(first_row() + 8);
+      packed.scale[0] = scale_at<kPlace>(first_row());
+      packed.scale[1] = scale_at<kPlace>(first_row() + 8);
     }
   }
 
@@ -246,46 +310,44 @@ class MainLoop {
   }
 
   // Starts the products of one k block.
-  template <int kWidth, class Accumulators>
+  template <int kWidth, int kPlace, class Accumulators>
   __device__ __forceinline__ void multiply(Accumulators& sums, const Fragments& fragments,
                                            int stage, bool accumulate) const {
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kStepsPerBlock; ++step) {
-      multiply_step<kWidth>(sums, fragments, step, stage, accumulate || step > 0);
+      multiply_step<kWidth, kPlace>(sums, fragments, step, stage, accumulate || step > 0);
     }
     wgmma_commit();
   }
 
-  template <int kWidth, class Accumulators>
+  template <int kWidth, int kPlace, class Accumulators>
   __device__ __forceinline__ void multiply_step(Accumulators& sums, const Fragments& fragments,
                                                 int step, int stage, bool accumulate) const {
-    wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], descriptor(stage) + 2 * step,
-                                            accumulate);
+    const uint64_t tokens =
+        token_tile_descriptor(ptx::shared_address(shared_.tokens_of(stage, kPlace, kWidth)));
+    wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], tokens + 2 * step, accumulate);
   }
 
   // `row`: of the step's group in the stage.
   template <int kWidth>
   __device__ __forceinline__ void add_step(Sums& sums, const Group<kWidth>& group, int row) const {
     const int out = row * Tile::kOut + first_row();
-    const float scale[2] = {scale_at(out), scale_at(out + 8)};
+    const float scale[2] = {scale_at<0>(out), scale_at<0>(out + 8)};
     sums.template add<kWidth>(group, scale, most_);
   }
 
+  template <int kPlace>
   __device__ __forceinline__ float scale_at(int index) const {
     if constexpr (Format::kSummation == Summation::kPromoted) {
       if (params_.group_scale_type == GroupScaleType::kNone) return 1.0f;
     }
-    const uint8_t* scales = shared_.scale[ring_.stage];
+    const uint8_t* scales = shared_.scale_of(ring_.stage, kPlace);
     if (params_.group_scale_type == GroupScaleType::kBFloat16) {
       const uint32_t bits = reinterpret_cast<const uint16_t*>(scales)[index];
       return __uint_as_float(bits << 16);
     }
     return reinterpret_cast<const float*>(scales)[index];
-  }
-
-  __device__ __forceinline__ uint64_t descriptor(int stage) const {
-    return token_tile_descriptor(ptx::shared_address(shared_.tokens[stage]));
   }
 
   // Gives a stage back to the producers that fill it: every block of the cluster sends tokens here.

@@ -196,32 +196,40 @@ class Producer {
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
     const int width = tile_width<Tile>(tile.num_tokens);
+    const uint32_t bytes = width * kSubBlockIn + weight.total_bytes();
+    const auto load_block = [&](int k, int place) {
+      uint64_t* full = &shared_.full[ring_.stage];
+      weight.copy(shared_.weight_of(ring_.stage, place), full, policy);
+      weight.advance();
+      scales.copy(shared_.scale_of(ring_.stage, place), full, policy);
+      scales.advance();
+      load_tokens(shared_.tokens_of(ring_.stage, place, width), tile.row_begin, width, k, full);
+    };
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
     for (int k = 0; k < k_blocks_; ++k) {
-      uint64_t* full = &shared_.full[ring_.stage];
       ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
       if (k == 0) shared_.tile[ring_.stage] = tile;
-      ptx::mbarrier_arrive_expect(
-          full, width * kSubBlockIn + weight.total_bytes() + scales.total_bytes());
-      weight.copy(shared_.weight[ring_.stage], full, policy);
-      weight.advance();
-      scales.copy(shared_.scale[ring_.stage], full, policy);
-      scales.advance();
-      load_tokens(tile.row_begin, width, k, full);
+      const bool has_second = width <= Tile::kDeepWidth && k + 1 < k_blocks_;
+      const uint32_t block_bytes = bytes + scales.total_bytes();
+      ptx::mbarrier_arrive_expect(&shared_.full[ring_.stage],
+                                  has_second ? 2 * block_bytes : block_bytes);
+      load_block(k, 0);
+      if (has_second) load_block(++k, 1);
       ring_.advance();
     }
   }
 
   // Boxes of tokens, in turn by the blocks of the cluster, each to all of them. Tokens past the
   // tile's end may be loaded: they belong to accumulator columns nobody stores.
-  __device__ __forceinline__ void load_tokens(int row_begin, int width, int k, uint64_t* full) {
+  __device__ __forceinline__ void load_tokens(uint8_t* destination, int row_begin, int width, int k,
+                                              uint64_t* full) {
     const int column = k * static_cast<int>(kSubBlockIn);
     // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk.
     const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
 #pragma unroll 1
     for (int token = rank_ * Tile::kBoxTokens; token < width;
          token += Tile::kCluster * Tile::kBoxTokens) {
-      uint8_t* tokens = shared_.tokens[ring_.stage] + token * kSubBlockIn;
+      uint8_t* const tokens = destination + token * kSubBlockIn;
       if constexpr (Tile::kCluster == 1) {
         ptx::tensor_copy(tokens, &token_map_, column, row_begin + token, full, policy);
       } else {

@@ -33,6 +33,11 @@ struct SharedStorage {
   static constexpr int kStagedBuffers =
       !Tile::kTurnsSums && Tile::kTokens > Tile::kStagedTokens ? 2 : 1;
 
+  // Where a stage has two k blocks, all of the second lies behind the tokens of both.
+  static constexpr int kSecondWeight = 2 * Tile::kDeepWidth * kSubBlockIn;
+  static constexpr int kSecondScale = kSecondWeight + kWeightBytes;
+  static_assert(Tile::kDeepWidth == 0 || kSecondScale + kScaleBytes <= kTokenBytes);
+
   alignas(1024) uint8_t tokens[Tile::kStages][kTokenBytes];  // 128-byte swizzle
   alignas(128) uint8_t weight[Tile::kStages][kWeightBytes];
   alignas(128) uint8_t scale[Tile::kStages][kScaleBytes > 0 ? kScaleBytes : 16];
@@ -46,6 +51,17 @@ struct SharedStorage {
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
   uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
   // The scheduler's tables follow.
+
+  // Of k block `place`, 0 or 1, of a stage.
+  __device__ __forceinline__ uint8_t* weight_of(int stage, int place) {
+    return place == 0 ? weight[stage] : tokens[stage] + kSecondWeight;
+  }
+  __device__ __forceinline__ uint8_t* scale_of(int stage, int place) {
+    return place == 0 ? scale[stage] : tokens[stage] + kSecondScale;
+  }
+  __device__ __forceinline__ uint8_t* tokens_of(int stage, int place, int width) {
+    return tokens[stage] + place * width * kSubBlockIn;
+  }
 };
 
 // Position in the ring. The parity is that of the phase to wait for on `full`.
