@@ -59,8 +59,6 @@ struct TileShape {
   // Tiles this wide or narrower have two k blocks in a stage: with one, too little is on its way to shared
   // memory, and what blocks of a cluster tell each other takes longer than what they multiply.
   static constexpr int kDeepWidth = kCluster > 1 ? kNarrowest : 0;
-  // Tokens of one copy: the narrowest tile is one from each block of the cluster.
-  static constexpr int kBoxTokens = kNarrowest / kCluster;
   // Sums, in halves, are turned around in shared memory; else outputs are.
   static constexpr bool kTurnsSums = kTurnsSums_;
   // Tokens that pass through the staging buffer of the epilogue at a time.
@@ -73,25 +71,37 @@ struct TileShape {
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut,
                 "a tile touches two bands of the weight at most");
-  static_assert(kBoxTokens % 8 == 0, "tiles are whole boxes");
+  static_assert(kNarrowest / kCluster % 8 == 0, "boxes of tokens are whole rows of the swizzle");
   static_assert(kTokens % kStagedTokens == 0, "the epilogue takes whole chunks");
 };
 
 // The next width below this one.
 template <class Tile>
-constexpr int narrower_width(int width) {
+W4AFP8_HOST_DEVICE constexpr int narrower_width(int width) {
   if (Tile::kHasThreeQuarters && width == Tile::kTokens) return Tile::kThreeQuarters;
   return Tile::kHasThreeQuarters && width == Tile::kThreeQuarters ? Tile::kTokens / 2 : width / 2;
 }
 
+// Place of the width of a tile with this many tokens among all widths, the widest first.
+template <class Tile>
+W4AFP8_HOST_DEVICE constexpr int width_index(int num_tokens) {
+  int index = 0;
+  for (int width = Tile::kTokens; width > Tile::kNarrowest; ++index) {
+    width = narrower_width<Tile>(width);
+    if (num_tokens > width) break;
+  }
+  return index;
+}
+template <class Tile>
+constexpr int kWidths = width_index<Tile>(1) + 1;
+
 // Width of a tile with this many tokens: the n of its wgmmas.
 template <class Tile>
 W4AFP8_HOST_DEVICE int tile_width(int num_tokens) {
-  if (Tile::kHasThreeQuarters && num_tokens > Tile::kTokens / 2) {
-    return num_tokens > Tile::kThreeQuarters ? Tile::kTokens : Tile::kThreeQuarters;
-  }
   int width = Tile::kTokens;
-  while (width > Tile::kNarrowest && num_tokens <= width / 2) width /= 2;
+  while (width > Tile::kNarrowest && num_tokens <= narrower_width<Tile>(width)) {
+    width = narrower_width<Tile>(width);
+  }
   return width;
 }
 

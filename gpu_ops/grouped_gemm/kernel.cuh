@@ -28,9 +28,9 @@ namespace w4afp8 {
 
 template <class Tile, class Format>
 __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
-                                           const CUtensorMap& token_map) {
+                                           const TokenMaps<Tile>& token_maps) {
   if (threadIdx.x == 0) {
-    ptx::prefetch_tensor_map(&token_map);
+    for (const CUtensorMap& map : token_maps.of_width) ptx::prefetch_tensor_map(&map);
     for (int stage = 0; stage < Tile::kStages; ++stage) {
       ptx::mbarrier_init(&shared.full[stage], 1);
       ptx::mbarrier_init(&shared.empty[stage], Tile::kConsumers * 4 * Tile::kCluster);
@@ -47,7 +47,7 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
 template <class Tile, class Format>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     group_gemm_kernel(const __grid_constant__ GroupGemmParams params,
-                      const __grid_constant__ CUtensorMap token_map,
+                      const __grid_constant__ TokenMaps<Tile> token_maps,
                       const __grid_constant__ TilePlan<Tile> plan) {
   using Storage = SharedStorage<Tile, Format>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const uint32_t rank = blockIdx.x % Tile::kCluster;
 
   launch_dependents();
-  initialise(shared, token_map);
+  initialise(shared, token_maps);
   // All blocks of the cluster must see these barriers before anything is sent to them.
   if constexpr (Tile::kCluster > 1) {
     ptx::cluster_sync();
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
     }
     if (threadIdx.x == Tile::kConsumerThreads) {
-      Producer<Tile, Format>(params, token_map, shared, rank).run(scheduler);
+      Producer<Tile, Format>(params, token_maps, shared, rank).run(scheduler);
     }
   } else {
     if constexpr (Tile::kMovesRegisters) {

@@ -66,9 +66,12 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   static_assert(shared_bytes(kMaxExperts) <= kMaxSharedBytes, "the stages do not fit");
   cudaError_t error = raise_shared_memory<group_gemm_kernel<Tile, Format>>(kMaxSharedBytes);
   if (error != cudaSuccess) return error;
-  CUtensorMap token_map;
-  error = encode_token_map(params, Tile::kBoxTokens, &token_map);
-  if (error != cudaSuccess) return error;
+  TokenMaps<Tile> token_maps;
+  for (int width = Tile::kTokens; width >= Tile::kNarrowest; width = narrower_width<Tile>(width)) {
+    error = encode_token_map(params, width / Tile::kCluster,
+                             &token_maps.of_width[width_index<Tile>(width)]);
+    if (error != cudaSuccess) return error;
+  }
 
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;  // grid_dependency.cuh
@@ -86,7 +89,7 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   launch.numAttrs = Tile::kCluster > 1 ? 2 : 1;
   const auto plan = TilePlan<Tile>::template without_counts<Storage::kHeightStep>(
       params, static_cast<int>(launch.gridDim.x) / Tile::kCluster);
-  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_map, plan);
+  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_maps, plan);
 }
 
 template <class Format>

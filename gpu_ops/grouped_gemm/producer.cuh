@@ -153,6 +153,13 @@ struct ScaleSource {
   }
 };
 
+// Boxes of x as wide as tiles may be: one copy fetches a k block's tokens, or this block's share of them in a
+// cluster. In the order of width_index.
+template <class Tile>
+struct TokenMaps {
+  CUtensorMap of_width[kWidths<Tile>];
+};
+
 // No group scales.
 struct NoScaleSource {
   __device__ NoScaleSource(const GroupGemmParams&, int, int, int, int) {}
@@ -168,10 +175,10 @@ class Producer {
   using Scales =
       std::conditional_t<(Format::kScaleBytes > 0), ScaleSource<Tile, Format>, NoScaleSource>;
 
-  __device__ Producer(const GroupGemmParams& params, const CUtensorMap& token_map, Storage& shared,
-                      uint32_t rank)
+  __device__ Producer(const GroupGemmParams& params, const TokenMaps<Tile>& token_maps,
+                      Storage& shared, uint32_t rank)
       : params_(params),
-        token_map_(token_map),
+        token_maps_(token_maps),
         shared_(shared),
         rank_(rank),
         streams_(streams_outputs(params)),
@@ -196,6 +203,9 @@ class Producer {
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
     const int width = tile_width<Tile>(tile.num_tokens);
+    const CUtensorMap* const map = &token_maps_.of_width[width_index<Tile>(tile.num_tokens)];
+    const int first =
+        Tile::kCluster == 1 ? 0 : rank_ * width / Tile::kCluster;  // of this block's tokens
     const uint32_t bytes = width * kSubBlockIn + weight.total_bytes();
     const auto load_block = [&](int k, int place) {
       uint64_t* full = &shared_.full[ring_.stage];
@@ -203,7 +213,8 @@ class Producer {
       weight.advance();
       scales.copy(shared_.scale_of(ring_.stage, place), full, policy);
       scales.advance();
-      load_tokens(shared_.tokens_of(ring_.stage, place, width), tile.row_begin, width, k, full);
+      load_tokens(shared_.tokens_of(ring_.stage, place, width) + first * kSubBlockIn, map,
+                  tile.row_begin + first, k, full);
     };
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
     for (int k = 0; k < k_blocks_; ++k) {
@@ -219,28 +230,23 @@ class Producer {
     }
   }
 
-  // Boxes of tokens, in turn by the blocks of the cluster, each to all of them. Tokens past the
-  // tile's end may be loaded: they belong to accumulator columns nobody stores.
-  __device__ __forceinline__ void load_tokens(uint8_t* destination, int row_begin, int width, int k,
-                                              uint64_t* full) {
+  // Each block of the cluster sends its share to all of them. Tokens past the tile's end may be loaded: they
+  // belong to accumulator columns nobody stores.
+  __device__ __forceinline__ void load_tokens(uint8_t* destination, const CUtensorMap* map, int row,
+                                              int k, uint64_t* full) {
     const int column = k * static_cast<int>(kSubBlockIn);
     // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk.
     const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
-#pragma unroll 1
-    for (int token = rank_ * Tile::kBoxTokens; token < width;
-         token += Tile::kCluster * Tile::kBoxTokens) {
-      uint8_t* const tokens = destination + token * kSubBlockIn;
-      if constexpr (Tile::kCluster == 1) {
-        ptx::tensor_copy(tokens, &token_map_, column, row_begin + token, full, policy);
-      } else {
-        ptx::tensor_copy_multicast(tokens, &token_map_, column, row_begin + token, full,
-                                   (1 << Tile::kCluster) - 1, policy);
-      }
+    if constexpr (Tile::kCluster == 1) {
+      ptx::tensor_copy(destination, map, column, row, full, policy);
+    } else {
+      ptx::tensor_copy_multicast(destination, map, column, row, full, (1 << Tile::kCluster) - 1,
+                                 policy);
     }
   }
 
   const GroupGemmParams& params_;
-  const CUtensorMap& token_map_;
+  const TokenMaps<Tile>& token_maps_;
   Storage& shared_;
   uint32_t rank_;
   const bool streams_;
