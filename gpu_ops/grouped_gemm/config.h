@@ -26,24 +26,29 @@ constexpr int kMaxSharedBytes = 232448;  // of one block on sm_90: 227 KB
 // The product runs transposed: outputs are the m of wgmma, 64 for each consumer warpgroup; tokens are
 // its n.
 template <int kConsumers_, int kTokens_, int kNarrowest_, int kStages_, int kCluster_,
-          bool kHasThreeQuarters_ = false, bool kTurnsSums_ = false>
+          int kThreeQuarterTiles_ = 0, bool kTurnsSums_ = false>
 struct TileShape {
   static constexpr int kConsumers = kConsumers_;  // consumer warpgroups
   static constexpr int kTokens = kTokens_;        // tokens of a tile, at most
   // Tiles with few tokens are as narrow as holds them, down to this.
   static constexpr int kNarrowest = kNarrowest_;
-  static constexpr int kStages = kStages_;    // k blocks of 128 in flight
+  static constexpr int kStages = kStages_;    // k blocks of 128 in flight, but see kDeepWidth
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
   // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
   static constexpr bool kVariesHeight = kConsumers == 4;
   // Of any number of sub-blocks, so that lower ones can even out the last wave. Tiles of few tokens
   // are read fastest from one band of the weight: they are 4, 2 or 1 high.
   static constexpr bool kAnyHeight = kVariesHeight && kTokens >= 64;
-  // Tiles may be three quarters as wide: kTokens, that, then halves.
-  static constexpr bool kHasThreeQuarters = kHasThreeQuarters_;
+  // Tiles may be three quarters as wide: kTokens, that, then halves. All tiles of an expert that has two, up to
+  // so many, may be.
+  static constexpr int kThreeQuarterTiles = kThreeQuarterTiles_;
+  static constexpr bool kHasThreeQuarters = kThreeQuarterTiles > 0;
   static constexpr int kThreeQuarters = kTokens / 4 * 3;
   // Tiles of the last wave may be halved along the tokens.
   static constexpr bool kSplits = kTokens == 256;
+  // Tiles of the last waves may be taken instead of dealt out, which takes registers of the producer's that
+  // other tiles and carried sums do not have.
+  static constexpr bool kTakes = kHasThreeQuarters;
   // Reading weights binds narrow tiles whatever their width; of wide ones, only those with few tokens.
   static constexpr bool kIsWide = kTokens >= 128;
   static constexpr int kSubBlocks = kConsumers;
@@ -53,9 +58,14 @@ struct TileShape {
   static constexpr int kConsumerThreads = 128 * kConsumers;
   static constexpr int kThreads = kConsumerThreads + (kMovesRegisters ? 128 : 32);
   // Per-thread registers after the move. A block starts with 65536 / threads, rounded down to 8:
-  // 168 * 384 >= 224 * 256 + 56 * 128, 96 * 640 >= 112 * 512 + 32 * 128.
-  static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : 224;
-  static constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 56;
+  // 168 * 384 >= 224 * 256 + 56 * 128 = 216 * 256 + 72 * 128, 96 * 640 >= 112 * 512 + 32 * 128.
+  // Producers that take tiles for gated outputs need some more.
+  static constexpr int consumer_registers(bool is_gated) {
+    return kConsumers == 4 ? 112 : kTakes && is_gated ? 216 : 224;
+  }
+  static constexpr int producer_registers(bool is_gated) {
+    return kConsumers == 4 ? 32 : kTakes && is_gated ? 72 : 56;
+  }
   // Tiles this wide or narrower have two k blocks in a stage: with one, too little is on its way to shared
   // memory, and what blocks of a cluster tell each other takes longer than what they multiply.
   static constexpr int kDeepWidth = kCluster > 1 ? kNarrowest : 0;
@@ -105,16 +115,18 @@ W4AFP8_HOST_DEVICE int tile_width(int num_tokens) {
   return width;
 }
 
-//                consumers, tokens, narrowest, stages, cluster, three quarters, turned sums
-using TileDecode = TileShape<4, 16, 16, 5, 1>;              // 256 x 16
-using TileSmall = TileShape<4, 64, 16, 5, 1>;               // 256 x 64
-using TileMedium = TileShape<4, 128, 32, 5, 1>;             // 256 x 128
-using TileLarge = TileShape<2, 256, 64, 4, 2, true, true>;  // 128 x 256
-// For sums in float32, which are not turned, and for gated activations and streamed outputs, which mostly
-// lose by it.
-using TileLargeRounded = TileShape<2, 256, 64, 4, 2, true>;
-// With carried sums registers do not suffice for one more main loop.
-using TileLargeCoarse = TileShape<2, 256, 64, 4, 2>;
+//                consumers, tokens, narrowest, stages, cluster, tiles of three quarters, turned sums
+using TileDecode = TileShape<4, 16, 16, 5, 1>;           // 256 x 16
+using TileSmall = TileShape<4, 64, 16, 5, 1>;            // 256 x 64
+using TileMedium = TileShape<4, 128, 32, 5, 1>;          // 256 x 128
+using TileLarge = TileShape<2, 256, 64, 4, 2, 3, true>;  // 128 x 256
+// For formats with group scales: two whole tiles and a narrow one take less time than three of three quarters.
+using TileLargeGrouped = TileShape<2, 256, 64, 4, 2, 2, true>;
+// For gated activations and streamed outputs, which mostly lose by sums that are turned.
+using TileLargeRounded = TileShape<2, 256, 64, 4, 2, 3>;
+using TileLargeGroupedRounded = TileShape<2, 256, 64, 4, 2, 2>;
+// For carried sums, which are in float32: registers do not suffice for one more main loop.
+using TileLargeCarried = TileShape<2, 256, 64, 4, 2>;
 using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };

@@ -35,6 +35,7 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
       ptx::mbarrier_init(&shared.full[stage], 1);
       ptx::mbarrier_init(&shared.empty[stage], Tile::kConsumers * 4 * Tile::kCluster);
     }
+    if constexpr (Tile::kCluster > 1) shared.mail.initialise();
     ptx::fence_mbarrier_init();
   }
   if constexpr (Format::kTableEntries > 0) {
@@ -48,7 +49,7 @@ template <class Tile, class Format>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     group_gemm_kernel(const __grid_constant__ GroupGemmParams params,
                       const __grid_constant__ TokenMaps<Tile> token_maps,
-                      const __grid_constant__ TilePlan<Tile> plan) {
+                      const __grid_constant__ TilePlan<Tile> plan, uint32_t* tickets) {
   using Storage = SharedStorage<Tile, Format>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
@@ -58,6 +59,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   initialise(shared, token_maps);
   // All blocks of the cluster must see these barriers before anything is sent to them.
   if constexpr (Tile::kCluster > 1) {
+    __syncwarp();
     ptx::cluster_sync();
   } else {
     __syncthreads();
@@ -65,19 +67,20 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
   if (threadIdx.x >= Tile::kConsumerThreads) {
     wait_for_previous_grids();
-    TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)));
+    TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),
+                                  shared.mail, tickets);
     if (threadIdx.x < Tile::kConsumerThreads + 32) {
       scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
     }
     if constexpr (Tile::kMovesRegisters) {
-      cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
+      cutlass::arch::warpgroup_reg_dealloc<Tile::producer_registers(Format::kIsGated)>();
     }
     if (threadIdx.x == Tile::kConsumerThreads) {
       Producer<Tile, Format>(params, token_maps, shared, rank).run(scheduler);
     }
   } else {
     if constexpr (Tile::kMovesRegisters) {
-      cutlass::arch::warpgroup_reg_alloc<Tile::kConsumerRegisters>();
+      cutlass::arch::warpgroup_reg_alloc<Tile::consumer_registers(Format::kIsGated)>();
     }
     wait_for_previous_grids();
     MainLoop<Tile, Format> main_loop(params, shared);

@@ -20,6 +20,7 @@
 #include <type_traits>
 
 #include "common/device.h"
+#include "common/launch_counter.h"
 #include "common/launch_kernel.cuh"
 #include "grouped_gemm/kernel.cuh"
 
@@ -57,6 +58,15 @@ int grid_size(const GroupGemmParams& params) {
   return static_cast<int>(clusters * Tile::kCluster);
 }
 
+// Whether tiles of the last waves may be taken, not dealt out (tile_plan.h): not worth the host's time where there
+// are hardly more tiles than blocks.
+template <class Tile>
+bool may_take(const GroupGemmParams& params) {
+  const int64_t tiles =
+      params.tokens.num_rows / Tile::kTokens * ceil_div(params.out_features, Tile::kOut);
+  return Tile::kTakes && tiles >= sm_count();
+}
+
 template <class Tile, class Format>
 cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   using Storage = SharedStorage<Tile, Format>;
@@ -87,9 +97,12 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   launch.stream = stream;
   launch.attrs = attributes;
   launch.numAttrs = Tile::kCluster > 1 ? 2 : 1;
-  const auto plan = TilePlan<Tile>::template without_counts<Storage::kHeightStep>(
+  auto plan = TilePlan<Tile>::template without_counts<Storage::kHeightStep>(
       params, static_cast<int>(launch.gridDim.x) / Tile::kCluster);
-  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_maps, plan);
+  uint32_t* const tickets = may_take<Tile>(params) ? launch_counter(stream) : nullptr;
+  plan.may_take = tickets != nullptr;
+  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_maps, plan,
+                            tickets);
 }
 
 template <class Format>
@@ -99,12 +112,15 @@ cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream
   if constexpr (Format::kSummation != Summation::kPromoted) {
     if (tile != TileKind::kLarge) return launch_tile<TileMedium, Format>(params, stream);
     if constexpr (Format::kSummation != Summation::kHalves) {
-      return launch_tile<TileLargeCoarse, Format>(params, stream);
+      return launch_tile<TileLargeCarried, Format>(params, stream);
     } else {
+      constexpr bool kHasGroups = Format::kGroupScaling != GroupScaling::kNone;
       if constexpr (!Format::kIsGated) {
-        if (!streams_outputs(params)) return launch_tile<TileLarge, Format>(params, stream);
+        using Large = std::conditional_t<kHasGroups, TileLargeGrouped, TileLarge>;
+        if (!streams_outputs(params)) return launch_tile<Large, Format>(params, stream);
       }
-      return launch_tile<TileLargeRounded, Format>(params, stream);
+      using Rounded = std::conditional_t<kHasGroups, TileLargeGroupedRounded, TileLargeRounded>;
+      return launch_tile<Rounded, Format>(params, stream);
     }
   } else {
     return launch_tile<TilePromoted, Format>(params, stream);

@@ -90,6 +90,8 @@ class MainLoop {
   // 2: the next k block is dequantised while the tensor cores work on this one. 1: only its packed
   // words are fetched meanwhile; the other warpgroups keep the tensor cores busy.
   static constexpr int kFragmentBuffers = Tile::kConsumers == 4 && Tile::kTokens >= 64 ? 1 : 2;
+  static_assert(Tile::kDeepWidth == 0 || (kFragmentBuffers == 2 && !Tile::kVariesHeight),
+                "other loops take a k block from each stage");
   static constexpr bool kHasScales = Format::kGroupScaling == GroupScaling::kScaled;
   // A stage has two k blocks.
   template <int kWidth>
@@ -167,7 +169,7 @@ class MainLoop {
     }
   }
 
-  // The same with the products of two k blocks at a time, each pair summed by itself as ever.
+  // The same with the products of two k blocks at a time, each k block summed by itself as ever.
   template <int kWidth>
   __device__ __forceinline__ void run_by_pairs(Sums& sums) {
     constexpr int kSecond = kIsDeep<kWidth> ? 1 : 0;  // its place

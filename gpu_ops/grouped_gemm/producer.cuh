@@ -12,8 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The producer: one thread that walks the block's tiles and keeps the ring of stages full, one k
-// block of packed weights, scales and tokens a stage. It runs ahead across tiles.
+// The producer: one thread that walks the block's tiles and keeps the ring of stages full, a k block
+// of packed weights, scales and tokens in each, with narrow tiles two. It runs ahead across tiles.
 #pragma once
 
 #include <type_traits>
@@ -225,7 +225,9 @@ class Producer {
       ptx::mbarrier_arrive_expect(&shared_.full[ring_.stage],
                                   has_second ? 2 * block_bytes : block_bytes);
       load_block(k, 0);
-      if (has_second) load_block(++k, 1);
+      if constexpr (Tile::kDeepWidth > 0) {
+        if (has_second) load_block(++k, 1);
+      }
       ring_.advance();
     }
   }

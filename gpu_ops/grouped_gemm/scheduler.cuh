@@ -14,7 +14,8 @@
 
 // Persistent tile scheduler: one warp reads the token counts on the device, so any skew works and nothing is
 // copied to the host, makes the plan (tile_plan.h), and finds this block's first tiles. Nothing else runs in
-// the block meanwhile, so every instruction counts here.
+// the block meanwhile, so every instruction counts here. Tiles that are taken, not dealt out, go by tickets from
+// a counter in global memory; in a cluster the first block takes them and tells the others.
 #pragma once
 
 #include <cuda_pipeline.h>
@@ -40,10 +41,12 @@ class TileScheduler {
     return ExpertTables::words(experts) + sizeof(Shared) / sizeof(int32_t);
   }
 
-  // `storage`: words(experts) int32 in shared memory, aligned to 8 bytes.
-  __device__ explicit TileScheduler(int32_t* storage)
+  // `storage`: words(experts) int32 in shared memory, aligned to 8 bytes. `tickets`: see launch_counter.h.
+  __device__ TileScheduler(int32_t* storage, TicketMail<Tile>& mail, uint32_t* tickets)
       : shared_(*reinterpret_cast<Shared*>(storage)),
-        storage_(storage + sizeof(Shared) / sizeof(int32_t)) {}
+        storage_(storage + sizeof(Shared) / sizeof(int32_t)),
+        mail_(mail),
+        tickets_(tickets) {}
 
   // Makes the plan from the counts, and finds the first tiles, one in each lane: a whole warp takes part. `plan`:
   // without counts.
@@ -73,12 +76,12 @@ class TileScheduler {
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
     do {
       const int i = found_++;
-      if (i < kLanes) {
+      if (i < kLanes && shared_.tiles[i].expert >= 0) {
         tile = shared_.tiles[i];
-        if (tile.expert < 0) return false;
       } else {
         const Plan& plan = shared_.plan;
-        const int index = plan.tile_of(shared_.sequence, i);
+        int index = i < kLanes ? -1 : plan.tile_of(shared_.sequence, i);
+        if (index < 0) index = take();
         if (index < 0) return false;
         tile = plan.locate(ExpertTables::at(storage_, plan.experts), index);
       }
@@ -118,21 +121,22 @@ class TileScheduler {
     const int each = (plan.experts + kLanes - 1) / kLanes;
     const int begin = min(lane() * each, plan.experts), end = min(begin + each, plan.experts);
     int heavy = 0, light = 0;  // token tiles of this lane's experts, then of all up to them
-    bool has_narrow = false;
+    uint32_t widths = 0;       // of heavy tiles
 #pragma unroll 1
     for (int expert = begin; expert < end; ++expert) {
       const ShortRows rows = tokens.short_rows_of(expert);
       tables.row_begin[expert] = rows.begin;
       tables.count[expert] = rows.count;
-      (Plan::is_heavy(rows.count) ? heavy : light) += Plan::token_tiles(rows.count);
-      has_narrow |= Plan::ends_narrow(rows.count);
+      const bool is_heavy = Plan::is_heavy(rows.count);
+      (is_heavy ? heavy : light) += Plan::token_tiles(rows.count);
+      if constexpr (Tile::kIsWide) widths |= is_heavy ? Plan::widths_of(rows.count) : 0;
     }
     running_sum(heavy, plan.heavy.token_tiles);
     plan.light.token_tiles = 0;  // known to the compiler where tiles are narrow
-    plan.has_narrow = false;
+    plan.is_uneven = false;
     if constexpr (Tile::kIsWide) {
       running_sum(light, plan.light.token_tiles);
-      plan.has_narrow = __any_sync(~0u, has_narrow);
+      plan.is_uneven = __popc(__reduce_or_sync(~0u, widths)) > 1;
     }
     __syncwarp();  // the ends take the place of what `tokens` reads
 #pragma unroll 1
@@ -164,9 +168,30 @@ class TileScheduler {
     plan.tall_experts = __reduce_max_sync(~0u, least == least_of_all ? tall_experts : 0);
   }
 
+  // The next of the tiles that are taken, or -1.
+  __device__ __forceinline__ int take() {
+    if constexpr (!Tile::kTakes) return -1;
+    const Plan& plan = shared_.plan;
+    const int tiles = plan.taken_end - plan.taken_begin;
+    if (tiles == 0) return -1;
+    uint32_t ticket;
+    if (Tile::kCluster == 1 || blockIdx.x % Tile::kCluster == 0) {
+      ticket = atomicAdd(tickets_, 1);
+      // Each cluster draws one in vain. The last of these puts the counter back.
+      if (ticket + 1 >= static_cast<uint32_t>(tiles + plan.clusters.value)) *tickets_ = 0;
+      mail_.send(taken_, ticket);
+    } else {
+      ticket = mail_.receive(taken_);
+    }
+    ++taken_;
+    return ticket < static_cast<uint32_t>(tiles) ? plan.taken_begin + static_cast<int>(ticket) : -1;
+  }
+
   Shared& shared_;
   int32_t* const storage_;
-  int found_ = 0;
+  TicketMail<Tile>& mail_;
+  uint32_t* const tickets_;
+  int found_ = 0, taken_ = 0;
 };
 
 }  // namespace w4afp8

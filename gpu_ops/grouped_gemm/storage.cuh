@@ -20,6 +20,34 @@
 
 namespace w4afp8 {
 
+// Tickets on their way from the first block of a cluster to the others.
+template <class Tile>
+struct TicketMail {
+  // Each tile takes a stage or more, and a block fills those of the others too: so it is at most all stages
+  // and the end of the list ahead of them.
+  static constexpr int kPlaces = 2 * Tile::kStages;
+  uint64_t arrived[kPlaces];
+  uint32_t ticket[kPlaces];
+
+  __device__ __forceinline__ void initialise() {
+    for (int place = 0; place < kPlaces; ++place) ptx::mbarrier_init(&arrived[place], 1);
+  }
+  // The `number`-th one, to all other blocks.
+  __device__ __forceinline__ void send(int number, uint32_t value) {
+    const int place = number % kPlaces;
+#pragma unroll
+    for (int rank = 1; rank < Tile::kCluster; ++rank) {
+      ptx::store_cluster(&ticket[place], value, &arrived[place], rank);
+    }
+  }
+  __device__ __forceinline__ uint32_t receive(int number) {
+    const int place = number % kPlaces;
+    ptx::mbarrier_arrive_expect(&arrived[place], sizeof(uint32_t));
+    ptx::mbarrier_wait(&arrived[place], number / kPlaces % 2);
+    return *const_cast<volatile uint32_t*>(&ticket[place]);
+  }
+};
+
 template <class Tile, class Format>
 struct SharedStorage {
   static constexpr int kTokenBytes = Tile::kTokens * kSubBlockIn;
@@ -35,7 +63,7 @@ struct SharedStorage {
 
   // Where a stage has two k blocks, all of the second lies behind the tokens of both.
   static constexpr int kSecondWeight = 2 * Tile::kDeepWidth * kSubBlockIn;
-  static constexpr int kSecondScale = kSecondWeight + kWeightBytes;
+  static constexpr int kSecondScale = Tile::kDeepWidth > 0 ? kSecondWeight + kWeightBytes : 0;
   static_assert(Tile::kDeepWidth == 0 || kSecondScale + kScaleBytes <= kTokenBytes);
 
   alignas(1024) uint8_t tokens[Tile::kStages][kTokenBytes];  // 128-byte swizzle
@@ -50,6 +78,7 @@ struct SharedStorage {
   TileCoordinates tile[Tile::kStages];  // of a tile's first stage
   uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
   uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
+  TicketMail<Tile> mail;
   // The scheduler's tables follow.
 
   // Of k block `place`, 0 or 1, of a stage.

@@ -26,6 +26,10 @@
 // each wave starts kTurn clusters later than the one before then, but not where many tiles are light:
 // those lose more than is gained.
 //
+// Where tiles differ, blocks are not done at the same time. So the tiles of the last waves, the heavy ones first,
+// are not dealt out but taken, one by one, by blocks that have nothing left (scheduler.cuh); but not the light
+// ones that come on top of two for each block.
+//
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
 // have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
 // tiles than blocks, all are as low as still makes no more tiles than blocks.
@@ -96,8 +100,10 @@ struct TilePlan {
   int32_t tall_height;   // sub-blocks of these
   int32_t low_height;    // and of the tiles of the others, kStep fewer or less
   TileCount heavy, light;
-  bool has_narrow;  // a heavy expert ends with a tile narrower than its others
-  int32_t whole;    // heavy tiles from this one on are halves, two for a tile
+  bool is_uneven;                  // heavy tiles are not all as wide as each other
+  bool may_take;                   // there is a counter to take tiles by
+  int32_t whole;                   // heavy tiles from this one on are halves, two for a tile
+  int32_t taken_begin, taken_end;  // these tiles are taken
 
   // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
   static constexpr int kTurn = 5;
@@ -107,20 +113,21 @@ struct TilePlan {
   W4AFP8_HOST_DEVICE static int token_tiles(int count) {
     return (count + Tile::kTokens - 1) / Tile::kTokens;
   }
-  // Tokens of each of an expert's tiles but the last. Two or three tiles of three quarters are faster
-  // than one or two whole ones and a narrow one.
+  // Tokens of each of an expert's tiles but the last. Few tiles of three quarters are faster than whole ones and
+  // a narrow one.
   W4AFP8_HOST_DEVICE static int tile_tokens(int count, int tiles) {
-    if (!Tile::kHasThreeQuarters || tiles < 2 || tiles > 3) return Tile::kTokens;
+    if (tiles < 2 || tiles > Tile::kThreeQuarterTiles) return Tile::kTokens;
     return count <= tiles * Tile::kThreeQuarters ? Tile::kThreeQuarters : Tile::kTokens;
   }
   W4AFP8_HOST_DEVICE static bool is_heavy(int count) {
     return !Tile::kIsWide || 2 * count > Tile::kTokens;
   }
 
-  W4AFP8_HOST_DEVICE static bool ends_narrow(int count) {
-    const int last = count % Tile::kTokens;
-    return Tile::kIsWide && count > Tile::kTokens && last > 0 &&
-           tile_width<Tile>(last) < Tile::kTokens;
+  // One bit for each width of an expert's tiles.
+  W4AFP8_HOST_DEVICE static uint32_t widths_of(int count) {
+    const int tiles = token_tiles(count), each = tile_tokens(count, tiles);
+    const int last = tile_width<Tile>(count - (tiles - 1) * each);
+    return 1u << last / 16 | (tiles > 1 ? 1u << each / 16 : 0);
   }
 
   W4AFP8_HOST_DEVICE static int token_group_of(int64_t in_features) {
@@ -192,6 +199,13 @@ struct TilePlan {
     count_tiles(heavy, tables.heavy_end);
     if (Tile::kIsWide) count_tiles(light, tables.light_end);
     whole = heavy.all;
+    const int waves = clusters.quotient(heavy.all);
+    taken_begin = taken_end = 0;
+    if (Tile::kTakes && may_take && waves > 0 && (is_uneven || light.all > 0)) {
+      taken_begin = (waves > 1 ? waves - 1 : 1) * clusters.value;
+      taken_end = heavy.all + (light.all < 2 * clusters.value ? light.all : 2 * clusters.value);
+      return;
+    }
     if (!Tile::kSplits || light.all > 0) return;
     const int last = clusters.remainder(heavy.all);
     if (2 * last > clusters.value) return;
@@ -208,6 +222,12 @@ struct TilePlan {
   W4AFP8_HOST_DEVICE Sequence sequence(int cluster) const {
     const int stride = clusters.value;
     const TileSteps none = {0, 0, 1, 0, 0};
+    if (Tile::kTakes && taken_end > 0) {
+      const TileSteps heavies = steps(0, taken_begin, cluster, turn());
+      const TileSteps lights = steps(taken_end, heavy.all + light.all, cluster, 0);
+      if (cluster % 2 == 0) return {{heavies, lights, none}};
+      return {{lights, heavies, none}};
+    }
     if (Tile::kSplits && whole < heavy.all) {
       return {{steps(whole, heavy.all, cluster, 0), steps(0, whole, cluster, turn()), none}};
     }
@@ -293,7 +313,7 @@ struct TilePlan {
   }
 
   W4AFP8_HOST_DEVICE int turn() const {
-    return Tile::kIsWide && has_narrow && 8 * int64_t{light.all} <= heavy.all
+    return Tile::kIsWide && is_uneven && 8 * int64_t{light.all} <= heavy.all
                ? clusters.remainder(kTurn)
                : 0;
   }

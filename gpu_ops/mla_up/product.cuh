@@ -19,6 +19,7 @@
 #include "grouped_gemm/wgmma.cuh"
 #include "mla_up/weights.cuh"
 #include "ptx/bulk_copy.cuh"
+#include "ptx/prefetch.cuh"
 
 namespace w4afp8 {
 

@@ -73,6 +73,22 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
       : "memory");
 }
 
+// Stores `value` at the place of the same name in block `rank` of the cluster, and then counts as 4 delivered
+// bytes at its barrier of that name.
+__device__ __forceinline__ void store_cluster(uint32_t* place, uint32_t value, uint64_t* barrier,
+                                              uint32_t rank) {
+  asm volatile(
+      "{\n\t"
+      ".reg .b32 remote, remote_barrier;\n\t"
+      "mapa.shared::cluster.u32 remote, %0, %3;\n\t"
+      "mapa.shared::cluster.u32 remote_barrier, %2, %3;\n\t"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [remote], %1, "
+      "[remote_barrier];\n\t"
+      "}" ::"r"(shared_address(place)),
+      "r"(value), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
+}
+
 // Barrier among `threads` threads of the block. id 0 is __syncthreads.
 __device__ __forceinline__ void named_barrier_sync(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -37,11 +37,6 @@ __device__ __forceinline__ void bulk_copy(void* destination, const void* source,
       : "memory");
 }
 
-// Asks for `bytes` contiguous bytes to be brought into L2.
-__device__ __forceinline__ void bulk_prefetch(const void* source, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
-}
-
 // One box of a two-dimensional tensor map; what lies outside the tensor arrives as zeros.
 __device__ __forceinline__ void tensor_copy(void* destination, const CUtensorMap* map,
                                             int32_t column, int32_t row, uint64_t* barrier,

@@ -318,6 +318,14 @@ void group_gemm() {
   }
   // Large tiles, which 248 outputs fill, without group scales; with them there are some above.
   group_gemm_case({{300, 280}, 0}, layouts[2], formats[0]);
+  // Several waves of large tiles of all widths, whose last ones are taken, not dealt out.
+  Experts uneven = {{}, 0};
+  for (int i = 0; i < 3; ++i) {
+    for (const int32_t tokens : {300, 20, 130, 513, 257, 64, 1, 0, 280}) {
+      uneven.counts.push_back(tokens);
+    }
+  }
+  for (const int format : {0, 2, 3}) group_gemm_case(uneven, {1024, 640}, formats[format]);
   // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
   for (const int32_t tokens : {3, 20, 100}) {
     const Experts many = {std::vector<int32_t>(70, tokens), 0};

@@ -44,11 +44,15 @@ pytestmark = pytest.mark.usefixtures("route")
 FORMATS = {"int4": -1, "int4 groups": 128, "mxfp4": 32}
 
 
+# Large tiles of four widths, three waves of them: blocks take the last ones from a counter.
+UNEVEN = (300, 20, 130, 513, 257, 64, 1, 0) * 5
+
+
 def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> GemmProblem:
     weight_format: Any = form.partition(" ")[0]
     return GemmProblem(
         counts=counts,
-        out_features=328,
+        out_features=1024 if counts == UNEVEN else 328,
         in_features=640,
         weight_format=weight_format,
         group_size=FORMATS[form],
@@ -124,6 +128,42 @@ def test_same_bits_in_twenty_runs(place: Any, form: str) -> None:
     first = tensor_bits(launch())
     for i in range(20):
         assert_bits_equal(tensor_bits(launch()), first, f"run {i}")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_uneven_experts_share_blocks_that_are_done(place: Any, form: str) -> None:
+    """Eagerly and as a graph, again and again: each launch puts its counter back."""
+    inputs = exact_inputs(problem(UNEVEN, form))
+    launch, _ = prepared(place, inputs)
+    expected = bits_of(reference(inputs), "bfloat16")
+    for i in range(20):
+        assert_bits_equal(tensor_bits(launch()), expected, f"launch {i}")
+    graph, out = captured(place, launch)
+    for i in range(20):
+        with torch_on_paddle_stream(place) as stream:
+            as_torch(out).fill_(7.0)
+            graph.replay()
+            stream.synchronize()
+        assert_bits_equal(tensor_bits(out), expected, f"replay {i}")
+
+
+def test_launches_that_run_at_the_same_time_have_counters_of_their_own(place: Any) -> None:
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    inputs = exact_inputs(problem(UNEVEN))
+    launch, _ = prepared(place, inputs)
+    expected = bits_of(reference(inputs), "bfloat16")
+    graphs = [captured(place, launch) for _ in range(2)]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for _ in range(20):
+        for stream, (graph, out) in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                as_torch(out).fill_(7.0)
+                for _ in range(4):
+                    graph.replay()
+        eager = [launch() for _ in range(4)]
+        torch.cuda.synchronize()
+        for out in (*eager, *(out for _, out in graphs)):
+            assert_bits_equal(tensor_bits(out), expected)
 
 
 def test_runs_on_the_current_stream(place: Any) -> None:

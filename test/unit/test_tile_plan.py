@@ -39,16 +39,18 @@ pytestmark = pytest.mark.cpu_only
 HERE = pathlib.Path(__file__).resolve().parent
 HEAD = re.compile(
     r"\w+, (\d+) x (\d+), narrowest (\d+), cluster of (\d+)(.*)\n"
-    r"(\d+) heavy, (\d+) light, halves from (\d+), token groups of (\d+), "
+    r"(\d+) heavy, (\d+) light, halves from (\d+), taken from (\d+) to (\d+), "
+    r"token groups of (\d+), "
     r"(\d+) high up to expert (\d+), then (\d+)\n?"
 )
 TILE = re.compile(
-    r"cluster (\d+), tile (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
+    r"cluster (-?\d+), tile (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
     r"rows (\d+) \+ (-?\d+), width (\d+)(, alone)?"
 )
 # Outputs x tokens.
 SIZES = "decode 256 x 16, small 256 x 64, medium 256 x 128, large 128 x 256, promoted 128 x 128"
-TILES = [*(size.split()[0] for size in SIZES.split(", ")), "coarse"]
+TILES = [*(size.split()[0] for size in SIZES.split(", ")), "grouped", "carried"]
+LARGE = ("large", "grouped", "carried")
 HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
 FEW = "decode decode small small"
 PROMOTED = "promoted promoted promoted promoted promoted"
@@ -85,7 +87,7 @@ GROUP_BYTES = 12 << 20  # of activations that stay in L2
 class Tile:
     kind: str  # heavy, half or light
     alone: bool
-    cluster: int
+    cluster: int  # -1: taken, by any
     index: int
     expert: int
     sub_block: int
@@ -103,6 +105,7 @@ class Case:
     out_features: int
     clusters: int
     tall_experts: int
+    may_take: int
     padding: int
     counts: tuple[int, ...]
 
@@ -135,6 +138,8 @@ class Plan:
     heavy: int
     light: int
     whole: int
+    taken_begin: int
+    taken_end: int
     token_group: int
     tall: int  # sub-blocks of the tiles of the first `tall_experts`
     tall_experts: int
@@ -143,8 +148,18 @@ class Plan:
     @property
     def widths(self) -> list[int]:
         halves = [width for width in (16, 32, 64, 128, 256) if self.narrowest <= width]
-        three_quarters = [self.tokens * 3 // 4] if "three quarters" in self.traits else []
+        three_quarters = [self.tokens * 3 // 4] if self.three_quarter_tiles else []
         return [width for width in halves if width <= self.tokens] + three_quarters
+
+    @property
+    def three_quarter_tiles(self) -> int:
+        """So many tiles of an expert may all be of three quarters."""
+        match = re.search(r", (\d+) of three quarters", self.traits)
+        return int(match[1]) if match else 0
+
+    @property
+    def dealt(self) -> list[Tile]:
+        return [tile for tile in self.tiles if tile.cluster >= 0]
 
     @property
     def token_tiles(self) -> int:
@@ -171,7 +186,8 @@ def read_plan(case: Case, text: str) -> Plan:
     indices = sorted(tile.index for tile in tiles)
     assert indices == list(range(int(head[6]) + int(head[7]))), case.line
     tiles = [tile for tile in tiles if tile.tokens > 0]
-    return Plan(case, tiles, head[5], *map(int, head.group(1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12)))
+    numbers = map(int, head.group(1, 2, 3, 4, *range(6, 15)))
+    return Plan(case, tiles, head[5], *numbers)
 
 
 def find_compiler() -> list[str]:
@@ -270,7 +286,8 @@ def draw_case(random: random.Random) -> Case:
     )
     sizes = (32 * random.randint(1, 300), out_features, random.randint(1, 132))
     padding = random.choice([0, max(1, *counts), max(counts) + 5])
-    return Case(tile, activation, *sizes, tall_experts, padding, tuple(counts))
+    may_take = random.randint(0, 1)
+    return Case(tile, activation, *sizes, tall_experts, may_take, padding, tuple(counts))
 
 
 @pytest.fixture(scope="session")
@@ -311,21 +328,20 @@ def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
             assert tile.sub_blocks % plan.case.height_step == 0, plan.case.line
 
 
-def test_experts_of_two_or_three_large_tiles_may_have_all_of_three_quarters(
-    plans: list[Plan],
-) -> None:
-    three_quarters = 0
+def test_experts_of_few_large_tiles_may_have_all_of_three_quarters(plans: list[Plan]) -> None:
+    three_quarters = Counter[tuple[str, int]]()
     for plan in plans:
         for tile in plan.tiles:
             count, each = plan.case.counts[tile.expert], plan.tokens
             tiles = -(-count // each)
-            if "three quarters" in plan.traits and 1 < tiles < 4 and count <= tiles * each * 3 // 4:
+            if 1 < tiles <= plan.three_quarter_tiles and count <= tiles * each * 3 // 4:
                 each = each * 3 // 4
-                three_quarters += 1
+                three_quarters[plan.case.tile, tiles] += 1
             place = (tile.row - plan.case.begin_of(tile.expert)) % each
             assert place in ((0, plan.tokens // 2) if tile.kind == "half" else (0,)), plan.case.line
             assert tile.tokens <= each - place, plan.case.line
-    assert three_quarters > 100
+    assert set(three_quarters) == {("large", 2), ("large", 3), ("grouped", 2)}
+    assert min(three_quarters.values()) > 10
 
 
 def test_wide_tiles_of_an_expert_are_equally_high(plans: list[Plan]) -> None:
@@ -372,8 +388,8 @@ def test_experts_with_few_tokens_are_light_where_tiles_are_wide(plans: list[Plan
             assert (tile.kind == "light") == is_light, plan.case.line
         kinds |= {(plan.case.tile, tile.kind) for tile in plan.tiles}
     always = {(tile, "heavy") for tile in TILES}
-    wide = {(tile, "light") for tile in ("medium", "large", "coarse", "promoted")}
-    assert kinds == always | wide | {("large", "half"), ("coarse", "half")}
+    wide = {(tile, "light") for tile in ("medium", "promoted", *LARGE)}
+    assert kinds == always | wide | {(tile, "half") for tile in LARGE}
 
 
 def test_halves_are_the_last_wave_of_heavy_tiles_alone(plans: list[Plan]) -> None:
@@ -381,6 +397,7 @@ def test_halves_are_the_last_wave_of_heavy_tiles_alone(plans: list[Plan]) -> Non
         halves = plan.heavy - plan.whole
         last = (plan.heavy - halves // 2) % plan.case.clusters
         splits = "splits" in plan.traits and plan.light == 0 and 2 * last <= plan.case.clusters
+        splits &= plan.taken_end == 0
         assert halves == (2 * last if splits else 0), plan.case.line
         assert plan.whole % plan.case.clusters == 0 or not halves, plan.case.line
 
@@ -394,17 +411,39 @@ def test_an_expert_with_one_token_tile_is_alone(plans: list[Plan]) -> None:
 
 
 def test_clusters_have_as_much_to_do(plans: list[Plan]) -> None:
-    """Within a heavy tile, or half of one where light tiles fill up; those count half."""
+    """Within a heavy tile, or half of one where light tiles fill up; those count half.
+
+    Where tiles are taken, as many heavy ones are dealt out to each.
+    """
     for plan in plans:
         loads, lengths = [0.0] * plan.case.clusters, [0] * plan.case.clusters
-        for tile in plan.tiles:
+        for tile in plan.dealt:
             loads[tile.cluster] += 1 if tile.kind == "heavy" else 0.5
             lengths[tile.cluster] += 1
         takers = -plan.heavy % plan.case.clusters  # have a heavy tile fewer than the others
-        is_filled = plan.light >= 2 * takers or plan.whole < plan.heavy
+        is_filled = plan.light >= 2 * takers or plan.whole < plan.heavy or plan.taken_end > 0
         assert max(loads) - min(loads) <= (0.5 if is_filled else 1), plan.case.line
         if len(set(plan.case.counts)) == 1:
             assert max(lengths) - min(lengths) <= 1, plan.case.line
+
+
+def test_the_last_large_tiles_are_taken_where_they_differ(plans: list[Plan]) -> None:
+    """The heavy ones of the last wave but one on, and light ones, two for each cluster at most."""
+    kinds = set()
+    for plan in plans:
+        clusters = plan.case.clusters
+        widths = {tile.width for tile in plan.tiles if tile.kind == "heavy"}
+        waves = plan.heavy // clusters
+        differ = plan.light > 0 or len(widths) > 1
+        if not (plan.case.may_take and "takes" in plan.traits and waves > 0 and differ):
+            assert plan.taken_begin == plan.taken_end == 0, plan.case.line
+            continue
+        assert plan.taken_begin == max(waves - 1, 1) * clusters, plan.case.line
+        assert plan.taken_end == plan.heavy + min(plan.light, 2 * clusters), plan.case.line
+        taken = [tile for tile in plan.tiles if tile.cluster < 0]
+        assert len(taken) == plan.taken_end - plan.taken_begin, plan.case.line
+        kinds |= {(plan.case.tile, tile.kind) for tile in taken}
+    assert kinds == {(tile, kind) for tile in ("large", "grouped") for kind in ("heavy", "light")}
 
 
 @pytest.mark.parametrize(
@@ -419,7 +458,7 @@ def test_narrow_tiles_are_spread_over_clusters(
     program: str, tile: str, clusters: int, counts: tuple[int, ...]
 ) -> None:
     """Also where experts have as many token tiles as divide the number of clusters."""
-    case = Case(tile, "none", 7168, 4096, clusters, len(counts), 0, counts)
+    case = Case(tile, "none", 7168, 4096, clusters, len(counts), 0, 0, counts)
     plan = read_plan(case, ask(program, [case.line])[0])
     whole = [tile for tile in plan.tiles if tile.kind == "heavy"]
     narrow = Counter(tile.cluster for tile in whole if tile.width < plan.tokens)
@@ -430,7 +469,7 @@ def test_narrow_tiles_are_spread_over_clusters(
 def test_every_second_cluster_starts_with_its_light_tiles(plans: list[Plan]) -> None:
     orders = [("half", "heavy", "light"), ("light", "half", "heavy")]
     for plan in plans:
-        for cluster, tiles in groupby(plan.tiles, lambda tile: tile.cluster):
+        for cluster, tiles in groupby(plan.dealt, lambda tile: tile.cluster):
             places = [orders[cluster % 2].index(tile.kind) for tile in tiles]
             assert places == sorted(places), plan.case.line
 

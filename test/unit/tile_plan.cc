@@ -18,7 +18,7 @@
 //          <bfloat16|float16> <default|half|float32>
 //   divide <divisor> <dividend> ...
 //   lower <tile> <in> <out> <clusters> <count of each expert> ...
-//   plan <tile> <none|swiglu> <in> <out> <clusters> <tall_experts> <padding> <count of each expert> ...
+//   plan <tile> <none|swiglu> <in> <out> <clusters> <tall_experts> <may_take> <padding> <count of each expert> ...
 //
 // with `scales` none, float32, bfloat16 or e8m0. The kernel plans on the device; the headers are the
 // same. Compiled and read by test_tile_plan.py.
@@ -36,9 +36,9 @@ namespace {
 
 using namespace w4afp8;
 
-// The last is what some formats have for large tiles (launch_tile.cuh); nothing chooses it by name.
-const std::vector<std::string> kKinds = {"decode", "small",    "medium",
-                                         "large",  "promoted", "coarse"};
+// The last two are what some formats have for large tiles (launch_tile.cuh); nothing chooses them by name.
+const std::vector<std::string> kKinds = {"decode",   "small",   "medium", "large",
+                                         "promoted", "grouped", "carried"};
 const std::vector<std::string> kFormats = {"int4", "mxfp4"};
 const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
 const std::vector<std::string> kOutTypes = {"bfloat16", "float16"};
@@ -63,17 +63,24 @@ void with_tile(TileKind kind, const Function& function) {
     case TileKind::kMedium: return function(TileMedium{});
     case TileKind::kLarge: return function(TileLarge{});
     case TileKind::kPromoted: return function(TilePromoted{});
-    default: return function(TileLargeCoarse{});
+    default: break;
+  }
+  if (kKinds[static_cast<int>(kind)] == "grouped") {
+    function(TileLargeGrouped{});
+  } else {
+    function(TileLargeCarried{});
   }
 }
 
 template <class Tile>
 void print_shape(TileKind kind, Tile) {
-  std::printf("%s, %d x %d, narrowest %d, cluster of %d%s%s%s%s%s\n",
+  std::printf("%s, %d x %d, narrowest %d, cluster of %d%s%s%s%s%s",
               kKinds[static_cast<int>(kind)].c_str(), Tile::kOut, Tile::kTokens, Tile::kNarrowest,
               Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
-              Tile::kSplits ? ", splits" : "", Tile::kHasThreeQuarters ? ", three quarters" : "");
+              Tile::kSplits ? ", splits" : "", Tile::kTakes ? ", takes" : "");
+  if (Tile::kHasThreeQuarters) std::printf(", %d of three quarters", Tile::kThreeQuarterTiles);
+  std::puts("");
 }
 
 template <class Tile>
@@ -89,6 +96,7 @@ void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int clus
 // As TileScheduler fills them, one expert after the other.
 template <class Tile>
 void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTables& tables) {
+  uint32_t widths = 0;
   for (int expert = 0; expert < plan.experts; ++expert) {
     const auto [begin, count] = tokens.short_rows_of(expert);
     (plan.is_heavy(count) ? plan.heavy : plan.light).token_tiles += plan.token_tiles(count);
@@ -96,21 +104,24 @@ void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTa
     tables.light_end[expert] = plan.light.token_tiles;
     tables.row_begin[expert] = begin;
     tables.count[expert] = count;
-    plan.has_narrow |= plan.ends_narrow(count);
+    if (Tile::kIsWide && plan.is_heavy(count)) widths |= plan.widths_of(count);
   }
+  plan.is_uneven = (widths & (widths - 1)) != 0;
 }
 
 template <class Tile, int kStep>
-void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
+void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, bool may_take) {
   auto plan = TilePlan<Tile>::template without_counts<kStep>(params, clusters);
   std::vector<int32_t> storage(ExpertTables::words(plan.experts));
   const ExpertTables tables = ExpertTables::at(storage.data(), plan.experts);
   fill_tables(params.tokens, plan, tables);
   plan.tall_experts = tall_experts;
+  plan.may_take = may_take;
   plan.template lower_all<kStep>();
   plan.finish(tables);
-  std::printf("%d heavy, %d light, halves from %d, token groups of %d, ", plan.heavy.all,
-              plan.light.all, plan.whole, plan.token_group);
+  std::printf("%d heavy, %d light, halves from %d, taken from %d to %d, token groups of %d, ",
+              plan.heavy.all, plan.light.all, plan.whole, plan.taken_begin, plan.taken_end,
+              plan.token_group);
   std::printf("%d high up to expert %d, then %d\n", plan.tall_height, plan.tall_experts,
               plan.low_height);
   for (int cluster = 0; cluster < clusters; ++cluster) {
@@ -118,6 +129,9 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts) {
     for (int i = 0, index; (index = plan.tile_of(sequence, i)) >= 0; ++i) {
       print_tile(plan, tables, cluster, index);
     }
+  }
+  for (int index = plan.taken_begin; index < plan.taken_end; ++index) {
+    print_tile(plan, tables, -1, index);
   }
 }
 
@@ -170,9 +184,10 @@ void plan(std::istream& words) {
   GroupGemmParams params = {};
   std::string name, activation;
   int clusters = 0, tall_experts = 0;
+  bool may_take = false;
   words >> name >> activation;
   params.activation = find<Activation>(kActivations, activation);
-  words >> params.in_features >> params.out_features >> clusters >> tall_experts;
+  words >> params.in_features >> params.out_features >> clusters >> tall_experts >> may_take;
   words >> params.tokens.padding;
   const bool is_padded = params.tokens.padding > 0;
   std::vector<int32_t> tokens;  // counts, or their running sums
@@ -185,9 +200,9 @@ void plan(std::istream& words) {
   with_tile(kind, [&](auto tile) {
     print_shape(kind, tile);
     if (is_gated(params.activation)) {
-      print_plan<decltype(tile), 2>(params, clusters, tall_experts);
+      print_plan<decltype(tile), 2>(params, clusters, tall_experts, may_take);
     } else {
-      print_plan<decltype(tile), 1>(params, clusters, tall_experts);
+      print_plan<decltype(tile), 1>(params, clusters, tall_experts, may_take);
     }
   });
 }

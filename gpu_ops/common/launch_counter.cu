@@ -1,0 +1,70 @@
+// Copyright (c) 2026 PaddlePaddle Authors. All Rights Reserved.
+//
+// Licensed under the Apache License, Version 2.0 (the "License");
+// you may not use this file except in compliance with the License.
+// You may obtain a copy of the License at
+//
+//     http://www.apache.org/licenses/LICENSE-2.0
+//
+// Unless required by applicable law or agreed to in writing, software
+// distributed under the License is distributed on an "AS IS" BASIS,
+// WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+// See the License for the specific language governing permissions and
+// limitations under the License.
+
+#include <array>
+#include <atomic>
+
+#include "common/launch_counter.h"
+
+namespace w4afp8 {
+namespace {
+
+constexpr uint32_t kCounters = 1 << 16;  // of either kind
+
+__device__ uint32_t counters[2 * kCounters];
+
+// Of the current device; nullptr where there is none.
+uint32_t* first_counter() {
+  constexpr int kMaxDevices = 64;
+  static std::array<std::atomic<uint32_t*>, kMaxDevices> cache{};
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kMaxDevices) return nullptr;
+  uint32_t* first = cache[device].load(std::memory_order_relaxed);
+  if (first == nullptr) {
+    // It may load the module, which a capture on any stream would forbid.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    void* address = nullptr;
+    const cudaError_t error = cudaGetSymbolAddress(&address, counters);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // an error left behind would be blamed on the launch
+      return nullptr;
+    }
+    first = static_cast<uint32_t*>(address);
+    cache[device].store(first, std::memory_order_relaxed);
+  }
+  return first;
+}
+
+}  // namespace
+
+uint32_t* launch_counter(cudaStream_t stream) {
+  static std::atomic<uint32_t> launched{0}, captured{0};
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  uint32_t* const first = first_counter();
+  if (first == nullptr || status == cudaStreamCaptureStatusInvalidated) return nullptr;
+  if (status == cudaStreamCaptureStatusNone) {
+    return first + launched.fetch_add(1, std::memory_order_relaxed) % kCounters;
+  }
+  if (captured.load(std::memory_order_relaxed) >= kCounters) return nullptr;
+  const uint32_t own = captured.fetch_add(1, std::memory_order_relaxed);
+  return own < kCounters ? first + kCounters + own : nullptr;
+}
+
+}  // namespace w4afp8
