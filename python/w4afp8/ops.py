@@ -86,6 +86,9 @@ def group_gemm(
     bits are those of ``activation_quant`` on outputs without it, before their quantisation:
     ``activation_quant(..., activation="none")`` completes it.
 
+    A CUDA graph of it can be replayed with other counts, and beside other work; but two executable
+    graphs made of one capture, which write the same output, must not run at the same time.
+
     Args:
         x: Activations, float8_e4m3fn ``[num_tokens, in_features]`` or
             ``[experts, token_padding, in_features]``; in_features is a multiple of 32.

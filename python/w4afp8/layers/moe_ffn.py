@@ -253,7 +253,8 @@ class W4AFP8MoEFFN(QuantizedLayer):
         """Computes the block. No tokens (a dimension of 0) gives no tokens.
 
         With logits given it is six launches on a GPU. No number of tokens comes to the host, so a
-        CUDA graph of it can be replayed with other routings.
+        CUDA graph of it can be replayed with other routings; two executable graphs made of one
+        capture must not run at the same time.
 
         Args:
             x: ``[..., hidden_size]`` of the layer's `activation_dtype`; others are refused, never
