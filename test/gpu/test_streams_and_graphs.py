@@ -137,7 +137,11 @@ def test_uneven_experts_share_blocks_that_are_done(place: Any, form: str) -> Non
     launch, _ = prepared(place, inputs)
     expected = bits_of(reference(inputs), "bfloat16")
     for i in range(20):
-        assert_bits_equal(tensor_bits(launch()), expected, f"launch {i}")
+        out = launch()
+        assert_bits_equal(tensor_bits(out), expected, f"launch {i}")
+        with torch_on_paddle_stream(place) as stream:
+            as_torch(out).fill_(7.0)  # a later launch gets this memory
+            stream.synchronize()
     graph, out = captured(place, launch)
     for i in range(20):
         with torch_on_paddle_stream(place) as stream:
@@ -157,13 +161,16 @@ def test_launches_that_run_at_the_same_time_have_counters_of_their_own(place: An
     for _ in range(20):
         for stream, (graph, out) in zip(streams, graphs, strict=True):
             with torch.cuda.stream(stream):
-                as_torch(out).fill_(7.0)
                 for _ in range(4):
+                    as_torch(out).fill_(7.0)
                     graph.replay()
         eager = [launch() for _ in range(4)]
         torch.cuda.synchronize()
         for out in (*eager, *(out for _, out in graphs)):
             assert_bits_equal(tensor_bits(out), expected)
+        for out in eager:
+            as_torch(out).fill_(7.0)  # later launches get this memory
+        torch.cuda.synchronize()
 
 
 def test_runs_on_the_current_stream(place: Any) -> None:
