@@ -146,10 +146,12 @@ struct FoldedMxfp4 {
     return two(magnitudes.x, magnitudes.y) | two(magnitudes.z, magnitudes.w) << 16;
   }
 
-  // `selectors`: four of three bits each, in the low half word.
+  // `selectors`: four of three bits each, in the low half word. (__byte_perm would mask them once more.)
   __device__ __forceinline__ static uint32_t apply(uint2 table, uint32_t word_at_signs,
                                                    uint32_t selectors) {
-    return __byte_perm(table.x, table.y, selectors) | (word_at_signs & 0x80808080u);
+    uint32_t magnitudes;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(magnitudes) : "r"(table.x), "r"(table.y), "r"(selectors));
+    return magnitudes | (word_at_signs & 0x80808080u);
   }
 
   // `kStepsAtOnce`: k steps whose tables are in registers together.

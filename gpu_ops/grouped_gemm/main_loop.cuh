@@ -35,7 +35,8 @@ class MainLoop {
         thread_(threadIdx.x % 128),
         warpgroup_(threadIdx.x / 128),
         k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))),
-        most_(Sums::largest_scale(k_blocks_, Format::kLargest)) {}
+        most_(Sums::largest_scale(k_blocks_, Format::kLargest)),
+        tokens_(token_tile_descriptor(ptx::shared_address(shared.tokens))) {}
 
   // Waits for the next tile's first stage, which says what the tile is; false after the last one.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
@@ -326,9 +327,10 @@ class MainLoop {
   template <int kWidth, int kPlace, class Accumulators>
   __device__ __forceinline__ void multiply_step(Accumulators& sums, const Fragments& fragments,
                                                 int step, int stage, bool accumulate) const {
+    constexpr int kPlaceBytes = kPlace * kWidth * static_cast<int>(kSubBlockIn);
     const uint64_t tokens =
-        token_tile_descriptor(ptx::shared_address(shared_.tokens_of(stage, kPlace, kWidth)));
-    wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], tokens + 2 * step, accumulate);
+        further(tokens_, stage * (Storage::kTokenBytes / 16) + kPlaceBytes / 16 + 2 * step);
+    wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], tokens, accumulate);
   }
 
   // `row`: of the step's group in the stage.
@@ -369,6 +371,7 @@ class MainLoop {
   const GroupGemmParams& params_;
   const int thread_, warpgroup_, k_blocks_;
   const float most_;               // see HalfSums
+  const uint64_t tokens_;          // descriptor of the first stage's
   int height_ = Tile::kSubBlocks;  // of the tile, in sub-blocks
   Ring ring_;
 };

@@ -90,4 +90,9 @@ __device__ __forceinline__ uint64_t token_tile_descriptor(uint32_t shared_addres
   return kSwizzle128 | kStride | kLeadingUnused | ((shared_address & 0x3FFFF) >> 4);
 }
 
+// The descriptor of a tile `sixteens` times 16 bytes further: one addition of 32 bits.
+__device__ __forceinline__ uint64_t further(uint64_t descriptor, uint32_t sixteens) {
+  return (descriptor & ~uint64_t{0xFFFFFFFF}) | (static_cast<uint32_t>(descriptor) + sixteens);
+}
+
 }  // namespace w4afp8
