@@ -46,26 +46,23 @@ struct TileShape {
   static constexpr int kThreeQuarters = kTokens / 4 * 3;
   // Tiles of the last wave may be halved along the tokens.
   static constexpr bool kSplits = kTokens == 256;
-  // Tiles of the last waves may be taken instead of dealt out, which takes registers of the producer's that
-  // other tiles and carried sums do not have.
-  static constexpr bool kTakes = kHasThreeQuarters;
   // Reading weights binds narrow tiles whatever their width; of wide ones, only those with few tokens.
   static constexpr bool kIsWide = kTokens >= 128;
+  // So wide tiles differ, and the last ones may be taken instead of dealt out.
+  static constexpr bool kTakes = kIsWide;
   static constexpr int kSubBlocks = kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
-  // A full producer warpgroup where setmaxnreg must move registers to the consumers.
-  static constexpr bool kMovesRegisters = kTokens >= 64;
+  // One more warpgroup, of which three warps have something to do: it takes all four to give registers to the
+  // consumers.
   static constexpr int kConsumerThreads = 128 * kConsumers;
-  static constexpr int kThreads = kConsumerThreads + (kMovesRegisters ? 128 : 32);
+  static constexpr int kThreads = kConsumerThreads + 128;
+  static constexpr bool kMovesRegisters = kTokens >= 64;
+  // Two fetch tiles: registers do not suffice for one thread that fetches weights and all the rest.
+  static constexpr int kProducers = kConsumers == 4 ? 2 : 1;
   // Per-thread registers after the move. A block starts with 65536 / threads, rounded down to 8:
-  // 168 * 384 >= 224 * 256 + 56 * 128 = 216 * 256 + 72 * 128, 96 * 640 >= 112 * 512 + 32 * 128.
-  // Producers that take tiles for gated outputs need some more.
-  static constexpr int consumer_registers(bool is_gated) {
-    return kConsumers == 4 ? 112 : kTakes && is_gated ? 216 : 224;
-  }
-  static constexpr int producer_registers(bool is_gated) {
-    return kConsumers == 4 ? 32 : kTakes && is_gated ? 72 : 56;
-  }
+  // 168 * 384 >= 224 * 256 + 56 * 128, 96 * 640 >= 112 * 512 + 32 * 128.
+  static constexpr int kConsumerRegisters = kConsumers == 4 ? 112 : 224;
+  static constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 56;
   // Tiles this wide or narrower have two k blocks in a stage: with one, too little is on its way to shared
   // memory, and what blocks of a cluster tell each other takes longer than what they multiply.
   static constexpr int kDeepWidth = kCluster > 1 ? kNarrowest : 0;

@@ -12,8 +12,9 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The grouped GEMM kernel: set up, then one warp plans, and its first thread fetches tiles that kConsumers
-// warpgroups multiply. docs/kernel.md follows one tile from global memory to the output.
+// The grouped GEMM kernel: set up, then one warp plans, one or two threads fetch tiles that kConsumers warpgroups
+// multiply, and another one finds those that are not listed from the start. docs/kernel.md follows one tile from
+// global memory to the output.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -32,10 +33,11 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
   if (threadIdx.x == 0) {
     for (const CUtensorMap& map : token_maps.of_width) ptx::prefetch_tensor_map(&map);
     for (int stage = 0; stage < Tile::kStages; ++stage) {
-      ptx::mbarrier_init(&shared.full[stage], 1);
+      ptx::mbarrier_init(&shared.full[stage], Tile::kProducers);
       ptx::mbarrier_init(&shared.empty[stage], Tile::kConsumers * 4 * Tile::kCluster);
     }
-    if constexpr (Tile::kCluster > 1) shared.mail.initialise();
+    shared.desk.initialise();
+    if constexpr (Tile::kTakes && Tile::kCluster > 1) shared.mail.initialise();
     ptx::fence_mbarrier_init();
   }
   if constexpr (Format::kTableEntries > 0) {
@@ -68,19 +70,26 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (threadIdx.x >= Tile::kConsumerThreads) {
     wait_for_previous_grids();
     TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),
-                                  shared.mail, tickets);
-    if (threadIdx.x < Tile::kConsumerThreads + 32) {
-      scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
-    }
+                                  shared.tiles, shared.desk, shared.mail, tickets);
+    const uint32_t warp = threadIdx.x / 32 - Tile::kConsumerThreads / 32;
+    if (warp == 0) scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
     if constexpr (Tile::kMovesRegisters) {
-      cutlass::arch::warpgroup_reg_dealloc<Tile::producer_registers(Format::kIsGated)>();
+      cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
     }
-    if (threadIdx.x == Tile::kConsumerThreads) {
-      Producer<Tile, Format>(params, token_maps, shared, rank).run(scheduler);
+    if (threadIdx.x % 32 == 0) {
+      constexpr bool kAlone = Tile::kProducers == 1;
+      if (warp == 0) {
+        using First = Producer<Tile, Format, kAlone ? Fetches::kAll : Fetches::kWeights>;
+        First(params, token_maps, shared, rank).run(scheduler);
+      } else if (!kAlone && warp == 1) {
+        Producer<Tile, Format, Fetches::kOthers>(params, token_maps, shared, rank).run(scheduler);
+      } else if (warp == 2) {
+        scheduler.serve();
+      }
     }
   } else {
     if constexpr (Tile::kMovesRegisters) {
-      cutlass::arch::warpgroup_reg_alloc<Tile::consumer_registers(Format::kIsGated)>();
+      cutlass::arch::warpgroup_reg_alloc<Tile::kConsumerRegisters>();
     }
     wait_for_previous_grids();
     MainLoop<Tile, Format> main_loop(params, shared);
@@ -91,6 +100,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       epilogue.prefetch(tile);
       typename MainLoop<Tile, Format>::Sums sums;
       main_loop.run(tile_width<Tile>(tile.num_tokens), sums);
+      tile = main_loop.tile();  // no register has to hold it meanwhile
       epilogue.store(tile, sums);
     }
   }

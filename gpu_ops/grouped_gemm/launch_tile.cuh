@@ -47,24 +47,29 @@ inline cudaError_t encode_token_map(const GroupGemmParams& params, int box_token
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+// Tiles of one cluster that there can be, if blocks have `outs` outputs.
+template <class Tile>
+int64_t most_tiles(const GroupGemmParams& params, int64_t outs) {
+  const int64_t out_blocks = ceil_div(params.weight_layout().padded_out(), outs * Tile::kCluster);
+  const int64_t token_tiles = std::min(
+      params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
+  return token_tiles * out_blocks;
+}
+
 // One block a multiprocessor, fewer where there cannot be that many tiles.
 template <class Tile>
 int grid_size(const GroupGemmParams& params) {
   const int64_t lowest = Tile::kVariesHeight ? kSubBlockOut : Tile::kOut;
-  const int64_t out_blocks = ceil_div(params.weight_layout().padded_out(), lowest * Tile::kCluster);
-  const int64_t token_tiles = std::min(
-      params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
-  const int64_t clusters = std::min<int64_t>(sm_count() / Tile::kCluster, token_tiles * out_blocks);
+  const int64_t clusters =
+      std::min<int64_t>(sm_count() / Tile::kCluster, most_tiles<Tile>(params, lowest));
   return static_cast<int>(clusters * Tile::kCluster);
 }
 
-// Whether tiles of the last waves may be taken, not dealt out (tile_plan.h): not worth the host's time where there
-// are hardly more tiles than blocks.
+// Whether tiles may be taken, not dealt out (tile_plan.h): not worth the host's time where there are no more than
+// blocks.
 template <class Tile>
 bool may_take(const GroupGemmParams& params) {
-  const int64_t tiles =
-      params.tokens.num_rows / Tile::kTokens * ceil_div(params.out_features, Tile::kOut);
-  return Tile::kTakes && tiles >= sm_count();
+  return Tile::kTakes && most_tiles<Tile>(params, Tile::kOut) > sm_count() / Tile::kCluster;
 }
 
 template <class Tile, class Format>

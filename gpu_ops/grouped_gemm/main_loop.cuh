@@ -36,14 +36,25 @@ class MainLoop {
         warpgroup_(threadIdx.x / 128),
         k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))),
         most_(Sums::largest_scale(k_blocks_, Format::kLargest)),
-        tokens_(token_tile_descriptor(ptx::shared_address(shared.tokens))) {}
+        listed_(ptx::shared_address(shared.tiles + kListedTiles - 1)) {
+    static_assert(offsetof(Storage, tiles) % kListBytes == 0);
+  }
 
-  // Waits for the next tile's first stage, which says what the tile is; false after the last one.
+  // Waits for the next tile's first stage, by when the tile is listed; false after the last one.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
     ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
-    tile = shared_.tile[ring_.stage];
+    do {
+      listed_ =
+          listed_ / kListBytes * kListBytes + (listed_ + sizeof(TileCoordinates)) % kListBytes;
+      tile = this->tile();
+    } while (tile.expert >= 0 && tile.num_tokens <= 0);  // nobody copies these
     if constexpr (Format::kIsGated && Tile::kVariesHeight) height_ = tile.sub_blocks;
-    return tile.num_tokens > 0;
+    return tile.expert >= 0;
+  }
+
+  // The same again.
+  __device__ __forceinline__ TileCoordinates tile() const {
+    return *static_cast<const TileCoordinates*>(__cvta_shared_to_generic(listed_));
   }
 
   // Empties the ring for a tile that has no outputs for this warpgroup; false where it has.
@@ -328,8 +339,9 @@ class MainLoop {
   __device__ __forceinline__ void multiply_step(Accumulators& sums, const Fragments& fragments,
                                                 int step, int stage, bool accumulate) const {
     constexpr int kPlaceBytes = kPlace * kWidth * static_cast<int>(kSubBlockIn);
+    const uint64_t first = token_tile_descriptor(ptx::shared_address(shared_.tokens));
     const uint64_t tokens =
-        further(tokens_, stage * (Storage::kTokenBytes / 16) + kPlaceBytes / 16 + 2 * step);
+        further(first, stage * (Storage::kTokenBytes / 16) + kPlaceBytes / 16 + 2 * step);
     wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], tokens, accumulate);
   }
 
@@ -371,8 +383,8 @@ class MainLoop {
   const GroupGemmParams& params_;
   const int thread_, warpgroup_, k_blocks_;
   const float most_;               // see HalfSums
-  const uint64_t tokens_;          // descriptor of the first stage's
   int height_ = Tile::kSubBlocks;  // of the tile, in sub-blocks
+  uint32_t listed_;  // the tile's address in the list, which begins at a multiple of its size
   Ring ring_;
 };
 

@@ -12,8 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The producer: one thread that walks the block's tiles and keeps the ring of stages full, a k block
-// of packed weights, scales and tokens in each, with narrow tiles two. It runs ahead across tiles.
+// The producers: one or two threads that walk the block's tiles and keep the ring of stages full, a k block of packed
+// weights, scales and tokens in each, with narrow tiles two. They run ahead across tiles.
 #pragma once
 
 #include <type_traits>
@@ -32,13 +32,17 @@ struct WeightSource {
   static constexpr int kParts =
       (kIsGated ? 1 : 0) + ((kIsGated ? Tile::kVariesHeight : Tile::kAnyHeight) ? 2 : 1);
   static constexpr int kPerBand = kBandOut / kSubBlockOut;
-  const uint8_t* address[kParts];
-  uint32_t k_stride[kParts];
+  const uint8_t* const weight;
+  int first
+      [kParts];  // sub-block of 4 KB in `weight`: weight_layout.h in 32 bits, as 2^31 are more than
+                 // any memory
+  int stride[kParts];      // sub-blocks from one k block to the next
   uint32_t bytes[kParts];  // of a k block; 0 where the tile lies beyond the outputs (odd cluster)
 
   // `sub_blocks`, `k_blocks`: of an expert. `most`: sub-blocks of the tile.
   __device__ WeightSource(const uint8_t* weight, int sub_blocks, int k_blocks, int expert,
-                          int sub_block, int most) {
+                          int sub_block, int most)
+      : weight(weight) {
     int end = min(sub_block + most, sub_blocks);
     if constexpr (kIsGated) sub_block /= 2, end /= 2;
 #pragma unroll
@@ -47,10 +51,8 @@ struct WeightSource {
       const int in_band = min(kPerBand, sub_blocks - band_begin);
       const int count = min(end, band_begin + kPerBand) - sub_block;
       bytes[part] = count > 0 ? count * kSubBlockBytes : 0;
-      k_stride[part] = in_band * kSubBlockBytes;
-      // weight_layout.h in 32 bits: 2^31 sub-blocks of 4 KB are more than any memory.
-      const int before = (expert * sub_blocks + band_begin) * k_blocks + sub_block - band_begin;
-      address[part] = weight + int64_t{before} * kSubBlockBytes;
+      stride[part] = in_band;
+      first[part] = (expert * sub_blocks + band_begin) * k_blocks + sub_block - band_begin;
       if (kIsGated && part == 0) {
         sub_block += sub_blocks / 2, end += sub_blocks / 2;
       } else {
@@ -71,7 +73,8 @@ struct WeightSource {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       if (bytes[part] > 0) {
-        ptx::bulk_copy(destination, address[part], bytes[part], full, policy);
+        ptx::bulk_copy(destination, weight + int64_t{first[part]} * kSubBlockBytes, bytes[part],
+                       full, policy);
       }
       destination += bytes[part];
     }
@@ -79,77 +82,81 @@ struct WeightSource {
 
   __device__ __forceinline__ void advance() {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) address[part] += k_stride[part];
+    for (int part = 0; part < kParts; ++part) first[part] += stride[part];
   }
 };
 
 // Group scales of one tile, walked k block by k block: rows of one group each, contiguous along out;
-// with a gated activation in two pieces, as the weights.
+// with a gated activation in two pieces, as the weights. What follows from the parameters is not held in registers.
 template <class Tile, class Format>
 struct ScaleSource {
-  const uint8_t* address = nullptr;
-  uint32_t row_stride = 0;
+  const GroupGemmParams& params;
+  uint32_t first = 0;  // row of the tile, in steps of 16 bytes: outs are multiples of 8
   // Of a row, or of each of its two pieces; 0 where there are no scales, or the tile lies beyond the outputs.
   uint32_t piece_bytes = 0;
-  int rows_left;           // groups from `address` on
-  int rows_per_block = 1;  // 128 / group_size where groups are shorter than a k block
-  int blocks_per_row = 1;  // group_size / 128 where they are longer
-  int block_in_row = 0;
-  int shared_stride = 0;  // bytes between rows in shared memory
+  int in_row = 0;  // in_features of the row that were walked
 
   __device__ ScaleSource(const GroupGemmParams& params, int k_blocks, int expert, int sub_block,
-                         int sub_blocks) {
-    const int bytes_per_out = params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
-    rows_left = k_blocks;
+                         int sub_blocks)
+      : params(params) {
     if (params.group_scale_type == GroupScaleType::kNone) return;
-    if constexpr (Format::kGroupScaling != GroupScaling::kFolded) {
-      const int in_features = static_cast<int>(params.in_features);
-      const int group_size = static_cast<int>(params.group_size);
-      rows_left = in_features / group_size;
-      rows_per_block = max(static_cast<int>(kSubBlockIn) / group_size, 1);
-      blocks_per_row = max(group_size / static_cast<int>(kSubBlockIn), 1);
-    }
+    const int rows = kIsFolded ? k_blocks : static_cast<int>(params.in_features) / group_size();
     constexpr int kOuts = static_cast<int>(kSubBlockOut);
     const int out_features = static_cast<int>(params.out_features);
-    row_stride = out_features * bytes_per_out;
-    shared_stride = Tile::kOut * bytes_per_out;
     int begin = sub_block * kOuts, outs = min(sub_blocks * kOuts, out_features - begin);
     if constexpr (Format::kIsGated) outs /= 2, begin /= 2;
-    piece_bytes = max(outs, 0) * bytes_per_out;
+    piece_bytes = max(outs, 0) * bytes_per_out();
     // A group has 1 KB of weights or more, so that 2^31 are more than any memory.
-    address = static_cast<const uint8_t*>(params.group_scale) +
-              int64_t{expert * rows_left} * row_stride + begin * bytes_per_out;
+    first = static_cast<uint32_t>((int64_t{expert * rows} * row_bytes() + begin * bytes_per_out()) /
+                                  16);
   }
 
-  __device__ __forceinline__ int rows() const {
-    if constexpr (Format::kSummation != Summation::kPromoted) return 1;
-    return min(rows_per_block, rows_left);
+  // Of the k block at `column`.
+  __device__ __forceinline__ uint32_t total_bytes(int column) const {
+    return piece_bytes * rows(column) * (Format::kIsGated ? 2 : 1);
   }
 
-  // Of a k block.
-  __device__ __forceinline__ uint32_t total_bytes() const {
-    return piece_bytes * rows() * (Format::kIsGated ? 2 : 1);
-  }
-
-  __device__ __forceinline__ void copy(uint8_t* destination, uint64_t* full,
+  __device__ __forceinline__ void copy(int column, uint8_t* destination, uint64_t* full,
                                        ptx::CachePolicy policy) const {
     if (piece_bytes == 0) return;
 #pragma unroll 1  // as in load_tile
-    for (int i = 0; i < rows(); ++i) {
-      const uint8_t* source = address + int64_t{i} * row_stride;
-      ptx::bulk_copy(destination + i * shared_stride, source, piece_bytes, full, policy);
+    for (int i = 0; i < rows(column); ++i) {
+      const uint8_t* const source = static_cast<const uint8_t*>(params.group_scale) +
+                                    int64_t{16} * (first + i * (row_bytes() / 16));
+      uint8_t* const row = destination + i * Tile::kOut * bytes_per_out();
+      ptx::bulk_copy(row, source, piece_bytes, full, policy);
       if constexpr (Format::kIsGated) {
-        ptx::bulk_copy(destination + i * shared_stride + piece_bytes, source + row_stride / 2,
-                       piece_bytes, full, policy);
+        ptx::bulk_copy(row + piece_bytes, source + row_bytes() / 2, piece_bytes, full, policy);
       }
     }
   }
 
   __device__ __forceinline__ void advance() {
-    if (++block_in_row < blocks_per_row) return;
-    block_in_row = 0;
-    address += int64_t{rows_per_block} * row_stride;
-    rows_left -= rows_per_block;
+    if constexpr (!kIsFolded) {
+      in_row += static_cast<int>(kSubBlockIn);
+      if (in_row < group_size()) return;
+      in_row = 0;
+    }
+    first += rows(0) * (row_bytes() / 16);
+  }
+
+ private:
+  static constexpr bool kIsFolded = Format::kGroupScaling == GroupScaling::kFolded;
+  static constexpr bool kHasShortGroups = Format::kSummation == Summation::kPromoted && !kIsFolded;
+
+  __device__ __forceinline__ int group_size() const { return static_cast<int>(params.group_size); }
+  // Groups that begin in the k block at `column`, or the one that it is in.
+  __device__ __forceinline__ int rows(int column) const {
+    constexpr int kBlock = static_cast<int>(kSubBlockIn);
+    if (!kHasShortGroups || group_size() >= kBlock) return 1;
+    return min(static_cast<int>(params.in_features) - column, kBlock) >>
+           (group_size() == 32 ? 5 : 6);
+  }
+  __device__ __forceinline__ uint32_t bytes_per_out() const {
+    return params.group_scale_type == GroupScaleType::kBFloat16 ? 2 : 4;
+  }
+  __device__ __forceinline__ uint32_t row_bytes() const {
+    return static_cast<uint32_t>(params.out_features) * bytes_per_out();
   }
 };
 
@@ -163,17 +170,18 @@ struct TokenMaps {
 // No group scales.
 struct NoScaleSource {
   __device__ NoScaleSource(const GroupGemmParams&, int, int, int, int) {}
-  __device__ __forceinline__ uint32_t total_bytes() const { return 0; }
-  __device__ __forceinline__ void copy(uint8_t*, uint64_t*, ptx::CachePolicy) const {}
+  __device__ __forceinline__ uint32_t total_bytes(int) const { return 0; }
+  __device__ __forceinline__ void copy(int, uint8_t*, uint64_t*, ptx::CachePolicy) const {}
   __device__ __forceinline__ void advance() {}
 };
 
-template <class Tile, class Format>
+// What a producer asks for: everything, or one weights and another one scales and tokens.
+enum class Fetches { kAll, kWeights, kOthers };
+
+template <class Tile, class Format, Fetches kFetches>
 class Producer {
  public:
   using Storage = SharedStorage<Tile, Format>;
-  using Scales =
-      std::conditional_t<(Format::kScaleBytes > 0), ScaleSource<Tile, Format>, NoScaleSource>;
 
   __device__ Producer(const GroupGemmParams& params, const TokenMaps<Tile>& token_maps,
                       Storage& shared, uint32_t rank)
@@ -181,68 +189,91 @@ class Producer {
         token_maps_(token_maps),
         shared_(shared),
         rank_(rank),
-        streams_(streams_outputs(params)),
-        sub_blocks_(static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut)),
-        k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))) {}
+        streams_(streams_outputs(params)) {}
 
   __device__ void run(TileScheduler<Tile> scheduler) {
-    TileCoordinates tile;
-    while (scheduler.next(tile)) load_tile(tile);
-    // A tile without tokens ends the list.
-    ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-    shared_.tile[ring_.stage].num_tokens = 0;
-    ptx::mbarrier_arrive(&shared_.full[ring_.stage]);
+    if (!kWeights) scheduler.wait_for_plan();  // made by the warp of the other
+    scheduler.ask();
+    while (const TileCoordinates* tile = scheduler.next()) load_tile(*tile, scheduler);
+    wait_for_stage();  // consumers look at the end of the list too
+    ptx::mbarrier_arrive(full());
   }
 
  private:
-  __device__ __forceinline__ void load_tile(const TileCoordinates& tile) {
+  static constexpr bool kWeights = kFetches != Fetches::kOthers;
+  static constexpr bool kOthers = kFetches != Fetches::kWeights;
+  static constexpr int kBlock = static_cast<int>(kSubBlockIn);
+  using WithScales =
+      std::conditional_t<(Format::kScaleBytes > 0), ScaleSource<Tile, Format>, NoScaleSource>;
+  using Scales = std::conditional_t<kOthers, WithScales, NoScaleSource>;
+
+  __device__ __forceinline__ void load_tile(const TileCoordinates& tile,
+                                            const TileScheduler<Tile>& scheduler) {
+    const int in_features = static_cast<int>(params_.in_features);
+    const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
+    const int sub_blocks = static_cast<int>(params_.weight_layout().padded_out() / kSubBlockOut);
     const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
-    WeightSource<Tile, Format::kIsGated> weight(params_.weight, sub_blocks_, k_blocks_, tile.expert,
+    WeightSource<Tile, Format::kIsGated> weight(params_.weight, sub_blocks, k_blocks, tile.expert,
                                                 sub_block, tile.sub_blocks);
-    Scales scales(params_, k_blocks_, tile.expert, sub_block, tile.sub_blocks);
+    Scales scales(params_, k_blocks, tile.expert, sub_block, tile.sub_blocks);
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
     const int width = tile_width<Tile>(tile.num_tokens);
     const CUtensorMap* const map = &token_maps_.of_width[width_index<Tile>(tile.num_tokens)];
     const int first =
         Tile::kCluster == 1 ? 0 : rank_ * width / Tile::kCluster;  // of this block's tokens
-    const uint32_t bytes = width * kSubBlockIn + weight.total_bytes();
-    const auto load_block = [&](int k, int place) {
-      uint64_t* full = &shared_.full[ring_.stage];
-      weight.copy(shared_.weight_of(ring_.stage, place), full, policy);
-      weight.advance();
-      scales.copy(shared_.scale_of(ring_.stage, place), full, policy);
-      scales.advance();
-      load_tokens(shared_.tokens_of(ring_.stage, place, width) + first * kSubBlockIn, map,
-                  tile.row_begin + first, k, full);
+    const int row = tile.row_begin + first;
+    const uint32_t bytes = (kWeights ? weight.total_bytes() : 0) +
+                           (kOthers ? static_cast<uint32_t>(width * kBlock) : 0);
+    const auto load_block = [&](int column, int place) {
+      if constexpr (kWeights) {
+        weight.copy(shared_.weight_of(ring_.stage, place), full(), policy);
+        weight.advance();
+      }
+      if constexpr (kOthers) {
+        scales.copy(column, shared_.scale_of(ring_.stage, place), full(), policy);
+        scales.advance();
+        load_tokens(shared_.tokens_of(ring_.stage, place, width) + first * kBlock, map, row,
+                    column);
+      }
     };
+    // The next tile is listed once both have asked for it: so many k blocks before the end of this one, that the
+    // ring lasts until it is found, and not earlier, as another block may have nothing left before.
+    constexpr int kAskedBefore = 8 * kBlock;
+    const int asks = max(static_cast<int>(round_up(in_features, 2 * kBlock)) - kAskedBefore, 0);
+    if (!kWeights) scheduler.ask();
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
-    for (int k = 0; k < k_blocks_; ++k) {
-      ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-      if (k == 0) shared_.tile[ring_.stage] = tile;
-      const bool has_second = width <= Tile::kDeepWidth && k + 1 < k_blocks_;
-      const uint32_t block_bytes = bytes + scales.total_bytes();
-      ptx::mbarrier_arrive_expect(&shared_.full[ring_.stage],
-                                  has_second ? 2 * block_bytes : block_bytes);
-      load_block(k, 0);
+    for (int column = 0; column < in_features; column += kBlock) {
+      if (kWeights && column == asks) scheduler.ask();
+      wait_for_stage();
+      const bool has_second = width <= Tile::kDeepWidth && column + kBlock < in_features;
+      const uint32_t block_bytes = bytes + scales.total_bytes(column);
+      ptx::mbarrier_arrive_expect(full(), has_second ? 2 * block_bytes : block_bytes);
+      load_block(column, 0);
       if constexpr (Tile::kDeepWidth > 0) {
-        if (has_second) load_block(++k, 1);
+        if (has_second) load_block(column += kBlock, 1);
       }
       ring_.advance();
     }
   }
 
+  // Until consumers have given it back.
+  __device__ __forceinline__ void wait_for_stage() const {
+    ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+  }
+
+  __device__ __forceinline__ uint64_t* full() const { return &shared_.full[ring_.stage]; }
+
   // Each block of the cluster sends its share to all of them. Tokens past the tile's end may be loaded: they
   // belong to accumulator columns nobody stores.
   __device__ __forceinline__ void load_tokens(uint8_t* destination, const CUtensorMap* map, int row,
-                                              int k, uint64_t* full) {
-    const int column = k * static_cast<int>(kSubBlockIn);
+                                              int column) const {
     // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk.
     const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
     if constexpr (Tile::kCluster == 1) {
-      ptx::tensor_copy(destination, map, column, row, full, policy);
+      ptx::tensor_copy(destination, map, column, row, full(), policy);
     } else {
-      ptx::tensor_copy_multicast(destination, map, column, row, full, (1 << Tile::kCluster) - 1,
+      ptx::tensor_copy_multicast(destination, map, column, row, full(), (1 << Tile::kCluster) - 1,
                                  policy);
     }
   }
@@ -250,9 +281,8 @@ class Producer {
   const GroupGemmParams& params_;
   const TokenMaps<Tile>& token_maps_;
   Storage& shared_;
-  uint32_t rank_;
+  const uint32_t rank_;
   const bool streams_;
-  const int sub_blocks_, k_blocks_;  // of an expert
   RingPosition<Tile::kStages> ring_;
 };
 

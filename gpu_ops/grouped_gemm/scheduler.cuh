@@ -14,7 +14,8 @@
 
 // Persistent tile scheduler: one warp reads the token counts on the device, so any skew works and nothing is
 // copied to the host, makes the plan (tile_plan.h), and finds this block's first tiles. Nothing else runs in
-// the block meanwhile, so every instruction counts here. Tiles that are taken, not dealt out, go by tickets from
+// the block meanwhile, so every instruction counts here. Later ones are found by a thread of another warp, which the
+// producers ask. Tiles that are taken, not dealt out, go by tickets from
 // a counter in global memory; in a cluster the first block takes them and tells the others.
 #pragma once
 
@@ -32,19 +33,24 @@ class TileScheduler {
  public:
   using Plan = TilePlan<Tile>;
   static constexpr int kLanes = 32;
+  static_assert(kListedTiles == kLanes && kListedTiles > Tile::kStages);
   struct alignas(8) Shared {
     Plan plan;
     typename Plan::Sequence sequence;  // of this cluster
-    TileCoordinates tiles[kLanes];     // the first ones of these
+    uint32_t listed;                   // tiles of it that are listed from the start
   };
   static constexpr int64_t words(int64_t experts) {
     return ExpertTables::words(experts) + sizeof(Shared) / sizeof(int32_t);
   }
 
-  // `storage`: words(experts) int32 in shared memory, aligned to 8 bytes. `tickets`: see launch_counter.h.
-  __device__ TileScheduler(int32_t* storage, TicketMail<Tile>& mail, uint32_t* tickets)
+  // `storage`: words(experts) int32 in shared memory, aligned to 8 bytes. `tiles`: kListedTiles of them. `tickets`:
+  // see launch_counter.h.
+  __device__ TileScheduler(int32_t* storage, TileCoordinates* tiles, TileDesk<Tile>& desk,
+                           TicketMail<Tile>& mail, uint32_t* tickets)
       : shared_(*reinterpret_cast<Shared*>(storage)),
         storage_(storage + sizeof(Shared) / sizeof(int32_t)),
+        tiles_(tiles),
+        desk_(desk),
         mail_(mail),
         tickets_(tickets) {}
 
@@ -62,31 +68,47 @@ class TileScheduler {
     }
     plan.finish(tables);
     const auto sequence = plan.sequence(blockIdx.x / Tile::kCluster);
-    const int index = plan.tile_of(sequence, lane());
-    shared_.tiles[lane()].expert = -1;  // none
-    if (index >= 0) shared_.tiles[lane()] = plan.locate(tables, index);
+    list(plan, tables, lane(), plan.tile_of(sequence, lane()));
     if (lane() == 0) {
       shared_.plan = plan;
       shared_.sequence = sequence;
+      shared_.listed = min(plan.length(sequence), kListedTiles);
     }
     __syncwarp();
+    if (lane() == 0) ptx::mbarrier_arrive(&desk_.answered);
   }
 
-  // The next tile of this block (of this cluster); false when there is none.
-  __device__ __forceinline__ bool next(TileCoordinates& tile) {
-    do {
-      const int i = found_++;
-      if (i < kLanes && shared_.tiles[i].expert >= 0) {
-        tile = shared_.tiles[i];
-      } else {
-        const Plan& plan = shared_.plan;
-        int index = i < kLanes ? -1 : plan.tile_of(shared_.sequence, i);
-        if (index < 0) index = take();
-        if (index < 0) return false;
-        tile = plan.locate(ExpertTables::at(storage_, plan.experts), index);
-      }
-    } while (tile.num_tokens <= 0);  // half of a tile whose other half has all tokens
-    return true;
+  // For threads of other warps than the one that builds it.
+  __device__ __forceinline__ void wait_for_plan() const { ptx::mbarrier_wait(&desk_.answered, 0); }
+
+  // For a producer: has the next tile listed. Once before the first tile, and once for each tile that it has.
+  __device__ __forceinline__ void ask() const {
+    if (next_ >= shared_.listed) ptx::mbarrier_arrive(&desk_.asked);
+  }
+
+  // The next tile of this block (of this cluster), for a producer that has asked; nullptr when there is none.
+  __device__ __forceinline__ const TileCoordinates* next() {
+    while (true) {
+      const uint32_t found = next_ - shared_.listed;
+      if (next_ >= shared_.listed) ptx::mbarrier_wait(&desk_.answered, (found + 1) % 2);
+      const TileCoordinates* const tile = &tiles_[next_++ % kListedTiles];
+      if (tile->expert < 0) return nullptr;
+      if (tile->num_tokens > 0) return tile;
+      ask();  // it is half of a tile whose other half has all tokens
+    }
+  }
+
+  // Lists tiles as the producers ask for them, until there is none; a thread of its own.
+  __device__ __forceinline__ void serve() {
+    wait_for_plan();
+    uint32_t i = shared_.listed;
+    for (int index = 0; index >= 0; ++i) {
+      ptx::mbarrier_wait(&desk_.asked, (i - shared_.listed) % 2);
+      index = shared_.plan.tile_of(shared_.sequence, i);
+      if (Tile::kTakes && index < 0) index = take();
+      list(shared_.plan, ExpertTables::at(storage_, shared_.plan.experts), i, index);
+      ptx::mbarrier_arrive(&desk_.answered);
+    }
   }
 
  private:
@@ -168,11 +190,21 @@ class TileScheduler {
     plan.tall_experts = __reduce_max_sync(~0u, least == least_of_all ? tall_experts : 0);
   }
 
+  // As the i-th of this block.
+  __device__ __forceinline__ void list(const Plan& plan, const ExpertTables& tables, uint32_t i,
+                                       int index) {
+    TileCoordinates& tile = tiles_[i % kListedTiles];
+    if (index >= 0) {
+      tile = plan.locate(tables, index);
+    } else {
+      tile.expert = -1;
+    }
+  }
+
   // The next of the tiles that are taken, or -1.
   __device__ __forceinline__ int take() {
-    if constexpr (!Tile::kTakes) return -1;
     const Plan& plan = shared_.plan;
-    const int tiles = plan.taken_end - plan.taken_begin;
+    const int tiles = plan.all() - plan.taken_begin;
     if (tiles == 0) return -1;
     uint32_t ticket;
     if (Tile::kCluster == 1 || blockIdx.x % Tile::kCluster == 0) {
@@ -184,14 +216,18 @@ class TileScheduler {
       ticket = mail_.receive(taken_);
     }
     ++taken_;
-    return ticket < static_cast<uint32_t>(tiles) ? plan.taken_begin + static_cast<int>(ticket) : -1;
+    if (ticket >= static_cast<uint32_t>(tiles)) return -1;
+    return plan.tile_at(plan.taken_begin + static_cast<int>(ticket));
   }
 
   Shared& shared_;
   int32_t* const storage_;
+  TileCoordinates* const tiles_;
+  TileDesk<Tile>& desk_;
   TicketMail<Tile>& mail_;
   uint32_t* const tickets_;
-  int found_ = 0, taken_ = 0;
+  uint32_t next_ = 0;
+  int taken_ = 0;
 };
 
 }  // namespace w4afp8

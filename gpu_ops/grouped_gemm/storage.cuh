@@ -20,6 +20,23 @@
 
 namespace w4afp8 {
 
+// The tiles of a block, in turn: the first ones are listed from the start, each later one takes the place of the
+// tile so many before. That is more than there are stages, so no consumer looks at it any more.
+constexpr int kListedTiles = 32;
+constexpr uint32_t kListBytes = kListedTiles * sizeof(TileCoordinates);
+
+// Where the producers ask another warp to list the next tile, for which their registers do not suffice.
+template <class Tile>
+struct TileDesk {
+  uint64_t asked;     // arrives: both producers
+  uint64_t answered;  // arrives: whoever made the plan, then whoever lists tiles
+
+  __device__ __forceinline__ void initialise() {
+    ptx::mbarrier_init(&asked, Tile::kProducers);
+    ptx::mbarrier_init(&answered, 1);
+  }
+};
+
 // Tickets on their way from the first block of a cluster to the others.
 template <class Tile>
 struct TicketMail {
@@ -67,6 +84,7 @@ struct SharedStorage {
   static_assert(Tile::kDeepWidth == 0 || kSecondScale + kScaleBytes <= kTokenBytes);
 
   alignas(1024) uint8_t tokens[Tile::kStages][kTokenBytes];  // 128-byte swizzle
+  TileCoordinates tiles[kListedTiles];
   alignas(128) uint8_t weight[Tile::kStages][kWeightBytes];
   alignas(128) uint8_t scale[Tile::kStages][kScaleBytes > 0 ? kScaleBytes : 16];
   alignas(16) uint8_t staged[Tile::kConsumers][kStagedBuffers][kStagedBytes];
@@ -75,9 +93,10 @@ struct SharedStorage {
   float out_scale[Tile::kConsumers][kSubBlockOut * (Tile::kTurnsSums ? 2 : 1)];
   alignas(4) uint16_t bias[Tile::kConsumers][kSubBlockOut];  // bits
   uint2 e2m1_table[Format::kTableEntries > 0 ? Format::kTableEntries : 1];
-  TileCoordinates tile[Tile::kStages];  // of a tile's first stage
-  uint64_t full[Tile::kStages];   // arrives: the producer, then the copied bytes. Waits: consumers
-  uint64_t empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producer
+  uint64_t full[Tile::kStages];  // arrives: the producers, then the copied bytes. Waits: consumers
+  uint64_t
+      empty[Tile::kStages];  // arrives: each consumer warp of the cluster. Waits: the producers
+  TileDesk<Tile> desk;
   TicketMail<Tile> mail;
   // The scheduler's tables follow.
 

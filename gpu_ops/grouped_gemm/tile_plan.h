@@ -16,19 +16,16 @@
 // the token counts, the same on host and device.
 //
 // Where tiles are wide, experts with more than half a tile of tokens are heavy: the tensor cores bind
-// their tiles. The others are light: reading their weights binds. Heavy tiles are dealt out in waves of
-// one for each block (each cluster); where the last wave is short, those with one fewer take two light
-// tiles for it; the other light tiles are dealt out in turn. Every second block starts with its light
-// tiles, so that some read memory while others multiply.
+// their tiles. The others are light: reading their weights binds. So light tiles are mixed evenly with heavy ones,
+// that some read memory while others multiply, but for the last few, which come at the end and even it out.
+// In that order tiles are dealt out in waves of one for each block (each cluster).
 //
 // The last token tile of an expert may be narrow. Experts with equally many token tiles would make every
 // third tile narrow, say, and clusters whose number is a multiple of 3 would have only these or none. So
-// each wave starts kTurn clusters later than the one before then, but not where many tiles are light:
-// those lose more than is gained.
+// each wave starts kTurn clusters later than the one before then.
 //
-// Where tiles differ, blocks are not done at the same time. So the tiles of the last waves, the heavy ones first,
-// are not dealt out but taken, one by one, by blocks that have nothing left (scheduler.cuh); but not the light
-// ones that come on top of two for each block.
+// Where tiles differ, blocks are not done at the same time. So the tiles of the last waves are not dealt out but
+// taken, one by one, by blocks that have nothing left (scheduler.cuh).
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
 // have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
@@ -43,13 +40,13 @@
 
 namespace w4afp8 {
 
-struct TileCoordinates {
-  int expert;
+struct alignas(16) TileCoordinates {
+  int expert;      // -1 at the end of a list
   int sub_block;   // first of the tile's sub-blocks of 64 outputs; of the cluster's first block
-  int sub_blocks;  // of a block: 1 .. Tile::kSubBlocks where Tile::kVariesHeight
   int row_begin;   // first row of x
   int num_tokens;  // 1 .. Tile::kTokens; 0 or less for a half that has none
-  bool alone;      // the expert has no other token tile: its weights are read once
+  int sub_blocks;  // of a block: 1 .. Tile::kSubBlocks where Tile::kVariesHeight
+  int alone;       // 1: the expert has no other token tile, so its weights are read once
 };
 
 // What there is of each expert.
@@ -100,10 +97,12 @@ struct TilePlan {
   int32_t tall_height;   // sub-blocks of these
   int32_t low_height;    // and of the tiles of the others, kStep fewer or less
   TileCount heavy, light;
-  bool is_uneven;                  // heavy tiles are not all as wide as each other
-  bool may_take;                   // there is a counter to take tiles by
-  int32_t whole;                   // heavy tiles from this one on are halves, two for a tile
-  int32_t taken_begin, taken_end;  // these tiles are taken
+  bool is_uneven;       // heavy tiles are not all as wide as each other
+  bool may_take;        // there is a counter to take tiles by
+  int32_t whole;        // heavy tiles from this one on are halves, two for a tile
+  int32_t mixed;        // light tiles that are mixed with heavy ones,
+  int32_t mixed_step;   // one after so many less one
+  int32_t taken_begin;  // tiles from this place on are taken
 
   // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
   static constexpr int kTurn = 5;
@@ -199,11 +198,11 @@ struct TilePlan {
     count_tiles(heavy, tables.heavy_end);
     if (Tile::kIsWide) count_tiles(light, tables.light_end);
     whole = heavy.all;
-    const int waves = clusters.quotient(heavy.all);
-    taken_begin = taken_end = 0;
-    if (Tile::kTakes && may_take && waves > 0 && (is_uneven || light.all > 0)) {
-      taken_begin = (waves > 1 ? waves - 1 : 1) * clusters.value;
-      taken_end = heavy.all + (light.all < 2 * clusters.value ? light.all : 2 * clusters.value);
+    mix();
+    taken_begin = all();
+    if (Tile::kTakes && may_take && all() > clusters.value && (is_uneven || light.all > 0)) {
+      const int waves = clusters.quotient(all());
+      taken_begin = (waves > 3 ? waves - 2 : 1) * clusters.value;
       return;
     }
     if (!Tile::kSplits || light.all > 0) return;
@@ -211,51 +210,44 @@ struct TilePlan {
     if (2 * last > clusters.value) return;
     whole -= last;
     heavy.all += last;
+    taken_begin = all();
   }
 
-  static constexpr int kParts = 3;
+  W4AFP8_HOST_DEVICE int all() const { return heavy.all + light.all; }
+
+  static constexpr int kParts = 2;
   struct Sequence {
     TileSteps parts[kParts];
   };
 
-  // The tiles of one cluster, in order.
+  // The tiles that are dealt to one cluster, in order: halves come first.
   W4AFP8_HOST_DEVICE Sequence sequence(int cluster) const {
-    const int stride = clusters.value;
-    const TileSteps none = {0, 0, 1, 0, 0};
-    if (Tile::kTakes && taken_end > 0) {
-      const TileSteps heavies = steps(0, taken_begin, cluster, turn());
-      const TileSteps lights = steps(taken_end, heavy.all + light.all, cluster, 0);
-      if (cluster % 2 == 0) return {{heavies, lights, none}};
-      return {{lights, heavies, none}};
-    }
     if (Tile::kSplits && whole < heavy.all) {
-      return {{steps(whole, heavy.all, cluster, 0), steps(0, whole, cluster, turn()), none}};
+      return {{steps(whole, heavy.all, cluster, 0), steps(0, whole, cluster, turn())}};
     }
-    // Clusters whose place in the last wave is `extra` or later have a heavy tile fewer than the others,
-    // for which they take up to two light ones.
-    const int waves = clusters.quotient(heavy.all), extra = heavy.all - waves * stride;
-    const int place = clusters.remainder(cluster + clusters.remainder(waves) * turn());
-    const int takers = extra > 0 ? stride - extra : 0;
-    const int firsts = light.all < 2 * takers ? light.all : 2 * takers;
-    const TileSteps heavies = {0, cluster, stride, turn(), waves + (place < extra)};
-    TileSteps lights = none;
-    if (takers > 0 && place >= extra) {
-      const int first = place - extra;
-      lights = {heavy.all, first, takers, 0, (first < firsts) + (first + takers < firsts)};
-    }
-    const TileSteps others = steps(heavy.all + firsts, heavy.all + light.all, place, 0);
-    if (cluster % 2 == 0) return {{heavies, lights, others}};
-    return {{lights, others, heavies}};
+    return {{steps(0, taken_begin, cluster, turn()), steps(0, 0, cluster, 0)}};
+  }
+
+  W4AFP8_HOST_DEVICE static int length(const Sequence& sequence) {
+    return sequence.parts[0].tiles + sequence.parts[1].tiles;
   }
 
   // The i-th tile of a cluster's sequence, or -1 beyond the last.
   W4AFP8_HOST_DEVICE int tile_of(const Sequence& sequence, int i) const {
-    const auto& [first, second, third] = sequence.parts;
-    if (i < first.tiles) return first.tile(i, clusters);
+    const auto& [first, second] = sequence.parts;
+    if (i < first.tiles) return tile_at(first.tile(i, clusters));
     i -= first.tiles;
-    if (i < second.tiles) return second.tile(i, clusters);
-    i -= second.tiles;
-    return i < third.tiles ? third.tile(i, clusters) : -1;
+    return i < second.tiles ? tile_at(second.tile(i, clusters)) : -1;
+  }
+
+  // Heavy tiles are numbered first. In the order in which tiles are multiplied a light one follows every
+  // `mixed_step` - 1 heavy ones, as long as there are both.
+  W4AFP8_HOST_DEVICE int tile_at(int place) const {
+    if (!Tile::kIsWide || mixed == 0) return place;
+    if (place >= mixed * mixed_step) return place < heavy.all + mixed ? place - mixed : place;
+    const int step = static_cast<uint32_t>(place) / static_cast<uint32_t>(mixed_step);
+    const int in_step = place - step * mixed_step;
+    return in_step == mixed_step - 1 ? heavy.all + step : place - step;
   }
 
   W4AFP8_HOST_DEVICE TileCoordinates locate(const ExpertTables& tables, int index) const {
@@ -312,10 +304,18 @@ struct TilePlan {
     return height == 3 ? (sub_blocks + 2) / 3 : (sub_blocks + height - 1) >> (height / 2);
   }
 
+  // All light tiles but half a wave.
+  W4AFP8_HOST_DEVICE void mix() {
+    const int lights = light.all - clusters.value / 2;
+    mixed = mixed_step = 0;
+    if (!Tile::kIsWide || lights <= 0 || heavy.all == 0) return;
+    const int heavies = (heavy.all + lights - 1) / lights;
+    mixed_step = heavies + 1;
+    mixed = heavy.all / heavies < lights ? heavy.all / heavies : lights;
+  }
+
   W4AFP8_HOST_DEVICE int turn() const {
-    return Tile::kIsWide && is_uneven && 8 * int64_t{light.all} <= heavy.all
-               ? clusters.remainder(kTurn)
-               : 0;
+    return Tile::kIsWide && (is_uneven || light.all > 0) ? clusters.remainder(kTurn) : 0;
   }
 
   W4AFP8_HOST_DEVICE TileSteps steps(int begin, int end, int place, int turn) const {

@@ -119,9 +119,8 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, b
   plan.may_take = may_take;
   plan.template lower_all<kStep>();
   plan.finish(tables);
-  std::printf("%d heavy, %d light, halves from %d, taken from %d to %d, token groups of %d, ",
-              plan.heavy.all, plan.light.all, plan.whole, plan.taken_begin, plan.taken_end,
-              plan.token_group);
+  std::printf("%d heavy, %d light, halves from %d, taken from %d, token groups of %d, ",
+              plan.heavy.all, plan.light.all, plan.whole, plan.taken_begin, plan.token_group);
   std::printf("%d high up to expert %d, then %d\n", plan.tall_height, plan.tall_experts,
               plan.low_height);
   for (int cluster = 0; cluster < clusters; ++cluster) {
@@ -130,8 +129,8 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, b
       print_tile(plan, tables, cluster, index);
     }
   }
-  for (int index = plan.taken_begin; index < plan.taken_end; ++index) {
-    print_tile(plan, tables, -1, index);
+  for (int place = plan.taken_begin; place < plan.all(); ++place) {
+    print_tile(plan, tables, -1, plan.tile_at(place));
   }
 }
 
