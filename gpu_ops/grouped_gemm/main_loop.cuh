@@ -40,14 +40,12 @@ class MainLoop {
     static_assert(offsetof(Storage, tiles) % kListBytes == 0);
   }
 
-  // Waits for the next tile's first stage, by when the tile is listed; false after the last one.
+  // Waits for the next tile's first stage, by when the tile is listed; false after the last one. (A loop here, over
+  // tiles without tokens, would keep the counters of all others out of uniform registers.)
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
     ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
-    do {
-      listed_ =
-          listed_ / kListBytes * kListBytes + (listed_ + sizeof(TileCoordinates)) % kListBytes;
-      tile = this->tile();
-    } while (tile.expert >= 0 && tile.num_tokens <= 0);  // nobody copies these
+    listed_ = listed_ / kListBytes * kListBytes + (listed_ + sizeof(TileCoordinates)) % kListBytes;
+    tile = this->tile();
     if constexpr (Format::kIsGated && Tile::kVariesHeight) height_ = tile.sub_blocks;
     return tile.expert >= 0;
   }
