@@ -96,7 +96,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     EpilogueOf<Tile, Format> epilogue(params, shared, rank);
     TileCoordinates tile;
     while (main_loop.next(tile)) {
-      if (Tile::kSplits && tile.num_tokens <= 0) continue;  // nobody copies these
+      if constexpr (!MainLoop<Tile, Format>::kPassesOverEmpty) {
+        if (Tile::kSplits && tile.num_tokens <= 0) continue;
+      }
       if (main_loop.skips(tile)) continue;
       epilogue.prefetch(tile);
       typename MainLoop<Tile, Format>::Sums sums;
