@@ -438,7 +438,7 @@ def test_the_last_wide_tiles_are_taken_where_they_differ(plans: list[Plan]) -> N
 
 
 def test_light_tiles_are_mixed_with_heavy_ones_but_for_the_last(program: str) -> None:
-    """One after every so many heavy ones, a whole number; half a wave and what is left come last."""
+    """One after every so many heavy ones; half a wave and what is left over come last."""
     source = random.Random(2)
     seen = set()
     for _ in range(60):
