@@ -326,6 +326,14 @@ void group_gemm() {
     }
   }
   for (const int format : {0, 2, 3}) group_gemm_case(uneven, {1024, 640}, formats[format]);
+  // The same of medium tiles.
+  Experts uneven_medium = {{}, 0};
+  for (int i = 0; i < 6; ++i) {
+    for (const int32_t tokens : {100, 20, 130, 64, 1, 0, 300, 40}) {
+      uneven_medium.counts.push_back(tokens);
+    }
+  }
+  for (const int format : {0, 2, 3}) group_gemm_case(uneven_medium, {1024, 640}, formats[format]);
   // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
   for (const int32_t tokens : {3, 20, 100}) {
     const Experts many = {std::vector<int32_t>(70, tokens), 0};

@@ -44,15 +44,17 @@ pytestmark = pytest.mark.usefixtures("route")
 FORMATS = {"int4": -1, "int4 groups": 128, "mxfp4": 32}
 
 
-# Large tiles of four widths, three waves of them: blocks take the last ones from a counter.
+# Large tiles of four widths, medium ones of three, three waves of them: blocks take the last ones
+# from a counter.
 UNEVEN = (300, 20, 130, 513, 257, 64, 1, 0) * 5
+UNEVEN_MEDIUM = (100, 20, 130, 64, 1, 0, 300, 40) * 10
 
 
 def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> GemmProblem:
     weight_format: Any = form.partition(" ")[0]
     return GemmProblem(
         counts=counts,
-        out_features=1024 if counts == UNEVEN else 328,
+        out_features=1024 if counts in (UNEVEN, UNEVEN_MEDIUM) else 328,
         in_features=640,
         weight_format=weight_format,
         group_size=FORMATS[form],
@@ -130,10 +132,13 @@ def test_same_bits_in_twenty_runs(place: Any, form: str) -> None:
         assert_bits_equal(tensor_bits(launch()), first, f"run {i}")
 
 
+@pytest.mark.parametrize("counts", [UNEVEN, UNEVEN_MEDIUM], ids=["large", "medium"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_uneven_experts_share_blocks_that_are_done(place: Any, form: str) -> None:
+def test_uneven_experts_share_blocks_that_are_done(
+    place: Any, form: str, counts: tuple[int, ...]
+) -> None:
     """Eagerly and as a graph, again and again: each launch puts its counter back."""
-    inputs = exact_inputs(problem(UNEVEN, form))
+    inputs = exact_inputs(problem(counts, form))
     launch, _ = prepared(place, inputs)
     expected = bits_of(reference(inputs), "bfloat16")
     for i in range(20):
