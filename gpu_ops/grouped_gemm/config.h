@@ -23,15 +23,25 @@ namespace w4afp8 {
 
 constexpr int kMaxSharedBytes = 232448;  // of one block on sm_90: 227 KB
 
+// The widths of a tile, the widest first: each tile is as narrow as holds its tokens.
+template <int... kWidths>
+struct Widths {
+  static constexpr int kCount = sizeof...(kWidths);
+  W4AFP8_HOST_DEVICE static constexpr int at(int index) {
+    constexpr int kList[] = {kWidths...};
+    return kList[index];
+  }
+};
+
 // The product runs transposed: outputs are the m of wgmma, 64 for each consumer warpgroup; tokens are
 // its n.
-template <int kConsumers_, int kTokens_, int kNarrowest_, int kStages_, int kCluster_,
+template <int kConsumers_, class TileWidths, int kStages_, int kCluster_,
           int kThreeQuarterTiles_ = 0, bool kTurnsSums_ = false>
 struct TileShape {
-  static constexpr int kConsumers = kConsumers_;  // consumer warpgroups
-  static constexpr int kTokens = kTokens_;        // tokens of a tile, at most
-  // Tiles with few tokens are as narrow as holds them, down to this.
-  static constexpr int kNarrowest = kNarrowest_;
+  using Widths = TileWidths;
+  static constexpr int kConsumers = kConsumers_;     // consumer warpgroups
+  static constexpr int kTokens = TileWidths::at(0);  // tokens of a tile, at most
+  static constexpr int kNarrowest = TileWidths::at(TileWidths::kCount - 1);
   static constexpr int kStages = kStages_;    // k blocks of 128 in flight, but see kDeepWidth
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
   // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
@@ -39,21 +49,20 @@ struct TileShape {
   // Of any number of sub-blocks, so that lower ones can even out the last wave. Tiles of few tokens
   // are read fastest from one band of the weight: they are 4, 2 or 1 high.
   static constexpr bool kAnyHeight = kVariesHeight && kTokens >= 64;
-  // Tiles may be three quarters as wide: kTokens, that, then halves. All tiles of an expert that has two, up to
-  // so many, may be.
+  // All tiles of an expert that has two, up to so many, may be three quarters as wide.
   static constexpr int kThreeQuarterTiles = kThreeQuarterTiles_;
-  static constexpr bool kHasThreeQuarters = kThreeQuarterTiles > 0;
   static constexpr int kThreeQuarters = kTokens / 4 * 3;
   // Tiles of the last wave may be halved along the tokens.
   static constexpr bool kSplits = kTokens == 256;
-  // Reading weights binds narrow tiles whatever their width; of wide ones, only those with few tokens.
+  // Reading weights binds narrow tiles whatever their width; wide ones with few tokens are another matter than those
+  // with many (tile_plan.h).
   static constexpr bool kIsWide = kTokens >= 128;
   // So wide tiles differ, and the last ones may be taken instead of dealt out.
   static constexpr bool kTakes = kIsWide;
   static constexpr int kSubBlocks = kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
-  // One more warpgroup, of which three warps have something to do: it takes all four to give registers to the
-  // consumers.
+  // One more warpgroup, of which two or three warps have something to do: it takes all four to give registers to
+  // the consumers.
   static constexpr int kConsumerThreads = 128 * kConsumers;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr bool kMovesRegisters = kTokens >= 64;
@@ -82,49 +91,35 @@ struct TileShape {
   static_assert(kTokens % kStagedTokens == 0, "the epilogue takes whole chunks");
 };
 
-// The next width below this one.
-template <class Tile>
-W4AFP8_HOST_DEVICE constexpr int narrower_width(int width) {
-  if (Tile::kHasThreeQuarters && width == Tile::kTokens) return Tile::kThreeQuarters;
-  return Tile::kHasThreeQuarters && width == Tile::kThreeQuarters ? Tile::kTokens / 2 : width / 2;
-}
+struct TileWidth {
+  int index;   // among the tile's widths
+  int tokens;  // the n of its wgmmas
+};
 
-// Place of the width of a tile with this many tokens among all widths, the widest first.
-template <class Tile>
-W4AFP8_HOST_DEVICE constexpr int width_index(int num_tokens) {
-  int index = 0;
-  for (int width = Tile::kTokens; width > Tile::kNarrowest; ++index) {
-    width = narrower_width<Tile>(width);
-    if (num_tokens > width) break;
+// The narrowest that holds so many tokens.
+template <class Tile, int kIndex = 0>
+W4AFP8_HOST_DEVICE constexpr TileWidth width_of(int num_tokens) {
+  if constexpr (kIndex + 1 < Tile::Widths::kCount) {
+    constexpr int kNext = Tile::Widths::at(kIndex + 1);
+    if (num_tokens <= kNext) return width_of<Tile, kIndex + 1>(num_tokens);
   }
-  return index;
-}
-template <class Tile>
-constexpr int kWidths = width_index<Tile>(1) + 1;
-
-// Width of a tile with this many tokens: the n of its wgmmas.
-template <class Tile>
-W4AFP8_HOST_DEVICE int tile_width(int num_tokens) {
-  int width = Tile::kTokens;
-  while (width > Tile::kNarrowest && num_tokens <= narrower_width<Tile>(width)) {
-    width = narrower_width<Tile>(width);
-  }
-  return width;
+  constexpr int kWidth = Tile::Widths::at(kIndex);
+  return {kIndex, kWidth};
 }
 
-//                consumers, tokens, narrowest, stages, cluster, tiles of three quarters, turned sums
-using TileDecode = TileShape<4, 16, 16, 5, 1>;           // 256 x 16
-using TileSmall = TileShape<4, 64, 16, 5, 1>;            // 256 x 64
-using TileMedium = TileShape<4, 128, 32, 5, 1>;          // 256 x 128
-using TileLarge = TileShape<2, 256, 64, 4, 2, 3, true>;  // 128 x 256
+// consumers, widths, stages, cluster, tiles of three quarters, turned sums
+using TileDecode = TileShape<4, Widths<16>, 5, 1>;                         // 256 x 16
+using TileSmall = TileShape<4, Widths<64, 32, 16>, 5, 1>;                  // 256 x 64
+using TileMedium = TileShape<4, Widths<128, 96, 64, 32, 16>, 5, 1>;        // 256 x 128
+using TileLarge = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3, true>;  // 128 x 256
 // For formats with group scales: two whole tiles and a narrow one take less time than three of three quarters.
-using TileLargeGrouped = TileShape<2, 256, 64, 4, 2, 2, true>;
+using TileLargeGrouped = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2, true>;
 // For gated activations and streamed outputs, which mostly lose by sums that are turned.
-using TileLargeRounded = TileShape<2, 256, 64, 4, 2, 3>;
-using TileLargeGroupedRounded = TileShape<2, 256, 64, 4, 2, 2>;
+using TileLargeRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3>;
+using TileLargeGroupedRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2>;
 // For carried sums, which are in float32: registers do not suffice for one more main loop.
-using TileLargeCarried = TileShape<2, 256, 64, 4, 2>;
-using TilePromoted = TileShape<2, 128, 64, 6, 1>;  // 128 x 128, sums in float32 fit
+using TileLargeCarried = TileShape<2, Widths<256, 128, 64>, 4, 2>;
+using TilePromoted = TileShape<2, Widths<128, 64>, 6, 1>;  // 128 x 128, sums in float32 fit
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
 

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       if (main_loop.skips(tile)) continue;
       epilogue.prefetch(tile);
       typename MainLoop<Tile, Format>::Sums sums;
-      main_loop.run(tile_width<Tile>(tile.num_tokens), sums);
+      main_loop.run(width_of<Tile>(tile.num_tokens).tokens, sums);
       tile = main_loop.tile();  // no register has to hold it meanwhile
       epilogue.store(tile, sums);
     }

@@ -82,9 +82,8 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   cudaError_t error = raise_shared_memory<group_gemm_kernel<Tile, Format>>(kMaxSharedBytes);
   if (error != cudaSuccess) return error;
   TokenMaps<Tile> token_maps;
-  for (int width = Tile::kTokens; width >= Tile::kNarrowest; width = narrower_width<Tile>(width)) {
-    error = encode_token_map(params, width / Tile::kCluster,
-                             &token_maps.of_width[width_index<Tile>(width)]);
+  for (int i = 0; i < Tile::Widths::kCount; ++i) {
+    error = encode_token_map(params, Tile::Widths::at(i) / Tile::kCluster, &token_maps.of_width[i]);
     if (error != cudaSuccess) return error;
   }
 

@@ -77,10 +77,11 @@ class MainLoop {
 
   // The warpgroup's sums over in_features for the first `width` tokens of the tile, still in the
   // fixed exponent of Format::kFactor.
-  template <int kWidth = Tile::kTokens>
+  template <int kIndex = 0>
   __device__ __forceinline__ void run(int width, Sums& sums) {
+    constexpr int kWidth = Tile::Widths::at(kIndex);
     if constexpr (kWidth > Tile::kNarrowest) {
-      if (width < kWidth) return run<narrower_width<Tile>(kWidth)>(width, sums);
+      if (width < kWidth) return run<kIndex + 1>(width, sums);
     }
     sums.template clear<kCleared<kWidth>>(kHasScales ? Sums::kNoUnit : most_);
     if constexpr (Format::kSummation == Summation::kPromoted) {

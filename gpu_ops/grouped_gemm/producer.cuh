@@ -161,10 +161,10 @@ struct ScaleSource {
 };
 
 // Boxes of x as wide as tiles may be: one copy fetches a k block's tokens, or this block's share of them in a
-// cluster. In the order of width_index.
+// cluster.
 template <class Tile>
 struct TokenMaps {
-  CUtensorMap of_width[kWidths<Tile>];
+  CUtensorMap of_width[Tile::Widths::kCount];
 };
 
 // No group scales.
@@ -218,8 +218,9 @@ class Producer {
     Scales scales(params_, k_blocks, tile.expert, sub_block, tile.sub_blocks);
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
-    const int width = tile_width<Tile>(tile.num_tokens);
-    const CUtensorMap* const map = &token_maps_.of_width[width_index<Tile>(tile.num_tokens)];
+    const TileWidth tile_width = width_of<Tile>(tile.num_tokens);
+    const int width = tile_width.tokens;
+    const CUtensorMap* const map = &token_maps_.of_width[tile_width.index];
     const int first =
         Tile::kCluster == 1 ? 0 : rank_ * width / Tile::kCluster;  // of this block's tokens
     const int row = tile.row_begin + first;

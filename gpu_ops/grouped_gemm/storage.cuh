@@ -12,7 +12,7 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Shared memory of one block, and the ring of stages that the producer fills and the consumers empty.
+// Shared memory of one block, and the ring of stages that producers fill and consumers empty.
 #pragma once
 
 #include "grouped_gemm/tile_plan.h"

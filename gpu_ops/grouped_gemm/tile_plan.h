@@ -125,7 +125,7 @@ struct TilePlan {
   // One bit for each width of an expert's tiles.
   W4AFP8_HOST_DEVICE static uint32_t widths_of(int count) {
     const int tiles = token_tiles(count), each = tile_tokens(count, tiles);
-    const int last = tile_width<Tile>(count - (tiles - 1) * each);
+    const int last = width_of<Tile>(count - (tiles - 1) * each).tokens;
     return 1u << last / 16 | (tiles > 1 ? 1u << each / 16 : 0);
   }
 

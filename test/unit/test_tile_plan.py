@@ -38,7 +38,7 @@ pytestmark = pytest.mark.cpu_only
 
 HERE = pathlib.Path(__file__).resolve().parent
 HEAD = re.compile(
-    r"\w+, (\d+) x (\d+), narrowest (\d+), cluster of (\d+)(.*)\n"
+    r"\w+, (\d+) x (\d+), widths([ \d]+), cluster of (\d+)(.*)\n"
     r"(\d+) heavy, (\d+) light, halves from (\d+), taken from (\d+), "
     r"token groups of (\d+), "
     r"(\d+) high up to expert (\d+), then (\d+)\n?"
@@ -130,10 +130,10 @@ class Case:
 class Plan:
     case: Case
     tiles: list[Tile]  # cluster by cluster, each in its order; without empty halves
+    widths: list[int]
     traits: str
     out: int  # of one block's tile
     tokens: int
-    narrowest: int
     blocks: int  # of a cluster
     heavy: int
     light: int
@@ -143,12 +143,6 @@ class Plan:
     tall: int  # sub-blocks of the tiles of the first `tall_experts`
     tall_experts: int
     low: int  # sub-blocks of the tiles of the others
-
-    @property
-    def widths(self) -> list[int]:
-        halves = [width for width in (16, 32, 64, 128, 256) if self.narrowest <= width]
-        three_quarters = [self.tokens * 3 // 4] if self.three_quarter_tiles else []
-        return [width for width in halves if width <= self.tokens] + three_quarters
 
     @property
     def three_quarter_tiles(self) -> int:
@@ -185,8 +179,8 @@ def read_plan(case: Case, text: str) -> Plan:
     indices = sorted(tile.index for tile in tiles)
     assert indices == list(range(int(head[6]) + int(head[7]))), case.line
     tiles = [tile for tile in tiles if tile.tokens > 0]
-    numbers = map(int, head.group(1, 2, 3, 4, *range(6, 14)))
-    return Plan(case, tiles, head[5], *numbers)
+    numbers = map(int, head.group(1, 2, 4, *range(6, 14)))
+    return Plan(case, tiles, list(map(int, head[3].split())), head[5], *numbers)
 
 
 def find_compiler() -> list[str]:
@@ -313,6 +307,8 @@ def test_every_output_of_every_row_is_in_one_tile(plans: list[Plan]) -> None:
 def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
     for plan in plans:
         widths = plan.widths
+        assert widths == sorted(set(widths), reverse=True), plan.case.line
+        assert widths[0] == plan.tokens, plan.case.line
         for tile in plan.tiles:
             most = plan.tokens // 2 if tile.kind == "half" else plan.tokens
             assert tile.tokens <= most, plan.case.line

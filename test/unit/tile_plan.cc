@@ -74,13 +74,13 @@ void with_tile(TileKind kind, const Function& function) {
 
 template <class Tile>
 void print_shape(TileKind kind, Tile) {
-  std::printf("%s, %d x %d, narrowest %d, cluster of %d%s%s%s%s%s",
-              kKinds[static_cast<int>(kind)].c_str(), Tile::kOut, Tile::kTokens, Tile::kNarrowest,
-              Tile::kCluster, Tile::kIsWide ? ", wide" : "",
+  std::printf("%s, %d x %d, widths", kKinds[static_cast<int>(kind)].c_str(), Tile::kOut,
+              Tile::kTokens);
+  for (int i = 0; i < Tile::Widths::kCount; ++i) std::printf(" %d", Tile::Widths::at(i));
+  std::printf(", cluster of %d%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
               Tile::kSplits ? ", splits" : "", Tile::kTakes ? ", takes" : "");
-  if (Tile::kHasThreeQuarters) std::printf(", %d of three quarters", Tile::kThreeQuarterTiles);
-  std::puts("");
+  std::printf(", %d of three quarters\n", Tile::kThreeQuarterTiles);
 }
 
 template <class Tile>
@@ -90,7 +90,7 @@ void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int clus
   std::printf("cluster %d, tile %d: %s, expert %d, sub-blocks %d + %d, rows %d + %d, ", cluster,
               index, kind, tile.expert, tile.sub_block, tile.sub_blocks, tile.row_begin,
               tile.num_tokens);
-  std::printf("width %d%s\n", tile_width<Tile>(tile.num_tokens), tile.alone ? ", alone" : "");
+  std::printf("width %d%s\n", width_of<Tile>(tile.num_tokens).tokens, tile.alone ? ", alone" : "");
 }
 
 // As TileScheduler fills them, one expert after the other.
