@@ -143,15 +143,22 @@ class TileScheduler {
     const int each = (plan.experts + kLanes - 1) / kLanes;
     const int begin = min(lane() * each, plan.experts), end = min(begin + each, plan.experts);
     int heavy = 0, light = 0;  // token tiles of this lane's experts, then of all up to them
-    uint32_t widths = 0;       // of heavy tiles
+    int lone = 0;              // tiles that are light or heavy, as others have several or not
+    uint32_t widths = 0;       // of the heavy and the lone ones
+    plan.choose_light(false);
 #pragma unroll 1
     for (int expert = begin; expert < end; ++expert) {
       const ShortRows rows = tokens.short_rows_of(expert);
       tables.row_begin[expert] = rows.begin;
       tables.count[expert] = rows.count;
-      const bool is_heavy = Plan::is_heavy(rows.count);
-      (is_heavy ? heavy : light) += Plan::token_tiles(rows.count);
+      const bool is_heavy = plan.is_heavy(rows.count);
+      const int tiles = Plan::token_tiles(rows.count);
+      (!is_heavy ? light : Plan::kLoneIsLight && tiles == 1 ? lone : heavy) += tiles;
       if constexpr (Tile::kIsWide) widths |= is_heavy ? Plan::widths_of(rows.count) : 0;
+    }
+    if constexpr (Plan::kLoneIsLight) {
+      plan.choose_light(__any_sync(~0u, heavy > 0));
+      (plan.is_heavy(Tile::kTokens) ? heavy : light) += lone;
     }
     running_sum(heavy, plan.heavy.token_tiles);
     plan.light.token_tiles = 0;  // known to the compiler where tiles are narrow
@@ -166,7 +173,7 @@ class TileScheduler {
       tables.heavy_end[expert] = heavy;
       tables.light_end[expert] = light;
       const int count = tables.count[expert];
-      (Plan::is_heavy(count) ? heavy : light) -= Plan::token_tiles(count);
+      (plan.is_heavy(count) ? heavy : light) -= Plan::token_tiles(count);
     }
     __syncwarp();
   }

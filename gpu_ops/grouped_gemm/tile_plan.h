@@ -16,9 +16,11 @@
 // the token counts, the same on host and device.
 //
 // Where tiles are wide, experts with more than half a tile of tokens are heavy: the tensor cores bind
-// their tiles. The others are light: reading their weights binds. So light tiles are mixed evenly with heavy ones,
-// that some read memory while others multiply, but for the last few, which come at the end and even it out.
-// In that order tiles are dealt out in waves of one for each block (each cluster).
+// their tiles. The others are light: copying and dequantising their weights binds. And where some experts have
+// several tiles of 128 tokens, those that have one are light too: nobody else reads their weights, and memory binds a
+// launch of nothing else. Light tiles lie evenly between heavy ones, that some blocks read memory while others multiply,
+// but for the last few, which come at the end and even it out. In that order tiles are dealt out in waves of one
+// for each block (each cluster).
 //
 // The last token tile of an expert may be narrow. Experts with equally many token tiles would make every
 // third tile narrow, say, and clusters whose number is a multiple of 3 would have only these or none. So
@@ -96,13 +98,13 @@ struct TilePlan {
   int32_t tall_experts;  // the first so many experts have tall tiles
   int32_t tall_height;   // sub-blocks of these
   int32_t low_height;    // and of the tiles of the others, kStep fewer or less
+  int32_t light_most;    // tokens that a light expert may have
   TileCount heavy, light;
-  bool is_uneven;       // heavy tiles are not all as wide as each other
-  bool may_take;        // there is a counter to take tiles by
-  int32_t whole;        // heavy tiles from this one on are halves, two for a tile
-  int32_t mixed;        // light tiles that are mixed with heavy ones,
-  int32_t mixed_step;   // one after so many less one
-  int32_t taken_begin;  // tiles from this place on are taken
+  bool is_uneven;        // heavy tiles are not all as wide as each other
+  bool may_take;         // there is a counter to take tiles by
+  int32_t whole;         // heavy tiles from this one on are halves, two for a tile
+  uint32_t light_share;  // of the tiles, as long as there are heavy ones, in 2^-32
+  int32_t taken_begin;   // tiles from this place on are taken
 
   // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
   static constexpr int kTurn = 5;
@@ -118,8 +120,12 @@ struct TilePlan {
     if (tiles < 2 || tiles > Tile::kThreeQuarterTiles) return Tile::kTokens;
     return count <= tiles * Tile::kThreeQuarters ? Tile::kThreeQuarters : Tile::kTokens;
   }
-  W4AFP8_HOST_DEVICE static bool is_heavy(int count) {
-    return !Tile::kIsWide || 2 * count > Tile::kTokens;
+  W4AFP8_HOST_DEVICE bool is_heavy(int count) const { return !Tile::kIsWide || count > light_most; }
+  // Whether an expert's only tile is light where others have several. A tile of 256 tokens multiplies longer than its
+  // weights take to read.
+  static constexpr bool kLoneIsLight = Tile::kIsWide && Tile::kTokens <= 128;
+  W4AFP8_HOST_DEVICE void choose_light(bool any_has_several) {
+    light_most = kLoneIsLight && any_has_several ? Tile::kTokens : Tile::kTokens / 2;
   }
 
   // One bit for each width of an expert's tiles.
@@ -240,14 +246,12 @@ struct TilePlan {
     return i < second.tiles ? tile_at(second.tile(i, clusters)) : -1;
   }
 
-  // Heavy tiles are numbered first. In the order in which tiles are multiplied a light one follows every
-  // `mixed_step` - 1 heavy ones, as long as there are both.
+  // Heavy tiles are numbered first. In the order in which tiles are multiplied light ones lie evenly between them.
   W4AFP8_HOST_DEVICE int tile_at(int place) const {
-    if (!Tile::kIsWide || mixed == 0) return place;
-    if (place >= mixed * mixed_step) return place < heavy.all + mixed ? place - mixed : place;
-    const int step = static_cast<uint32_t>(place) / static_cast<uint32_t>(mixed_step);
-    const int in_step = place - step * mixed_step;
-    return in_step == mixed_step - 1 ? heavy.all + step : place - step;
+    if (!Tile::kIsWide) return place;
+    const int lights = lights_before(place);
+    if (place - lights >= heavy.all) return place;  // none but light ones are left
+    return lights_before(place + 1) > lights ? heavy.all + lights : place - lights;
   }
 
   W4AFP8_HOST_DEVICE TileCoordinates locate(const ExpertTables& tables, int index) const {
@@ -304,14 +308,26 @@ struct TilePlan {
     return height == 3 ? (sub_blocks + 2) / 3 : (sub_blocks + height - 1) >> (height / 2);
   }
 
-  // All light tiles but half a wave.
+  // Evenly all light tiles but half a wave. A share that is a little too small leaves more for the end; too large a
+  // one would name tiles that do not exist. Of tiles of 256 tokens one follows a whole number of heavy ones, rounded
+  // up, which leaves more for the end: more even a mix takes up to 5% longer (kernel-log.md, run 86).
   W4AFP8_HOST_DEVICE void mix() {
+    light_share = 0;
     const int lights = light.all - clusters.value / 2;
-    mixed = mixed_step = 0;
     if (!Tile::kIsWide || lights <= 0 || heavy.all == 0) return;
-    const int heavies = (heavy.all + lights - 1) / lights;
-    mixed_step = heavies + 1;
-    mixed = heavy.all / heavies < lights ? heavy.all / heavies : lights;
+    if (Tile::kTokens > 128) {
+      const uint32_t step = (heavy.all + lights - 1) / lights + 1;
+      light_share = 0xFFFFFFFFu / step + 1;
+    } else {
+      constexpr float kWhole = 4294966272.0f;  // 2^32 less what four roundings may add
+      light_share = static_cast<uint32_t>(static_cast<float>(lights) /
+                                          static_cast<float>(heavy.all + lights) * kWhole);
+    }
+  }
+
+  // Of the first `place` tiles, while there are heavy ones.
+  W4AFP8_HOST_DEVICE int lights_before(int place) const {
+    return static_cast<int>(uint64_t{static_cast<uint32_t>(place)} * light_share >> 32);
   }
 
   W4AFP8_HOST_DEVICE int turn() const {

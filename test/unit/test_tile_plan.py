@@ -148,7 +148,17 @@ class Plan:
     def three_quarter_tiles(self) -> int:
         """So many tiles of an expert may all be of three quarters."""
         match = re.search(r", (\d+) of three quarters", self.traits)
-        return int(match[1]) if match else 0
+        assert match, self.traits
+        return int(match[1])
+
+    @property
+    def light_most(self) -> int:
+        """Tokens that a light expert may have."""
+        if "wide" not in self.traits:
+            return -1
+        if self.tokens == 128 and max(self.case.counts) > self.tokens:
+            return self.tokens
+        return self.tokens // 2
 
     @property
     def dealt(self) -> list[Tile]:
@@ -249,7 +259,8 @@ def test_lower_tiles_shorten_the_most_work(program: str, tile: str, tokens: int)
         counts = [source.randint(0, 900) for _ in range(source.randint(1, 9))]
         sub_blocks = -(-out // 64)
         tall = -(-sub_blocks // -(-sub_blocks // 4)) if tile == "medium" and sub_blocks > 4 else 4
-        light = [tile == "medium" and 0 < 2 * count <= tokens for count in counts]
+        most = tokens if max(counts) > tokens else tokens // 2
+        light = [tile == "medium" and 0 < count <= most for count in counts]
         token_tiles = [0 if few else -(-n // tokens) for few, n in zip(light, counts, strict=True)]
         tiles = {height: -(-sub_blocks // height) for height in (tall, tall - 1)}
         works = []
@@ -375,13 +386,15 @@ def test_few_tiles_are_as_low_as_still_makes_no_more_than_clusters(plans: list[P
 
 
 def test_experts_with_few_tokens_are_light_where_tiles_are_wide(plans: list[Plan]) -> None:
-    kinds = set()
+    """Half a tile's; a whole one of 128 where another expert has several."""
+    kinds, lone = set(), set()
     for plan in plans:
         for tile in plan.tiles:
             count = plan.case.counts[tile.expert]
-            is_light = "wide" in plan.traits and 2 * count <= plan.tokens
-            assert (tile.kind == "light") == is_light, plan.case.line
+            assert (tile.kind == "light") == (count <= plan.light_most), plan.case.line
+            lone |= {plan.case.tile} if plan.tokens // 2 < count <= plan.light_most else set()
         kinds |= {(plan.case.tile, tile.kind) for tile in plan.tiles}
+    assert lone == {"medium", "promoted"}
     always = {(tile, "heavy") for tile in TILES}
     wide = {(tile, "light") for tile in ("medium", "promoted", *LARGE)}
     assert kinds == always | wide | {(tile, "half") for tile in LARGE}
@@ -436,13 +449,50 @@ def test_the_last_wide_tiles_are_taken_where_they_differ(plans: list[Plan]) -> N
     assert kinds == {(tile, kind) for tile in wide for kind in ("heavy", "light")}
 
 
-def test_light_tiles_are_mixed_with_heavy_ones_but_for_the_last(program: str) -> None:
-    """One after every so many heavy ones; half a wave and what is left over come last."""
+@pytest.mark.parametrize("several", [0, 1, 20])
+def test_every_one_of_many_tiles_has_a_place(program: str, several: int) -> None:
+    source = random.Random(several)
+    counts = [source.randint(0, 128) for _ in range(1000)]
+    counts += [source.randint(129, 5000) for _ in range(several)]
+    source.shuffle(counts)
+    case = Case("medium", "none", 2048, 7168, 132, len(counts), 1, 0, tuple(counts))
+    plan = read_plan(case, ask(program, [case.line])[0])  # which looks for each
+    assert len(plan.tiles) > 20000
+    assert min(plan.heavy, plan.light) > 100
+
+
+def test_a_light_tile_of_256_tokens_follows_a_whole_number_of_heavy_ones(program: str) -> None:
+    """Rounded up; half a wave and what is left over come last."""
+    source = random.Random(4)
+    seen = set()
+    for _ in range(60):
+        heavy, light = source.randint(1, 40), source.randint(1, 40)
+        counts = [source.randint(193, 256)] * heavy + [source.randint(1, 128)] * light
+        source.shuffle(counts)
+        sizes = (2048, source.choice([256, 1024, 7168]), source.choice([1, 7, 66]))
+        case = Case("large", "none", *sizes, len(counts), 1, 0, tuple(counts))
+        plan = read_plan(case, ask(program, [case.line])[0])
+        if plan.taken_begin > case.clusters:
+            continue  # what follows is the order only if one wave is dealt out
+        lights = [place for place, tile in enumerate(plan.tiles) if tile.kind == "light"]
+        mixed = max(plan.light - case.clusters // 2, 0)
+        follows = -(-plan.heavy // mixed) if mixed else plan.heavy + 1
+        mixed = plan.heavy // follows
+        assert lights[:mixed] == [(follows + 1) * (i + 1) - 1 for i in range(mixed)], case.line
+        last = range(len(plan.tiles) - plan.light + mixed, len(plan.tiles))
+        assert lights[mixed:] == list(last), case.line
+        seen.add("mixed" if mixed else "none")
+    assert seen == {"none", "mixed"}
+
+
+def test_light_tiles_lie_evenly_between_heavy_ones_but_for_the_last(program: str) -> None:
+    """Half a wave stays for the end, behind those that follow the last heavy one."""
     source = random.Random(2)
     seen = set()
     for _ in range(60):
         heavy, light = source.randint(1, 40), source.randint(1, 40)
         counts = [source.randint(65, 128)] * heavy + [source.randint(1, 64)] * light
+        counts += [source.randint(129, 300)] * source.randint(0, 3)  # makes those of one tile light
         source.shuffle(counts)
         sizes = (2048, source.choice([256, 1024, 7168]), source.choice([1, 7, 132]))
         case = Case("medium", "none", *sizes, len(counts), 1, 0, tuple(counts))
@@ -450,17 +500,17 @@ def test_light_tiles_are_mixed_with_heavy_ones_but_for_the_last(program: str) ->
         if plan.taken_begin > case.clusters:
             continue  # what follows is the order only if one wave is dealt out
         order = [tile.kind for tile in plan.tiles]
-        mixed = plan.light - case.clusters // 2
-        if mixed <= 0:
-            assert order == ["heavy"] * plan.heavy + ["light"] * plan.light, case.line
-            seen.add("none")
-            continue
-        step = -(-plan.heavy // mixed) + 1
-        lights = [place for place, kind in enumerate(order) if kind == "light"]
-        mixed = min(mixed, plan.heavy // (step - 1))
-        assert lights[:mixed] == [step * (i + 1) - 1 for i in range(mixed)], case.line
-        assert lights[mixed:] == list(range(len(order) - plan.light + mixed, len(order)))
-        seen.add("mixed")
+        last = len(order) - 1 - order[::-1].index("heavy")
+        left = len(order) - 1 - last
+        most = min(case.clusters // 2, plan.light)
+        mixed = plan.light - most
+        assert most <= left <= most + max(1, -(-mixed // plan.heavy)), case.line
+        # Of any first tiles, as many are light as of all that are mixed.
+        share = mixed / (plan.heavy + mixed)
+        lights = np.cumsum([kind == "light" for kind in order[: last + 1]])
+        expected = share * np.arange(1, last + 2)
+        assert np.abs(lights - expected).max() <= 1, case.line
+        seen.add("mixed" if mixed else "none")
     assert seen == {"none", "mixed"}
 
 

@@ -96,6 +96,11 @@ void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int clus
 // As TileScheduler fills them, one expert after the other.
 template <class Tile>
 void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTables& tables) {
+  bool any_has_several = false;
+  for (int expert = 0; expert < plan.experts; ++expert) {
+    any_has_several |= plan.token_tiles(tokens.short_rows_of(expert).count) > 1;
+  }
+  plan.choose_light(any_has_several);
   uint32_t widths = 0;
   for (int expert = 0; expert < plan.experts; ++expert) {
     const auto [begin, count] = tokens.short_rows_of(expert);
@@ -155,6 +160,8 @@ void lower(std::istream& words) {
   with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
     auto plan = TilePlan<decltype(tile)>::template without_counts<1>(params, clusters);
     ends.push_back(0);
+    const auto has_several = [&](int32_t count) { return plan.token_tiles(count) > 1; };
+    plan.choose_light(std::any_of(counts.begin(), counts.end(), has_several));
     for (const int32_t count : counts) {
       (plan.is_heavy(count) ? plan.heavy : plan.light).token_tiles += plan.token_tiles(count);
       ends.push_back(plan.heavy.token_tiles);
