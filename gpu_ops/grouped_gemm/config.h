@@ -31,6 +31,13 @@ struct Widths {
     constexpr int kList[] = {kWidths...};
     return kList[index];
   }
+  static constexpr bool has(int width) { return ((kWidths == width) || ...); }
+  // Boxes of tokens are whole rows of the swizzle, of each block of a cluster; the epilogue takes 16 tokens at a time.
+  static constexpr bool are_valid(int cluster) {
+    bool valid = ((kWidths % 16 == 0 && kWidths / cluster % 8 == 0) && ...);
+    for (int i = 1; i < kCount; ++i) valid = valid && at(i) < at(i - 1);
+    return valid;
+  }
 };
 
 // The product runs transposed: outputs are the m of wgmma, 64 for each consumer warpgroup; tokens are
@@ -83,11 +90,12 @@ struct TileShape {
                                        : kTokens < 32    ? kTokens
                                                          : 32;
 
-  static_assert(kNarrowest % 16 == 0 && kTokens <= 256, "the epilogue stages 16 tokens at a time");
+  static_assert(Widths::are_valid(kCluster) && kTokens <= 256);
+  static_assert(kThreeQuarterTiles == 0 || Widths::has(kThreeQuarters));
+  static_assert(!kSplits || Widths::has(kTokens / 2));
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut,
                 "a tile touches two bands of the weight at most");
-  static_assert(kNarrowest / kCluster % 8 == 0, "boxes of tokens are whole rows of the swizzle");
   static_assert(kTokens % kStagedTokens == 0, "the epilogue takes whole chunks");
 };
 
