@@ -71,9 +71,10 @@ struct Int4PerChannel {
 
   struct RowScales {
     __device__ __forceinline__ void load(const uint8_t*, int) {}
+    __device__ static constexpr bool has_far() { return false; }
   };
 
-  template <int kStepsAtOnce>
+  template <int kStepsAtOnce, bool kNear>
   __device__ __forceinline__ static void dequantise(const PackedWords& packed, const RowScales&,
                                                     const uint2*, Fragment (&a)[kStepsPerBlock]) {
 #pragma unroll
@@ -128,6 +129,11 @@ struct FoldedMxfp4 {
     __device__ __forceinline__ uint32_t byte(int step, int half) const {
       return bytes[half] >> (8 * step) & 0xFF;
     }
+
+    // Whether one of the groups is far: more than 6 binades below its channel's largest.
+    __device__ __forceinline__ bool has_far() const {
+      return (~(bytes[0] & bytes[1]) & 0xF8F8F8F8u) != 0;
+    }
   };
 
   // E5M2 bytes of the eight magnitudes * 2^r, rounded to nearest even; `entry`: the scale byte.
@@ -146,6 +152,17 @@ struct FoldedMxfp4 {
     return two(magnitudes.x, magnitudes.y) | two(magnitudes.z, magnitudes.w) << 16;
   }
 
+  // The same for groups that are not far, without a look into shared memory, which has no time to spare: the byte of
+  // a normal number grows by 4 with each binade.
+  __device__ __forceinline__ static uint2 near_table(uint32_t entry) {
+    constexpr uint32_t kOne = (15 + kTop) << 2;  // the byte of 2^kTop
+    constexpr uint32_t kBut0 = 0x01010100u, kAll = 0x01010101u;
+    constexpr uint32_t kFirst = kOne * kBut0 + (2u << 24) - (4u << 8);  // 0, .5, 1, 1.5
+    constexpr uint32_t kSecond = (kOne + 4) * kAll + 0x06040200u;       // 2, 3, 4, 6
+    return make_uint2(entry * (4 * kBut0) + (kFirst - 254 * 4 * kBut0),
+                      entry * (4 * kAll) + (kSecond - 254 * 4 * kAll));
+  }
+
   // `selectors`: four of three bits each, in the low half word. (__byte_perm would mask them once more.)
   __device__ __forceinline__ static uint32_t apply(uint2 table, uint32_t word_at_signs,
                                                    uint32_t selectors) {
@@ -154,8 +171,8 @@ struct FoldedMxfp4 {
     return magnitudes | (word_at_signs & 0x80808080u);
   }
 
-  // `kStepsAtOnce`: k steps whose tables are in registers together.
-  template <int kStepsAtOnce>
+  // `kStepsAtOnce`: k steps whose tables are in registers together. `kNear`: right where no group is far.
+  template <int kStepsAtOnce, bool kNear>
   __device__ __forceinline__ static void dequantise(const PackedWords& packed,
                                                     const RowScales& scales, const uint2* tables,
                                                     Fragment (&a)[kStepsPerBlock]) {
@@ -164,7 +181,9 @@ struct FoldedMxfp4 {
       uint2 table[kStepsAtOnce][2];
 #pragma unroll
       for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
-        table[i / 2][i % 2] = tables[scales.byte(first + i / 2, i % 2)];
+        const int step = first + i / 2, half = i % 2;
+        table[i / 2][half] = kNear ? near_table(__byte_perm(scales.bytes[half], 0, 0x4440 | step))
+                                   : tables[scales.byte(step, half)];
       }
 #pragma unroll
       for (int i = 0; i < 2 * kStepsAtOnce; ++i) {

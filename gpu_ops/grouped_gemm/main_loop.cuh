@@ -158,8 +158,10 @@ class MainLoop {
     add_block<kWidth, kPlace>(sums, group, current, packed, k, [&] {
       if (k + 1 >= k_blocks_) return;
       load<kNextPlace>(packed);
-      dequantise(packed, next);
+      dequantise<Tile::kIsWide>(packed, next);
     });
+    // Not beside the products: with a branch there the compiler would wait for each of them.
+    if (Tile::kIsWide && packed.scales.has_far()) dequantise(packed, next);
   }
 
   // `meanwhile` runs beside the products of the k block and may overwrite `packed`. `kPlace`: of the k block
@@ -316,9 +318,11 @@ class MainLoop {
     }
   }
 
+  // `kNear`: without a look for far groups, which the caller has done or will do.
+  template <bool kNear = false>
   __device__ __forceinline__ void dequantise(const Packed& packed, Fragments& fragments) const {
-    Format::template dequantise<kStepsPerBlock / kFragmentBuffers>(packed.words, packed.scales,
-                                                                   shared_.e2m1_table, fragments.a);
+    Format::template dequantise<kStepsPerBlock / kFragmentBuffers, kNear>(
+        packed.words, packed.scales, shared_.e2m1_table, fragments.a);
   }
 
   __device__ __forceinline__ void fetch(Fragments& fragments) const {

@@ -230,7 +230,8 @@ def test_hint_changes_nothing(place: Any, max_tokens: int) -> None:
 def test_accuracy_with_every_tile(
     place: Any, accumulator: Accumulator, form: str, max_tokens: int
 ) -> None:
-    p = problem((300, 0, 20, 130), LinearShape(248, 1152), form, x_scale="token", has_bias=True)
+    counts = (300, 0, 20, 130, 90)
+    p = problem(counts, LinearShape(248, 1152), form, x_scale="token", has_bias=True)
     check_close(place, accumulator, random_inputs(p), max_tokens=max_tokens)
 
 
@@ -259,7 +260,7 @@ def test_accuracy_of_each_accumulation(
 def test_accuracy_of_carried_sums(
     place: Any, accumulator: Accumulator, form: str, max_tokens: int
 ) -> None:
-    p = problem((40, 0, 300), LinearShape(248, 5760), form, x_scale="token", has_bias=True)
+    p = problem((40, 90, 0, 300), LinearShape(248, 5760), form, x_scale="token", has_bias=True)
     check_close(place, accumulator, random_inputs(p), max_tokens=max_tokens, out_dtype="float16")
 
 
@@ -268,6 +269,14 @@ def test_accuracy_of_carried_sums(
 def test_exact_where_sums_are_carried(place: Any, form: str, max_tokens: int) -> None:
     p = problem((40, 0, 70), LinearShape(200, 5760), form, x_scale="token")
     check_exact(place, p, out_dtype="float16", max_tokens=max_tokens)
+
+
+# 4, 5, 10 and 11 k blocks: of the GPU's rings of stages most have 4 or 5.
+@pytest.mark.parametrize("in_features", [512, 640, 1280, 1408])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+def test_exact_for_whole_rings(place: Any, form: str, in_features: int) -> None:
+    p = problem((9, 90, 0, 120, 50, 130), LinearShape(328, in_features), form, x_scale="token")
+    check_exact(place, p, max_tokens=128)
 
 
 def test_exact_for_many_experts(place: Any) -> None:
@@ -318,28 +327,60 @@ def test_accuracy_for_distant_mxfp4_groups(
     check_close(place, accumulator, inputs, accumulation=accumulation)
 
 
+# After each k block of 128 a large tile looks for groups in the next one that are far below their
+# channel's largest, and makes their weights anew.
+@pytest.mark.parametrize("max_tokens", [1, 64, 128, 4096])
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
+def test_accuracy_for_some_distant_mxfp4_groups(
+    place: Any, accumulator: Accumulator, out_dtype: str, max_tokens: int
+) -> None:
+    p = problem((300, 0, 40, 130), LinearShape(248, 128 * 23), "mxfp4", x_scale="token")
+    inputs = random_inputs(p)
+    rng = np.random.default_rng(3)
+    shape = inputs.weight.scale.shape
+    distance = np.where(rng.random(shape) < 0.002, rng.integers(7, 40, shape), 0)
+    scale = rng.integers(116, 121, shape) - distance
+    weight = dataclasses.replace(inputs.weight, scale=scale.astype(np.uint8))
+    inputs = dataclasses.replace(inputs, weight=weight)
+    check_close(place, accumulator, inputs, max_tokens=max_tokens, out_dtype=out_dtype)
+
+
+# The column of the weight, and how many there are: the only k block, others of several.
+COLUMNS = [(32, 64), (0, 1664), (96 + 128 * 6, 1664), (1663, 1664)]
+# Every tile and, of each, narrow and wide ones.
+TOKENS = [(1, 2), (64, 40), (128, 2), (128, 90), (128, 128), (4096, 70), (4096, 256)]
+
+
 @pytest.mark.parametrize("accumulation", ["half", "float32"])
+@pytest.mark.parametrize(("max_tokens", "tokens"), TOKENS)
+@pytest.mark.parametrize(("column", "in_features"), COLUMNS)
 def test_every_mxfp4_code_with_every_distance(
-    place: Any, accumulator: Accumulator, accumulation: str
+    place: Any,
+    accumulator: Accumulator,
+    column: int,
+    in_features: int,
+    max_tokens: int,
+    tokens: int,
+    accumulation: str,
 ) -> None:
     """One weight an output, multiplied by 1: what the kernel takes it for shows as it is."""
     distances, codes = np.arange(48), np.arange(16)
-    shape = (1, len(distances) * len(codes), 64)
+    shape = (1, len(distances) * len(codes), in_features)
     nibbles = np.zeros(shape, np.uint8)
-    nibbles[0, :, 32] = np.tile(codes, len(distances))
-    scale = np.full((*shape[:2], 2), 127, np.uint8)  # of the first group, which is all zeros
-    scale[0, :, 1] -= np.repeat(distances, len(codes)).astype(np.uint8)
+    nibbles[0, :, column] = np.tile(codes, len(distances))
+    scale = np.full((*shape[:2], in_features // 32), 127, np.uint8)  # other groups are all zeros
+    scale[0, :, column // 32] -= np.repeat(distances, len(codes)).astype(np.uint8)
     weight = QuantizedWeight(join_nibbles(nibbles), scale, "mxfp4", 32, "float32")
-    p = GemmProblem((2,), shape[1], 64, "mxfp4", 32, x_scale="none")
-    x = np.zeros((2, 64))
-    x[:, 32] = 1.0, -1.0
+    p = GemmProblem((tokens,), shape[1], in_features, "mxfp4", 32, x_scale="none")
+    x = np.zeros((tokens, in_features))
+    x[:, column] = np.where(np.arange(tokens) % 2 == 0, 1.0, -1.0)
     inputs = GemmInputs(p, float8.encode(x.astype(np.float32)), weight, None, None)
     expected = dequantize(weight)[0].astype(np.float64)
     if accumulator.is_tensor_core:
         how = summation("mxfp4", 32, "bfloat16", accumulation)
         expected = folded(expected, scale[0].max(axis=1), how)
-    out = values_of(run(place, inputs, accumulation=accumulation), "bfloat16")
-    np.testing.assert_array_equal(out, x @ expected.T)
+    out = run(place, inputs, accumulation=accumulation, max_tokens=max_tokens)
+    np.testing.assert_array_equal(values_of(out, "bfloat16"), x @ expected.T)
 
 
 def test_nan_stays_in_its_row(place: Any) -> None:

@@ -169,12 +169,13 @@ def pack_e8m0(scale: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
 
     Returns:
         float32 ``[experts, out]``, ``2^(largest - 127)``, and uint8
-        ``[experts, ceil(groups / 4), out, 4]``, ``254 + byte - largest``, 0 in the padding.
+        ``[experts, ceil(groups / 4), out, 4]``, ``254 + byte - largest``, 254 in the padding.
     """
     experts, out, groups = scale.shape
     largest = scale.max(axis=2).astype(np.int32)
     k_blocks = -(-groups // STEPS_PER_K_BLOCK)
-    relative = np.zeros((experts, out, k_blocks * STEPS_PER_K_BLOCK), dtype=np.uint8)
+    padded = (experts, out, k_blocks * STEPS_PER_K_BLOCK)
+    relative = np.full(padded, LARGEST_RELATIVE, dtype=np.uint8)
     relative[..., :groups] = LARGEST_RELATIVE + scale.astype(np.int32) - largest[..., None]
     blocks = relative.reshape(experts, out, k_blocks, STEPS_PER_K_BLOCK).transpose(0, 2, 1, 3)
     return np.ldexp(np.float32(1), largest - E8M0_BIAS), np.ascontiguousarray(blocks)
