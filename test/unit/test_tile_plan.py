@@ -29,6 +29,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
@@ -461,57 +462,58 @@ def test_every_one_of_many_tiles_has_a_place(program: str, several: int) -> None
     assert min(plan.heavy, plan.light) > 100
 
 
+def mixed_plans(
+    program: str, tile: str, heavy: tuple[int, int], light: tuple[int, int], *, most_several: int
+) -> Iterator[tuple[Plan, int]]:
+    """Plans of random counts, whose tiles are in the order in which they are multiplied.
+
+    ``heavy`` and ``light``: least and most tokens of an expert; ``most_several``: experts with up
+    to 300. With each plan goes how many light tiles lie between heavy ones.
+    """
+    source = random.Random(2)
+    for _ in range(60):
+        counts = [source.randint(*heavy)] * source.randint(1, 40)
+        counts += [source.randint(*light)] * source.randint(1, 40)
+        counts += [source.randint(129, 300)] * source.randint(0, most_several)
+        source.shuffle(counts)
+        sizes = (2048, source.choice([256, 1024, 7168]), source.choice([1, 7, 66, 132]))
+        case = Case(tile, "none", *sizes, len(counts), 1, 0, tuple(counts))
+        plan = read_plan(case, ask(program, [case.line])[0])
+        if plan.taken_begin <= case.clusters:  # one wave is dealt out
+            yield plan, max(plan.light - case.clusters // 2, 0)
+
+
 def test_a_light_tile_of_256_tokens_follows_a_whole_number_of_heavy_ones(program: str) -> None:
     """Rounded up; half a wave and what is left over come last."""
-    source = random.Random(4)
     seen = set()
-    for _ in range(60):
-        heavy, light = source.randint(1, 40), source.randint(1, 40)
-        counts = [source.randint(193, 256)] * heavy + [source.randint(1, 128)] * light
-        source.shuffle(counts)
-        sizes = (2048, source.choice([256, 1024, 7168]), source.choice([1, 7, 66]))
-        case = Case("large", "none", *sizes, len(counts), 1, 0, tuple(counts))
-        plan = read_plan(case, ask(program, [case.line])[0])
-        if plan.taken_begin > case.clusters:
-            continue  # what follows is the order only if one wave is dealt out
+    for plan, mixed in mixed_plans(program, "large", (193, 256), (1, 128), most_several=0):
         lights = [place for place, tile in enumerate(plan.tiles) if tile.kind == "light"]
-        mixed = max(plan.light - case.clusters // 2, 0)
         follows = -(-plan.heavy // mixed) if mixed else plan.heavy + 1
-        mixed = plan.heavy // follows
-        assert lights[:mixed] == [(follows + 1) * (i + 1) - 1 for i in range(mixed)], case.line
-        last = range(len(plan.tiles) - plan.light + mixed, len(plan.tiles))
-        assert lights[mixed:] == list(last), case.line
-        seen.add("mixed" if mixed else "none")
-    assert seen == {"none", "mixed"}
+        first = plan.heavy // follows
+        places = [(follows + 1) * (i + 1) - 1 for i in range(first)]
+        places += range(len(plan.tiles) - plan.light + first, len(plan.tiles))
+        assert lights == places, plan.case.line
+        seen.add(mixed > 0)
+    assert seen == {False, True}
 
 
+# Experts with several tiles make those with one light.
 def test_light_tiles_lie_evenly_between_heavy_ones_but_for_the_last(program: str) -> None:
     """Half a wave stays for the end, behind those that follow the last heavy one."""
-    source = random.Random(2)
     seen = set()
-    for _ in range(60):
-        heavy, light = source.randint(1, 40), source.randint(1, 40)
-        counts = [source.randint(65, 128)] * heavy + [source.randint(1, 64)] * light
-        counts += [source.randint(129, 300)] * source.randint(0, 3)  # makes those of one tile light
-        source.shuffle(counts)
-        sizes = (2048, source.choice([256, 1024, 7168]), source.choice([1, 7, 132]))
-        case = Case("medium", "none", *sizes, len(counts), 1, 0, tuple(counts))
-        plan = read_plan(case, ask(program, [case.line])[0])
-        if plan.taken_begin > case.clusters:
-            continue  # what follows is the order only if one wave is dealt out
+    for plan, mixed in mixed_plans(program, "medium", (65, 128), (1, 64), most_several=3):
         order = [tile.kind for tile in plan.tiles]
-        last = len(order) - 1 - order[::-1].index("heavy")
-        left = len(order) - 1 - last
-        most = min(case.clusters // 2, plan.light)
-        mixed = plan.light - most
-        assert most <= left <= most + max(1, -(-mixed // plan.heavy)), case.line
+        left = order[::-1].index("heavy")
+        most = plan.light - mixed
+        # The share is rounded down, which may leave one more.
+        assert most <= left <= most + -(-mixed // plan.heavy) + 1, plan.case.line
         # Of any first tiles, as many are light as of all that are mixed.
         share = mixed / (plan.heavy + mixed)
-        lights = np.cumsum([kind == "light" for kind in order[: last + 1]])
-        expected = share * np.arange(1, last + 2)
-        assert np.abs(lights - expected).max() <= 1, case.line
-        seen.add("mixed" if mixed else "none")
-    assert seen == {"none", "mixed"}
+        lights = np.cumsum([kind == "light" for kind in order[: len(order) - left]])
+        expected = share * np.arange(1, len(lights) + 1)
+        assert np.abs(lights - expected).max() <= 1, plan.case.line
+        seen.add((mixed > 0, plan.light_most))
+    assert seen == {(is_mixed, most) for is_mixed in (False, True) for most in (64, 128)}
 
 
 @pytest.mark.parametrize(
