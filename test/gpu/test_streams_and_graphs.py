@@ -44,8 +44,8 @@ pytestmark = pytest.mark.usefixtures("route")
 FORMATS = {"int4": -1, "int4 groups": 128, "mxfp4": 32}
 
 
-# Large tiles of four widths, medium ones of three, three waves of them: blocks take the last ones
-# from a counter.
+# Large tiles of four widths, medium ones too, three waves of them: blocks take the last ones from
+# a counter.
 UNEVEN = (300, 20, 130, 513, 257, 64, 1, 0) * 5
 UNEVEN_MEDIUM = (100, 20, 130, 64, 1, 0, 300, 40) * 10
 
