@@ -20,17 +20,17 @@
 namespace w4afp8 {
 namespace {
 
-constexpr uint32_t kCounters = 1 << 16;  // of either kind
+constexpr uint32_t kEager = 1 << 14, kCaptured = 1 << 16;
 
-__device__ uint32_t counters[2 * kCounters];
+__device__ LaunchCounters counters[kEager + kCaptured];
 
 // Of the current device; nullptr where there is none.
-uint32_t* first_counter() {
+LaunchCounters* first_counters() {
   constexpr int kMaxDevices = 64;
-  static std::array<std::atomic<uint32_t*>, kMaxDevices> cache{};
+  static std::array<std::atomic<LaunchCounters*>, kMaxDevices> cache{};
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || device >= kMaxDevices) return nullptr;
-  uint32_t* first = cache[device].load(std::memory_order_relaxed);
+  LaunchCounters* first = cache[device].load(std::memory_order_relaxed);
   if (first == nullptr) {
     // It may load the module, which a capture on any stream would forbid.
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
@@ -42,7 +42,7 @@ uint32_t* first_counter() {
       cudaGetLastError();  // an error left behind would be blamed on the launch
       return nullptr;
     }
-    first = static_cast<uint32_t*>(address);
+    first = static_cast<LaunchCounters*>(address);
     cache[device].store(first, std::memory_order_relaxed);
   }
   return first;
@@ -50,21 +50,21 @@ uint32_t* first_counter() {
 
 }  // namespace
 
-uint32_t* launch_counter(cudaStream_t stream) {
+LaunchCounters* launch_counters(cudaStream_t stream) {
   static std::atomic<uint32_t> launched{0}, captured{0};
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
     cudaGetLastError();
     return nullptr;
   }
-  uint32_t* const first = first_counter();
+  LaunchCounters* const first = first_counters();
   if (first == nullptr || status == cudaStreamCaptureStatusInvalidated) return nullptr;
   if (status == cudaStreamCaptureStatusNone) {
-    return first + launched.fetch_add(1, std::memory_order_relaxed) % kCounters;
+    return first + launched.fetch_add(1, std::memory_order_relaxed) % kEager;
   }
-  if (captured.load(std::memory_order_relaxed) >= kCounters) return nullptr;
+  if (captured.load(std::memory_order_relaxed) >= kCaptured) return nullptr;
   const uint32_t own = captured.fetch_add(1, std::memory_order_relaxed);
-  return own < kCounters ? first + kCounters + own : nullptr;
+  return own < kCaptured ? first + kEager + own : nullptr;
 }
 
 }  // namespace w4afp8

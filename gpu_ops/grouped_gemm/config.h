@@ -43,7 +43,7 @@ struct Widths {
 // The product runs transposed: outputs are the m of wgmma, 64 for each consumer warpgroup; tokens are
 // its n.
 template <int kConsumers_, class TileWidths, int kStages_, int kCluster_,
-          int kThreeQuarterTiles_ = 0, bool kTurnsSums_ = false>
+          int kThreeQuarterTiles_ = 0, bool kTurnsSums_ = false, bool kMayPause_ = false>
 struct TileShape {
   using Widths = TileWidths;
   static constexpr int kConsumers = kConsumers_;     // consumer warpgroups
@@ -66,6 +66,8 @@ struct TileShape {
   static constexpr bool kIsWide = kTokens >= 128;
   // So wide tiles differ, and the last ones may be taken instead of dealt out.
   static constexpr bool kTakes = kIsWide;
+  // Some may be in two parts, multiplied by different blocks (tile_plan.h).
+  static constexpr bool kMayPause = kMayPause_;
   static constexpr int kSubBlocks = kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
   // One more warpgroup, of which two or three warps have something to do: it takes all four to give registers to
@@ -92,6 +94,7 @@ struct TileShape {
 
   static_assert(Widths::are_valid(kCluster) && kTokens <= 256);
   static_assert(kThreeQuarterTiles == 0 || Widths::has(kThreeQuarters));
+  static_assert(!kMayPause || (kTakes && kCluster == 1 && Widths::has(kThreeQuarters)));
   static_assert(!kSplits || Widths::has(kTokens / 2));
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut,
@@ -115,10 +118,12 @@ W4AFP8_HOST_DEVICE constexpr TileWidth width_of(int num_tokens) {
   return {kIndex, kWidth};
 }
 
-// consumers, widths, stages, cluster, tiles of three quarters, turned sums
-using TileDecode = TileShape<4, Widths<16>, 5, 1>;                         // 256 x 16
-using TileSmall = TileShape<4, Widths<64, 32, 16>, 5, 1>;                  // 256 x 64
-using TileMedium = TileShape<4, Widths<128, 96, 64, 32, 16>, 5, 1>;        // 256 x 128
+// consumers, widths, stages, cluster, tiles of three quarters, turned sums, may pause
+using TileDecode = TileShape<4, Widths<16>, 5, 1>;                   // 256 x 16
+using TileSmall = TileShape<4, Widths<64, 32, 16>, 5, 1>;            // 256 x 64
+using TileMedium = TileShape<4, Widths<128, 96, 64, 32, 16>, 5, 1>;  // 256 x 128
+// For few tiles. Elsewhere the code that it has besides costs up to 2% (kernel-log.md, twelfth round).
+using TileMediumInParts = TileShape<4, Widths<128, 96, 64, 32, 16>, 5, 1, 0, false, true>;
 using TileLarge = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3, true>;  // 128 x 256
 // For formats with group scales: two whole tiles and a narrow one take less time than three of three quarters.
 using TileLargeGrouped = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2, true>;
@@ -168,6 +173,22 @@ inline int64_t expected_tokens(const GroupGemmParams& params) {
 W4AFP8_HOST_DEVICE bool streams_outputs(const GroupGemmParams& params) {
   constexpr int64_t kOutputs = 150000000;
   return params.in_features <= 256 && params.tokens.num_rows * params.out_features > kOutputs;
+}
+
+// Whether there are so few medium tiles, if all were full, that no block has more than three.
+inline bool has_few_tiles(const GroupGemmParams& params, int blocks) {
+  const int64_t rows = params.tokens.num_rows;
+  const int64_t each = std::min(expected_tokens(params), rows);
+  const int64_t tokens = std::min(each * params.tokens.experts, rows);
+  const int64_t tiles = ceil_div(tokens, int64_t{TileMedium::kTokens}) *
+                        ceil_div(params.out_features, int64_t{TileMedium::kOut});
+  return tiles <= int64_t{3} * blocks;
+}
+
+// Parts of a tile are long, as its sums go to memory and back. Outputs are whole sub-blocks.
+inline bool may_pause(const GroupGemmParams& params) {
+  return params.in_features >= 16 * kSubBlockIn && params.in_features <= int64_t{1} << 20 &&
+         params.out_features % kSubBlockOut == 0;
 }
 
 // The share of a large tile's outputs that exist: two blocks of a cluster take 128 each.

@@ -59,6 +59,12 @@ enum class GroupScaling {
   kScaled,  // sums are multiplied by them
 };
 
+// Whether tiles may be in two parts, multiplied by different blocks: what there is of a sum, halves without units of
+// their own, then waits in its outputs, which are as many and as long. Larger tiles gain nothing.
+template <class Tile, class Format>
+constexpr bool kPauses = Tile::kMayPause && Format::kSummation == Summation::kHalves &&
+                         Format::kGroupScaling != GroupScaling::kScaled && !Format::kIsGated;
+
 struct Int4PerChannel {
   static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;
   static constexpr Summation kSummation = Summation::kHalves;

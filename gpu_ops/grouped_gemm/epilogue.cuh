@@ -23,8 +23,9 @@
 #include <cuda_pipeline.h>
 
 #include "common/gated.cuh"
+#include "grouped_gemm/dequant.cuh"
 #include "grouped_gemm/scheduler.cuh"
-#include "ptx/stmatrix.cuh"
+#include "ptx/matrix.cuh"
 
 namespace w4afp8 {
 
@@ -74,6 +75,62 @@ class Epilogue {
     __pipeline_commit();
   }
 
+  // Sets `sums` to what the first part of the tile has stored. `most`: see HalfSums.
+  template <class Sums>
+  __device__ __forceinline__ void resume(const TileCoordinates& tile, Sums& sums,
+                                         float most) const {
+    sums.template clear<Tile::kTokens>(most);
+    constexpr int kPieces = Tile::kTokens / 16;
+    uint4 pieces[kPieces];  // as in store_chunk
+    const uint16_t* source = first_piece(tile, 0);
+    const int tokens = tokens_of(tile, 0);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      pieces[i] = 16 * i < tokens ? __ldcg(reinterpret_cast<const uint4*>(source)) : uint4{};
+      source += 16 * params_.out_features;
+    }
+    sync();
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
+      uint8_t* const staged = shared_.staged[warpgroup_][chunk % 2];
+#pragma unroll
+      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+        *reinterpret_cast<uint4*>(piece_of(staged + token * Storage::kStagedRowBytes)) =
+            pieces[(chunk * Tile::kStagedTokens + token) / 16];
+      }
+      sync();
+#pragma unroll
+      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+        ptx::ldmatrix_x4_transposed(sums.matrices(chunk * Tile::kStagedTokens + token),
+                                    matrix_of(staged + token * Storage::kStagedRowBytes));
+      }
+    }
+  }
+
+  // Stores `sums` as they are, for `resume`.
+  template <class Sums>
+  __device__ __forceinline__ void pause(const TileCoordinates& tile, const Sums& sums) const {
+    __pipeline_wait_prior(0);
+    sync();
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
+      uint8_t* const staged = shared_.staged[warpgroup_][chunk % 2];
+#pragma unroll
+      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+        ptx::stmatrix_x4_transposed(matrix_of(staged + token * Storage::kStagedRowBytes),
+                                    sums.matrices(chunk * Tile::kStagedTokens + token));
+      }
+      sync();
+      store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { __stcg(out, piece); });
+    }
+    sync();  // all are stored
+  }
+
+  // Barrier of this warpgroup; id 0 is the block's.
+  __device__ __forceinline__ void sync() const { ptx::named_barrier_sync(1 + warpgroup_, 128); }
+
   template <class Sums>
   __device__ __forceinline__ void store(const TileCoordinates& tile, const Sums& sums) const {
     __pipeline_wait_prior(0);
@@ -114,7 +171,7 @@ class Epilogue {
 #pragma unroll
       for (int token = 0; token < Tile::kStagedTokens; token += 16) {
         stage_16_tokens<Out>(channels, sums, chunk * Tile::kStagedTokens + token,
-                             staged + token * Storage::kStagedRowBytes);
+                             matrix_of(staged + token * Storage::kStagedRowBytes));
       }
       sync();
       if constexpr (Format::kIsGated) {
@@ -135,12 +192,9 @@ class Epilogue {
   template <class Store>
   __device__ __forceinline__ void store_chunk(const TileCoordinates& tile, int chunk,
                                               const uint8_t* staged, Store store) const {
-    const int out = out_of(tile, thread_ % 8 * 8);
-    const int first = chunk * Tile::kStagedTokens + thread_ / 8;
-    const int tokens = out < params_.out_features ? tile.num_tokens - first : 0;
-    uint16_t* destination = static_cast<uint16_t*>(params_.out) +
-                            (int64_t{tile.row_begin} + first) * params_.out_features + out;
-    staged += thread_ / 8 * Storage::kStagedRowBytes + thread_ % 8 * 16;
+    const int tokens = tokens_of(tile, chunk);
+    uint16_t* destination = first_piece(tile, chunk);
+    staged = piece_of(staged);
 #pragma unroll
     for (int token = 0; token < Tile::kStagedTokens; token += 16) {
       if (token < tokens) {
@@ -149,6 +203,21 @@ class Epilogue {
       }
       destination += 16 * params_.out_features;
     }
+  }
+
+  // This thread's 16 bytes of the first of its rows of a chunk, and the tokens from there on.
+  __device__ __forceinline__ uint16_t* first_piece(const TileCoordinates& tile, int chunk) const {
+    const int64_t row = int64_t{tile.row_begin} + chunk * Tile::kStagedTokens + thread_ / 8;
+    return static_cast<uint16_t*>(params_.out) + row * params_.out_features +
+           out_of(tile, thread_ % 8 * 8);
+  }
+  __device__ __forceinline__ int tokens_of(const TileCoordinates& tile, int chunk) const {
+    const bool exist = out_of(tile, thread_ % 8 * 8) < params_.out_features;
+    return exist ? tile.num_tokens - chunk * Tile::kStagedTokens - thread_ / 8 : 0;
+  }
+  template <class Byte>
+  __device__ __forceinline__ Byte* piece_of(Byte* staged) const {
+    return staged + thread_ / 8 * Storage::kStagedRowBytes + thread_ % 8 * 16;
   }
 
   // Each thread makes 16 bytes of every 32nd row: 8 features.
@@ -198,9 +267,13 @@ class Epilogue {
       matrix[i] = round_pair<Out>(fmaf(y.x, channels.scale[half] * x.x, channels.bias[half]),
                                   fmaf(y.y, channels.scale[half] * x.y, channels.bias[half]));
     }
+    ptx::stmatrix_x4_transposed(staged, matrix);
+  }
+
+  // What this lane gives the address of among 16 tokens.
+  __device__ __forceinline__ uint8_t* matrix_of(uint8_t* staged) const {
     const int row = lane() / 16 * 8 + lane() % 8;
-    ptx::stmatrix_x4_transposed(
-        staged + row * Storage::kStagedRowBytes + warp() * 32 + lane() / 8 % 2 * 16, matrix);
+    return staged + row * Storage::kStagedRowBytes + warp() * 32 + lane() / 8 % 2 * 16;
   }
 
   template <class Out>
@@ -240,9 +313,6 @@ class Epilogue {
         sub_block / 2 * static_cast<int>(kSubBlockOut) + warpgroup_ % 2 * kGates + column % kGates;
     return feature + (column < kGates ? 0 : static_cast<int>(params_.out_features / 2));
   }
-
-  // Barrier of this warpgroup; id 0 is the block's.
-  __device__ __forceinline__ void sync() const { ptx::named_barrier_sync(1 + warpgroup_, 128); }
 
   const GroupGemmParams& params_;
   Storage& shared_;

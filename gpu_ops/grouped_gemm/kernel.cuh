@@ -51,7 +51,7 @@ template <class Tile, class Format>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     group_gemm_kernel(const __grid_constant__ GroupGemmParams params,
                       const __grid_constant__ TokenMaps<Tile> token_maps,
-                      const __grid_constant__ TilePlan<Tile> plan, uint32_t* tickets) {
+                      const __grid_constant__ TilePlan<Tile> plan, LaunchCounters* counters) {
   using Storage = SharedStorage<Tile, Format>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (threadIdx.x >= Tile::kConsumerThreads) {
     wait_for_previous_grids();
     TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),
-                                  shared.tiles, shared.desk, shared.mail, tickets);
+                                  shared.tiles, shared.desk, shared.mail, counters);
     const uint32_t warp = threadIdx.x / 32 - Tile::kConsumerThreads / 32;
     if (warp == 0) scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
     if constexpr (Tile::kMovesRegisters) {
@@ -99,11 +99,25 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       if constexpr (!MainLoop<Tile, Format>::kPassesOverEmpty) {
         if (Tile::kSplits && tile.num_tokens <= 0) continue;
       }
-      if (main_loop.skips(tile)) continue;
+      if (main_loop.skips(tile)) {
+        if (kPauses<Tile, Format> && tile.pause > 0) counters->count_paused(tile.pause - 1);
+        continue;
+      }
       epilogue.prefetch(tile);
       typename MainLoop<Tile, Format>::Sums sums;
-      main_loop.run(width_of<Tile>(tile.num_tokens).tokens, sums);
+      const bool begins = !kPauses<Tile, Format> || tile.k_begin == 0;
+      if constexpr (kPauses<Tile, Format>) {
+        if (!begins) epilogue.resume(tile, sums, main_loop.most());
+      }
+      main_loop.run(width_of<Tile>(tile.num_tokens).tokens, begins, sums);
       tile = main_loop.tile();  // no register has to hold it meanwhile
+      if constexpr (kPauses<Tile, Format>) {
+        if (tile.pause > 0) {
+          epilogue.pause(tile, sums);
+          counters->count_paused(tile.pause - 1);
+          continue;
+        }
+      }
       epilogue.store(tile, sums);
     }
   }

@@ -103,10 +103,11 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   launch.numAttrs = Tile::kCluster > 1 ? 2 : 1;
   auto plan = TilePlan<Tile>::template without_counts<Storage::kHeightStep>(
       params, static_cast<int>(launch.gridDim.x) / Tile::kCluster);
-  uint32_t* const tickets = may_take<Tile>(params) ? launch_counter(stream) : nullptr;
-  plan.may_take = tickets != nullptr;
+  LaunchCounters* const counters = may_take<Tile>(params) ? launch_counters(stream) : nullptr;
+  plan.may_take = counters != nullptr;
+  plan.may_pause = kPauses<Tile, Format> && plan.may_take && may_pause(params);
   return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_maps, plan,
-                            tickets);
+                            counters);
 }
 
 template <class Format>
@@ -114,7 +115,15 @@ cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {
-    if (tile != TileKind::kLarge) return launch_tile<TileMedium, Format>(params, stream);
+    if (tile != TileKind::kLarge) {
+      // Also where no tile pauses, as in_features are few, say: a layer's two products then have one kernel.
+      if constexpr (kPauses<TileMediumInParts, Format>) {
+        if (has_few_tiles(params, sm_count())) {
+          return launch_tile<TileMediumInParts, Format>(params, stream);
+        }
+      }
+      return launch_tile<TileMedium, Format>(params, stream);
+    }
     if constexpr (Format::kSummation != Summation::kHalves) {
       return launch_tile<TileLargeCarried, Format>(params, stream);
     } else {

@@ -52,6 +52,7 @@ class MainLoop {
       tile = this->tile();
     } while (kPassesOverEmpty && tile.expert >= 0 && tile.num_tokens <= 0);
     if constexpr (Format::kIsGated && Tile::kVariesHeight) height_ = tile.sub_blocks;
+    if constexpr (kPauses<Tile, Format>) k_blocks_ = tile.k_blocks;
     return tile.expert >= 0;
   }
 
@@ -59,6 +60,9 @@ class MainLoop {
   __device__ __forceinline__ TileCoordinates tile() const {
     return *static_cast<const TileCoordinates*>(__cvta_shared_to_generic(listed_));
   }
+
+  // See HalfSums.
+  __device__ __forceinline__ float most() const { return most_; }
 
   // Empties the ring for a tile that has no outputs for this warpgroup; false where it has.
   __device__ __forceinline__ bool skips(const TileCoordinates& tile) {
@@ -76,14 +80,16 @@ class MainLoop {
   }
 
   // The warpgroup's sums over in_features for the first `width` tokens of the tile, still in the
-  // fixed exponent of Format::kFactor.
+  // fixed exponent of Format::kFactor. They begin with what `sums` are, or with zeros.
   template <int kIndex = 0>
-  __device__ __forceinline__ void run(int width, Sums& sums) {
+  __device__ __forceinline__ void run(int width, bool begins, Sums& sums) {
     constexpr int kWidth = Tile::Widths::at(kIndex);
     if constexpr (kWidth > Tile::kNarrowest) {
-      if (width < kWidth) return run<kIndex + 1>(width, sums);
+      if (width < kWidth) return run<kIndex + 1>(width, begins, sums);
     }
-    sums.template clear<kCleared<kWidth>>(kHasScales ? Sums::kNoUnit : most_);
+    if (begins) {
+      sums.template clear<kCleared<kWidth>>(kHasScales ? Sums::kNoUnit : most_);
+    }
     if constexpr (Format::kSummation == Summation::kPromoted) {
       if (has_short_groups(params_)) return run_by_steps<kWidth>(sums);
     }
@@ -389,7 +395,8 @@ class MainLoop {
 
   Storage& shared_;
   const GroupGemmParams& params_;
-  const int thread_, warpgroup_, k_blocks_;
+  const int thread_, warpgroup_;
+  int k_blocks_;                   // of the tile, or its part
   const float most_;               // see HalfSums
   int height_ = Tile::kSubBlocks;  // of the tile, in sub-blocks
   uint32_t listed_;  // the tile's address in the list, which begins at a multiple of its size

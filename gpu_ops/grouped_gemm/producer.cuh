@@ -80,9 +80,9 @@ struct WeightSource {
     }
   }
 
-  __device__ __forceinline__ void advance() {
+  __device__ __forceinline__ void advance(int k_blocks = 1) {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) first[part] += stride[part];
+    for (int part = 0; part < kParts; ++part) first[part] += k_blocks * stride[part];
   }
 };
 
@@ -140,6 +140,12 @@ struct ScaleSource {
     first += rows(0) * (row_bytes() / 16);
   }
 
+  // Of formats whose scales are folded: one row a k block.
+  __device__ __forceinline__ void advance(int k_blocks) {
+    static_assert(kIsFolded);
+    first += k_blocks * (row_bytes() / 16);
+  }
+
  private:
   static constexpr bool kIsFolded = Format::kGroupScaling == GroupScaling::kFolded;
   static constexpr bool kHasShortGroups = Format::kSummation == Summation::kPromoted && !kIsFolded;
@@ -172,7 +178,7 @@ struct NoScaleSource {
   __device__ NoScaleSource(const GroupGemmParams&, int, int, int, int) {}
   __device__ __forceinline__ uint32_t total_bytes(int) const { return 0; }
   __device__ __forceinline__ void copy(int, uint8_t*, uint64_t*, ptx::CachePolicy) const {}
-  __device__ __forceinline__ void advance() {}
+  __device__ __forceinline__ void advance(int = 1) {}
 };
 
 // What a producer asks for: everything, or one weights and another one scales and tokens.
@@ -209,13 +215,19 @@ class Producer {
 
   __device__ __forceinline__ void load_tile(const TileCoordinates& tile,
                                             const TileScheduler<Tile>& scheduler) {
-    const int in_features = static_cast<int>(params_.in_features);
     const int k_blocks = static_cast<int>(ceil_div(params_.in_features, kSubBlockIn));
     const int sub_blocks = static_cast<int>(params_.weight_layout().padded_out() / kSubBlockOut);
     const int sub_block = tile.sub_block + rank_ * Tile::kSubBlocks;
     WeightSource<Tile, Format::kIsGated> weight(params_.weight, sub_blocks, k_blocks, tile.expert,
                                                 sub_block, tile.sub_blocks);
     Scales scales(params_, k_blocks, tile.expert, sub_block, tile.sub_blocks);
+    int column = 0, end = static_cast<int>(params_.in_features);
+    if constexpr (kPauses<Tile, Format>) {
+      column = tile.k_begin * kBlock;
+      end = min(end, column + tile.k_blocks * kBlock);
+      weight.advance(tile.k_begin);
+      scales.advance(tile.k_begin);
+    }
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
     const TileWidth tile_width = width_of<Tile>(tile.num_tokens);
@@ -241,13 +253,13 @@ class Producer {
     // The next tile is listed once both have asked for it: so many k blocks before the end of this one, that the
     // ring lasts until it is found, and not earlier, as another block may have nothing left before.
     constexpr int kAskedBefore = 8 * kBlock;
-    const int asks = max(static_cast<int>(round_up(in_features, 2 * kBlock)) - kAskedBefore, 0);
+    const int asks = max(static_cast<int>(round_up(end, 2 * kBlock)) - kAskedBefore, column);
     if (!kWeights) scheduler.ask();
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
-    for (int column = 0; column < in_features; column += kBlock) {
+    for (; column < end; column += kBlock) {
       if (kWeights && column == asks) scheduler.ask();
       wait_for_stage();
-      const bool has_second = width <= Tile::kDeepWidth && column + kBlock < in_features;
+      const bool has_second = width <= Tile::kDeepWidth && column + kBlock < end;
       const uint32_t block_bytes = bytes + scales.total_bytes(column);
       ptx::mbarrier_arrive_expect(full(), has_second ? 2 * block_bytes : block_bytes);
       load_block(column, 0);

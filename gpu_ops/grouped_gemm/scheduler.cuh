@@ -23,6 +23,7 @@
 
 #include <cub/warp/warp_scan.cuh>
 
+#include "common/launch_counter.h"
 #include "grouped_gemm/storage.cuh"
 #include "grouped_gemm/tile_plan.h"
 
@@ -33,6 +34,7 @@ class TileScheduler {
  public:
   using Plan = TilePlan<Tile>;
   static constexpr int kLanes = 32;
+  static_assert(Plan::kMostPaused == LaunchCounters::kMostPaused && Tile::kConsumers < 16);
   static_assert(kListedTiles == kLanes && kListedTiles > Tile::kStages);
   struct alignas(8) Shared {
     Plan plan;
@@ -43,16 +45,16 @@ class TileScheduler {
     return ExpertTables::words(experts) + sizeof(Shared) / sizeof(int32_t);
   }
 
-  // `storage`: words(experts) int32 in shared memory, aligned to 8 bytes. `tiles`: kListedTiles of them. `tickets`:
-  // see launch_counter.h.
+  // `storage`: words(experts) int32 in shared memory, aligned to 8 bytes. `tiles`: kListedTiles of them. `counters`:
+  // nullptr where no tiles are taken.
   __device__ TileScheduler(int32_t* storage, TileCoordinates* tiles, TileDesk<Tile>& desk,
-                           TicketMail<Tile>& mail, uint32_t* tickets)
+                           TicketMail<Tile>& mail, LaunchCounters* counters)
       : shared_(*reinterpret_cast<Shared*>(storage)),
         storage_(storage + sizeof(Shared) / sizeof(int32_t)),
         tiles_(tiles),
         desk_(desk),
         mail_(mail),
-        tickets_(tickets) {}
+        counters_(counters) {}
 
   // Makes the plan from the counts, and finds the first tiles, one in each lane: a whole warp takes part. `plan`:
   // without counts.
@@ -68,7 +70,7 @@ class TileScheduler {
     }
     plan.finish(tables);
     const auto sequence = plan.sequence(blockIdx.x / Tile::kCluster);
-    list(plan, tables, lane(), plan.tile_of(sequence, lane()));
+    list(plan, tables, lane(), plan.place_of(sequence, lane()));
     if (lane() == 0) {
       shared_.plan = plan;
       shared_.sequence = sequence;
@@ -102,11 +104,11 @@ class TileScheduler {
   __device__ __forceinline__ void serve() {
     wait_for_plan();
     uint32_t i = shared_.listed;
-    for (int index = 0; index >= 0; ++i) {
+    for (int place = 0; place >= 0; ++i) {
       ptx::mbarrier_wait(&desk_.asked, (i - shared_.listed) % 2);
-      index = shared_.plan.tile_of(shared_.sequence, i);
-      if (Tile::kTakes && index < 0) index = take();
-      list(shared_.plan, ExpertTables::at(storage_, shared_.plan.experts), i, index);
+      place = shared_.plan.place_of(shared_.sequence, i);
+      if (Tile::kTakes && place < 0) place = take();
+      list(shared_.plan, ExpertTables::at(storage_, shared_.plan.experts), i, place);
       ptx::mbarrier_arrive(&desk_.answered);
     }
   }
@@ -154,7 +156,7 @@ class TileScheduler {
       const bool is_heavy = plan.is_heavy(rows.count);
       const int tiles = Plan::token_tiles(rows.count);
       (!is_heavy ? light : Plan::kLoneIsLight && tiles == 1 ? lone : heavy) += tiles;
-      if constexpr (Tile::kIsWide) widths |= is_heavy ? Plan::widths_of(rows.count) : 0;
+      if constexpr (Tile::kIsWide) widths |= is_heavy ? plan.widths_of(rows.count) : 0;
     }
     if constexpr (Plan::kLoneIsLight) {
       plan.choose_light(__any_sync(~0u, heavy > 0));
@@ -199,32 +201,36 @@ class TileScheduler {
 
   // As the i-th of this block.
   __device__ __forceinline__ void list(const Plan& plan, const ExpertTables& tables, uint32_t i,
-                                       int index) {
+                                       int place) {
     TileCoordinates& tile = tiles_[i % kListedTiles];
-    if (index >= 0) {
-      tile = plan.locate(tables, index);
+    if (place >= 0) {
+      tile = plan.locate(tables, place);
     } else {
       tile.expert = -1;
     }
   }
 
-  // The next of the tiles that are taken, or -1.
+  // The place of the next of the tiles that are taken, or -1.
   __device__ __forceinline__ int take() {
     const Plan& plan = shared_.plan;
-    const int tiles = plan.all() - plan.taken_begin;
+    const uint32_t tiles = plan.places() - plan.taken_begin;
     if (tiles == 0) return -1;
     uint32_t ticket;
     if (Tile::kCluster == 1 || blockIdx.x % Tile::kCluster == 0) {
-      ticket = atomicAdd(tickets_, 1);
-      // Each cluster draws one in vain. The last of these puts the counter back.
-      if (ticket + 1 >= static_cast<uint32_t>(tiles + plan.clusters.value)) *tickets_ = 0;
+      ticket = atomicAdd(&counters_->tickets, 1);
+      // Each cluster draws one in vain, the last thing that it asks of the counters, as all before was answered. The
+      // last one puts them back.
+      if (ticket + 1 >= tiles + plan.clusters.value) *counters_ = {};
       mail_.send(taken_, ticket);
     } else {
       ticket = mail_.receive(taken_);
     }
     ++taken_;
-    if (ticket >= static_cast<uint32_t>(tiles)) return -1;
-    return plan.tile_at(plan.taken_begin + static_cast<int>(ticket));
+    if (ticket >= tiles) return -1;
+    const int place = plan.taken_begin + static_cast<int>(ticket);
+    // First parts were taken before, by blocks that run, so this ends.
+    if (plan.is_last_part(place)) counters_->wait_for_paused(place - plan.all(), Tile::kConsumers);
+    return place;
   }
 
   Shared& shared_;
@@ -232,7 +238,7 @@ class TileScheduler {
   TileCoordinates* const tiles_;
   TileDesk<Tile>& desk_;
   TicketMail<Tile>& mail_;
-  uint32_t* const tickets_;
+  LaunchCounters* const counters_;
   uint32_t next_ = 0;
   int taken_ = 0;
 };

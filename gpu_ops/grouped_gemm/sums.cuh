@@ -146,10 +146,12 @@ struct HalfSums {
     return __half22float2(as_half2(v[first / 4 + half]));
   }
 
-  // Two halves: tokens `first` and `first + 1` of this thread's row g (half 0) or g + 8, `first` counted in
-  // steps of 8.
-  __device__ __forceinline__ uint32_t bits(int first, int half) const {
-    return v[first / 4 + half];
+  // Of 16 tokens as four 8x8 matrices: of rows g and g + 8 for the first 8 tokens, and for the others.
+  __device__ __forceinline__ uint32_t (&matrices(int first))[4] {
+    return *reinterpret_cast<uint32_t (*)[4]>(&v[first / 4]);
+  }
+  __device__ __forceinline__ const uint32_t (&matrices(int first) const)[4] {
+    return *reinterpret_cast<const uint32_t (*)[4]>(&v[first / 4]);
   }
 
   __device__ __forceinline__ float unit(int half) const { return inverse_of(inverse[half]); }

@@ -18,9 +18,9 @@
 // Where tiles are wide, experts with more than half a tile of tokens are heavy: the tensor cores bind
 // their tiles. The others are light: copying and dequantising their weights binds. And where some experts have
 // several tiles of 128 tokens, those that have one are light too: nobody else reads their weights, and memory binds a
-// launch of nothing else. Light tiles lie evenly between heavy ones, that some blocks read memory while others multiply,
-// but for the last few, which come at the end and even it out. In that order tiles are dealt out in waves of one
-// for each block (each cluster).
+// launch of nothing else. Light tiles lie between heavy ones, that some blocks read memory while others multiply:
+// those of 128 tokens evenly, of 256 one after a whole number of heavy ones. The last few come at the end and even it
+// out. In that order tiles are dealt out in waves of one for each block (each cluster).
 //
 // The last token tile of an expert may be narrow. Experts with equally many token tiles would make every
 // third tile narrow, say, and clusters whose number is a multiple of 3 would have only these or none. So
@@ -28,6 +28,11 @@
 //
 // Where tiles differ, blocks are not done at the same time. So the tiles of the last waves are not dealt out but
 // taken, one by one, by blocks that have nothing left (scheduler.cuh).
+//
+// Where there are few waves, and much of the last one would be idle, some tiles are in two parts. The first k blocks of
+// each are multiplied before anything else, and the others at the end, by whichever block has nothing left, from
+// where the first block left the sums: in the tile's outputs. So the order of a sum stays what it is. Then all
+// parts and tiles are taken, none dealt out: a block that has not begun yet owes nobody a first part.
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
 // have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
@@ -48,7 +53,10 @@ struct alignas(16) TileCoordinates {
   int row_begin;   // first row of x
   int num_tokens;  // 1 .. Tile::kTokens; 0 or less for a half that has none
   int sub_blocks;  // of a block: 1 .. Tile::kSubBlocks where Tile::kVariesHeight
-  int alone;       // 1: the expert has no other token tile, so its weights are read once
+  bool alone;      // the expert has no other token tile, so its weights are read once
+  uint8_t pause;   // 1 + its number where this is a first part, whose sums wait for the other one
+  int k_begin;     // k blocks before this part
+  int k_blocks;    // of this part
 };
 
 // What there is of each expert.
@@ -92,8 +100,9 @@ struct TileSteps {
 template <class Tile>
 struct TilePlan {
   int32_t experts;
-  Divisor clusters;      // that share the tiles
-  int32_t sub_blocks;    // of an expert
+  Divisor clusters;    // that share the tiles
+  int32_t sub_blocks;  // of an expert
+  int32_t k_blocks;
   int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
   int32_t tall_experts;  // the first so many experts have tall tiles
   int32_t tall_height;   // sub-blocks of these
@@ -102,23 +111,36 @@ struct TilePlan {
   TileCount heavy, light;
   bool is_uneven;        // heavy tiles are not all as wide as each other
   bool may_take;         // there is a counter to take tiles by
+  bool may_pause;        // besides, sums can wait in the outputs
   int32_t whole;         // heavy tiles from this one on are halves, two for a tile
   uint32_t light_share;  // of the tiles, as long as there are heavy ones, in 2^-32
+  int32_t paused;        // so many tiles, the last ones, are in two parts
   int32_t taken_begin;   // tiles from this place on are taken
 
   // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
   static constexpr int kTurn = 5;
+  // With more waves the last tiles are short beside what a block does.
+  static constexpr int kPausedWaves = 4;
+  static constexpr int kMostPaused = 120;
   // Activations that stay in L2 while all outputs are multiplied with them.
   static constexpr int64_t kTokenGroupBytes = 12 << 20;
 
   W4AFP8_HOST_DEVICE static int token_tiles(int count) {
     return (count + Tile::kTokens - 1) / Tile::kTokens;
   }
-  // Tokens of each of an expert's tiles but the last. Few tiles of three quarters are faster than whole ones and
-  // a narrow one.
-  W4AFP8_HOST_DEVICE static int tile_tokens(int count, int tiles) {
-    if (tiles < 2 || tiles > Tile::kThreeQuarterTiles) return Tile::kTokens;
-    return count <= tiles * Tile::kThreeQuarters ? Tile::kThreeQuarters : Tile::kTokens;
+  // First token of the `tile`-th of an expert's tiles. Few tiles of three quarters are faster than whole ones and
+  // a narrow one. Where some tiles are in parts, as many of an expert's last tiles are of three quarters as hold its
+  // tokens so: 270 are three of 96, not 128, 128 and 14.
+  W4AFP8_HOST_DEVICE int token_begin(int count, int tiles, int tile) const {
+    constexpr int kQuarter = Tile::kTokens / 4;
+    if (Tile::kMayPause && paused > 0) {
+      const int spare = (tiles * Tile::kTokens - count) / kQuarter;
+      const int narrow = tile - (tiles - (spare < tiles ? spare : tiles));
+      return tile * Tile::kTokens - (narrow > 0 ? narrow * kQuarter : 0);
+    }
+    const bool narrow =
+        tiles > 1 && tiles <= Tile::kThreeQuarterTiles && count <= tiles * Tile::kThreeQuarters;
+    return tile * (narrow ? Tile::kThreeQuarters : Tile::kTokens);
   }
   W4AFP8_HOST_DEVICE bool is_heavy(int count) const { return !Tile::kIsWide || count > light_most; }
   // Whether an expert's only tile is light where others have several. A tile of 256 tokens multiplies longer than its
@@ -128,11 +150,11 @@ struct TilePlan {
     light_most = kLoneIsLight && any_has_several ? Tile::kTokens : Tile::kTokens / 2;
   }
 
-  // One bit for each width of an expert's tiles.
-  W4AFP8_HOST_DEVICE static uint32_t widths_of(int count) {
-    const int tiles = token_tiles(count), each = tile_tokens(count, tiles);
-    const int last = width_of<Tile>(count - (tiles - 1) * each).tokens;
-    return 1u << last / 16 | (tiles > 1 ? 1u << each / 16 : 0);
+  // One bit for each width of an expert's tiles, if none are in parts.
+  W4AFP8_HOST_DEVICE uint32_t widths_of(int count) const {
+    const int tiles = token_tiles(count), last = token_begin(count, tiles, tiles - 1);
+    const uint32_t others = tiles > 1 ? 1u << token_begin(count, tiles, 1) / 16 : 0;
+    return others | 1u << width_of<Tile>(count - last).tokens / 16;
   }
 
   W4AFP8_HOST_DEVICE static int token_group_of(int64_t in_features) {
@@ -150,6 +172,7 @@ struct TilePlan {
     plan.experts = plan.tall_experts = static_cast<int>(params.tokens.experts);
     plan.clusters = Divisor::of(clusters);
     plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
+    plan.k_blocks = static_cast<int>(ceil_div(params.in_features, kSubBlockIn));
     plan.token_group = token_group_of(params.in_features);
     plan.tall_height = Tile::kSubBlocks;
     if (Tile::kAnyHeight && Tile::kIsWide && plan.sub_blocks > Tile::kSubBlocks) {
@@ -204,14 +227,17 @@ struct TilePlan {
     count_tiles(heavy, tables.heavy_end);
     if (Tile::kIsWide) count_tiles(light, tables.light_end);
     whole = heavy.all;
-    mix();
+    paused = 0;
     taken_begin = all();
-    if (Tile::kTakes && may_take && all() > clusters.value && (is_uneven || light.all > 0)) {
+    const bool takes =
+        Tile::kTakes && may_take && all() > clusters.value && (is_uneven || light.all > 0);
+    if (takes) {
       const int waves = clusters.quotient(all());
       taken_begin = (waves > 3 ? waves - 2 : 1) * clusters.value;
-      return;
+      if (Tile::kMayPause && may_pause) pause();
     }
-    if (!Tile::kSplits || light.all > 0) return;
+    mix();
+    if (!Tile::kSplits || takes || light.all > 0) return;
     const int last = clusters.remainder(heavy.all);
     if (2 * last > clusters.value) return;
     whole -= last;
@@ -220,6 +246,8 @@ struct TilePlan {
   }
 
   W4AFP8_HOST_DEVICE int all() const { return heavy.all + light.all; }
+  // In the order in which tiles are multiplied: first parts, whole tiles, last parts.
+  W4AFP8_HOST_DEVICE int places() const { return all() + (Tile::kMayPause ? paused : 0); }
 
   static constexpr int kParts = 2;
   struct Sequence {
@@ -238,15 +266,34 @@ struct TilePlan {
     return sequence.parts[0].tiles + sequence.parts[1].tiles;
   }
 
-  // The i-th tile of a cluster's sequence, or -1 beyond the last.
-  W4AFP8_HOST_DEVICE int tile_of(const Sequence& sequence, int i) const {
+  // The place of the i-th tile of a cluster's sequence, or -1 beyond the last.
+  W4AFP8_HOST_DEVICE int place_of(const Sequence& sequence, int i) const {
     const auto& [first, second] = sequence.parts;
-    if (i < first.tiles) return tile_at(first.tile(i, clusters));
+    if (i < first.tiles) return first.tile(i, clusters);
     i -= first.tiles;
-    return i < second.tiles ? tile_at(second.tile(i, clusters)) : -1;
+    return i < second.tiles ? second.tile(i, clusters) : -1;
   }
 
-  // Heavy tiles are numbered first. In the order in which tiles are multiplied light ones lie evenly between them.
+  W4AFP8_HOST_DEVICE bool is_last_part(int place) const {
+    return Tile::kMayPause && place >= all();
+  }
+
+  // The tile, or part of one, at a place.
+  W4AFP8_HOST_DEVICE TileCoordinates locate(const ExpertTables& tables, int place) const {
+    if (!Tile::kMayPause || paused == 0) return locate_tile(tables, tile_at(place));
+    const bool pauses = place < paused;
+    TileCoordinates tile =
+        locate_tile(tables, tile_at(pauses ? all() - paused + place : place - paused));
+    if (pauses) tile.pause = place + 1, tile.k_blocks = pause_of(place);
+    if (is_last_part(place)) {
+      tile.k_begin = pause_of(place - all());
+      tile.k_blocks -= tile.k_begin;
+    }
+    return tile;
+  }
+
+ private:
+  // Heavy tiles are numbered first. Light ones lie evenly between them.
   W4AFP8_HOST_DEVICE int tile_at(int place) const {
     if (!Tile::kIsWide) return place;
     const int lights = lights_before(place);
@@ -254,7 +301,20 @@ struct TilePlan {
     return lights_before(place + 1) > lights ? heavy.all + lights : place - lights;
   }
 
-  W4AFP8_HOST_DEVICE TileCoordinates locate(const ExpertTables& tables, int index) const {
+  // Where a good part of the last wave would be idle: some of the last tiles have two parts, and all are taken.
+  W4AFP8_HOST_DEVICE void pause() {
+    const int waves = clusters.quotient_rounded_up(all()), idle = waves * clusters.value - all();
+    if (waves > kPausedWaves || 8 * idle < waves * clusters.value) return;
+    const int two_thirds = clusters.value * 2 / 3;  // the best of what was tried (kernel-log.md)
+    paused = two_thirds < kMostPaused ? two_thirds : kMostPaused;
+    taken_begin = 0;
+  }
+  // k blocks before the i-th pause: from a fifth of all on, up to seven eighths. So last parts get shorter and shorter.
+  W4AFP8_HOST_DEVICE int pause_of(int i) const {
+    return clusters.quotient(k_blocks * (clusters.value + 5 * i) / 5);
+  }
+
+  W4AFP8_HOST_DEVICE TileCoordinates locate_tile(const ExpertTables& tables, int index) const {
     const bool is_half = Tile::kSplits && index < heavy.all && index >= whole;
     const int second_half = is_half ? (index - whole) % 2 : 0;
     if (is_half) index = whole + (index - whole) / 2;
@@ -286,20 +346,23 @@ struct TilePlan {
       token_tile += local - block * in_group;
     }
     const int most = is_half ? Tile::kTokens / 2 : Tile::kTokens;
-    const int each = tile_tokens(count, all_tokens), token_begin = token_tile * each;
+    const int begin = token_begin(count, all_tokens, token_tile);
 
     tile.sub_block = block * height * Tile::kCluster;
     const int left = sub_blocks - tile.sub_block;
     tile.sub_blocks = Tile::kVariesHeight && left < height ? left : height;
-    const int first = token_begin + second_half * most;
+    const int first = begin + second_half * most;
     tile.row_begin = tables.row_begin[tile.expert] + first;
-    const int end = count < token_begin + each ? count : token_begin + each;
+    const int next = token_begin(count, all_tokens, token_tile + 1);
+    const int end = count < next ? count : next;
     tile.num_tokens = end - first < most ? end - first : most;
     tile.alone = all_tokens == 1 && !is_half;
+    tile.pause = 0;
+    tile.k_begin = 0;
+    tile.k_blocks = k_blocks;
     return tile;
   }
 
- private:
   W4AFP8_HOST_DEVICE int out_blocks_of(int height) const {
     if (!Tile::kVariesHeight)
       return (sub_blocks + Tile::kSubBlocks * Tile::kCluster - 1) /
@@ -313,9 +376,9 @@ struct TilePlan {
   // up, which leaves more for the end: more even a mix takes up to 5% longer (kernel-log.md, run 86).
   W4AFP8_HOST_DEVICE void mix() {
     light_share = 0;
-    const int lights = light.all - clusters.value / 2;
+    const int lights = light.all - (paused > 0 ? 0 : clusters.value / 2);
     if (!Tile::kIsWide || lights <= 0 || heavy.all == 0) return;
-    if (Tile::kTokens > 128) {
+    if (!kLoneIsLight) {
       const uint32_t step = (heavy.all + lights - 1) / lights + 1;
       light_share = 0xFFFFFFFFu / step + 1;
     } else {

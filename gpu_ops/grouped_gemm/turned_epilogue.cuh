@@ -96,10 +96,8 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
                             swizzled(warp() * 2 + lane() / 8 % 2, row);
 #pragma unroll
     for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-      const int from = first + token;
-      const uint32_t matrix[4] = {sums.bits(from, 0), sums.bits(from, 1), sums.bits(from + 8, 0),
-                                  sums.bits(from + 8, 1)};
-      ptx::stmatrix_x4_transposed(staged + token * Storage::kStagedRowBytes, matrix);
+      ptx::stmatrix_x4_transposed(staged + token * Storage::kStagedRowBytes,
+                                  sums.matrices(first + token));
     }
   }
 

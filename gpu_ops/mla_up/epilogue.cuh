@@ -20,7 +20,7 @@
 #include <cuda_fp16.h>
 
 #include "mla_up/weights.cuh"
-#include "ptx/stmatrix.cuh"
+#include "ptx/matrix.cuh"
 
 namespace w4afp8 {
 

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "activation_quant/launch.h"
+#include "common/launch_counter.h"
 #include "grouped_gemm/launch.h"
 #include "mla_up/launch.h"
 #include "moe_route/launch.h"
@@ -334,6 +335,21 @@ void group_gemm() {
     }
   }
   for (const int format : {0, 2, 3}) group_gemm_case(uneven_medium, {1024, 640}, formats[format]);
+  // 215 of these, some of which are in two parts with 132 multiprocessors, and of one sub-block.
+  Experts in_parts = {{100, 90, 80, 70}, 0};
+  for (int i = 0; i < 3; ++i) {
+    for (const int32_t tokens : {300, 20, 130, 64, 1, 0, 257, 150}) {
+      in_parts.counts.push_back(tokens);
+    }
+  }
+  for (const int format : {0, 3}) {
+    const LaunchCounters* const counters = launch_counters(nullptr);
+    group_gemm_case(in_parts, {1088, 2080}, formats[format]);
+    LaunchCounters after[2] = {}, zeros[2] = {};
+    require_success(cudaMemcpy(after, counters, sizeof(after), cudaMemcpyDeviceToHost), "counters");
+    require(std::memcmp(after, zeros, sizeof(after)) == 0,
+            "group_gemm: a launch did not put its counters back");
+  }
   // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
   for (const int32_t tokens : {3, 20, 100}) {
     const Experts many = {std::vector<int32_t>(70, tokens), 0};

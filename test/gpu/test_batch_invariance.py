@@ -31,7 +31,13 @@ from numpy.typing import NDArray
 from w4afp8 import ops
 from w4afp8.quant import pack
 from w4afp8.testing.compare import assert_bits_equal
-from w4afp8.testing.gemm_inputs import NAN_BYTE, GemmInputs, GemmProblem, random_inputs
+from w4afp8.testing.gemm_inputs import (
+    IN_PARTS,
+    NAN_BYTE,
+    GemmInputs,
+    GemmProblem,
+    random_inputs,
+)
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor, tensor_bits
 
 # Group sizes; "in float32": summed so; "to float16": the output, whose sums are carried.
@@ -161,6 +167,42 @@ def test_bits_do_not_depend_on_how_many_tokens_there_are(
             outs = batches.run([some, ALL[:1]], padding=padding, hint=hint)
             assert_bits_equal(outs[0], first[some], f"{cut} tokens, hint {hint}")
             assert_bits_equal(outs[1], second[:1], f"beside {cut} tokens, hint {hint}")
+
+
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("counts", "outs", "ins"), IN_PARTS, ids=["215", "136"])
+@pytest.mark.parametrize("form", ["int4", "mxfp4"])
+def test_bits_do_not_depend_on_tiles_being_in_two_parts(
+    place: Any, form: str, counts: tuple[int, ...], outs: int, ins: int, out_dtype: str
+) -> None:
+    """Some are where all experts have tokens, none where one of them has."""
+    p = dataclasses.replace(inputs_of(form).problem, counts=counts, out_features=outs)
+    inputs = random_inputs(dataclasses.replace(p, in_features=ins))
+    packed, source = pack(inputs.weight, place=place), inputs.x_scale
+    assert source is not None
+
+    def run(begin: int, end: int, prefix: NDArray[Any]) -> Bits:
+        out = ops.group_gemm(
+            float8_tensor(inputs.x[begin:end], place),
+            packed.weight,
+            packed.weight_scale,
+            int_tensor([0, *prefix], "int32", place),
+            group_scale=packed.group_scale,
+            x_scale=float_tensor(source[begin:end], "float32", place),
+            weight_format=p.weight_format,
+            group_size=p.group_size,
+            max_tokens=128,
+            accumulation="half",
+            out_dtype=out_dtype,
+        )
+        return tensor_bits(out)
+
+    ends = np.cumsum(counts)
+    whole = run(0, int(ends[-1]), ends)
+    for expert, (end, count) in enumerate(zip(map(int, ends), counts, strict=True)):
+        if count > 0:
+            alone = run(end - count, end, np.where(np.arange(len(counts)) < expert, 0, count))
+            assert_bits_equal(whole[end - count : end], alone, f"expert {expert}")
 
 
 @pytest.mark.parametrize("hint", [1, 128, 4096])

@@ -23,7 +23,7 @@ import pytest
 
 from w4afp8 import ops
 from w4afp8.quant import pack
-from w4afp8.testing.gemm_inputs import GemmInputs, GemmProblem, random_inputs
+from w4afp8.testing.gemm_inputs import IN_PARTS, GemmInputs, GemmProblem, random_inputs
 from w4afp8.testing.gpu import as_torch, torch_on_paddle_stream
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor
 
@@ -39,13 +39,15 @@ LOAD_SIZE = 2048  # of the matrix products beside: shorter than a launch, so tha
 
 
 @functools.cache
-def inputs_of(form: str) -> GemmInputs:
+def inputs_of(
+    form: str, counts: tuple[int, ...] = COUNTS, out_features: int = 504, in_features: int = 2944
+) -> GemmInputs:
     weight_format: Any = form.partition(" ")[0]
     return random_inputs(
         GemmProblem(
-            counts=COUNTS,
-            out_features=504,
-            in_features=2944,
+            counts=counts,
+            out_features=out_features,
+            in_features=in_features,
             weight_format=weight_format,
             group_size=FORMATS[form],
             x_scale="token",
@@ -54,9 +56,9 @@ def inputs_of(form: str) -> GemmInputs:
     )
 
 
-def launcher(place: Any, form: str, hint: int) -> Callable[[], Any]:
+def launcher(place: Any, form: str, hint: int, *shape: Any) -> Callable[[], Any]:
     """The operator on operands that are on the GPU already."""
-    inputs = inputs_of(form)
+    inputs = inputs_of(form, *shape)
     accumulation: Any = "float32" if form.endswith("in float32") else "default"
     out_dtype = "float16" if form.endswith("to float16") else "bfloat16"
     p, packed = inputs.problem, pack(inputs.weight, place=place)
@@ -82,8 +84,19 @@ def launcher(place: Any, form: str, hint: int) -> Callable[[], Any]:
 @pytest.mark.parametrize("hint", TILE_HINTS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_same_bits_in_a_hundred_runs_beside_load(place: Any, form: str, hint: int) -> None:
+    assert_same_bits(place, launcher(place, form, hint))
+
+
+@pytest.mark.parametrize("shape", IN_PARTS, ids=["215", "136"])
+@pytest.mark.parametrize("form", ["int4", "mxfp4"])
+def test_same_bits_in_a_hundred_runs_of_tiles_in_parts(
+    place: Any, form: str, shape: tuple[Any, ...]
+) -> None:
+    assert_same_bits(place, launcher(place, form, 128, *shape))
+
+
+def assert_same_bits(place: Any, launch: Callable[[], Any]) -> None:
     torch = pytest.importorskip("torch", reason="needs PyTorch")
-    launch = launcher(place, form, hint)
     beside = torch.cuda.Stream()
     a = torch.randn(LOAD_SIZE, LOAD_SIZE, dtype=torch.bfloat16, device="cuda")
     product = torch.empty_like(a)

@@ -26,6 +26,7 @@ from w4afp8 import ops
 from w4afp8.quant import pack
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import (
+    IN_PARTS,
     GemmProblem,
     exact_inputs,
     random_inputs,
@@ -48,14 +49,16 @@ FORMATS = {"int4": -1, "int4 groups": 128, "mxfp4": 32}
 # a counter.
 UNEVEN = (300, 20, 130, 513, 257, 64, 1, 0) * 5
 UNEVEN_MEDIUM = (100, 20, 130, 64, 1, 0, 300, 40) * 10
+FEATURES = {UNEVEN: (1024, 640), UNEVEN_MEDIUM: (1024, 640)}
+FEATURES |= {counts: features for counts, *features in IN_PARTS}
 
 
 def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> GemmProblem:
     weight_format: Any = form.partition(" ")[0]
+    out_features, in_features = FEATURES.get(counts, (328, 640))
+    options = {"out_features": out_features, "in_features": in_features} | options
     return GemmProblem(
         counts=counts,
-        out_features=1024 if counts in (UNEVEN, UNEVEN_MEDIUM) else 328,
-        in_features=640,
         weight_format=weight_format,
         group_size=FORMATS[form],
         **options,
@@ -123,6 +126,29 @@ def _with_counts(inputs: Any, p: GemmProblem) -> Any:
     return type(inputs)(p, inputs.x, inputs.weight, inputs.x_scale, inputs.bias)
 
 
+@pytest.mark.parametrize("part", [case[0] for case in IN_PARTS], ids=["215", "136"])
+@pytest.mark.parametrize("form", ["int4", "mxfp4"])
+def test_a_graph_with_tiles_in_parts_replays_with_other_counts(
+    place: Any, form: str, part: tuple[int, ...]
+) -> None:
+    p = problem(part, form)
+    inputs = exact_inputs(p)
+    launch, tokens = prepared(place, inputs)
+    graph, out = captured(place, launch)
+    total, experts = sum(part), len(part)
+    even = tuple(total // experts + (i < total % experts) for i in range(experts))
+    one = (total - experts + 1,) + (1,) * (experts - 1)
+    for counts in (part, even, part[::-1], one, part):
+        other = problem(counts, form, out_features=p.out_features, in_features=p.in_features)
+        expected = bits_of(reference(_with_counts(inputs, other)), "bfloat16")
+        with torch_on_paddle_stream(place) as stream:
+            as_torch(tokens).copy_(as_torch(int_tensor(other.tokens(), "int64", place)))
+            as_torch(out).fill_(7.0)
+            graph.replay()
+            stream.synchronize()
+        assert_bits_equal(tensor_bits(out), expected, f"{counts}")
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_same_bits_in_twenty_runs(place: Any, form: str) -> None:
     inputs = random_inputs(problem((257, 3, 0, 40), form))
@@ -132,12 +158,16 @@ def test_same_bits_in_twenty_runs(place: Any, form: str) -> None:
         assert_bits_equal(tensor_bits(launch()), first, f"run {i}")
 
 
-@pytest.mark.parametrize("counts", [UNEVEN, UNEVEN_MEDIUM], ids=["large", "medium"])
+MANY_WAYS = {"large": UNEVEN, "medium": UNEVEN_MEDIUM}
+MANY_WAYS |= {"215 in parts": IN_PARTS[0][0], "136 in parts": IN_PARTS[1][0]}
+
+
+@pytest.mark.parametrize("counts", MANY_WAYS.values(), ids=MANY_WAYS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_uneven_experts_share_blocks_that_are_done(
     place: Any, form: str, counts: tuple[int, ...]
 ) -> None:
-    """Eagerly and as a graph, again and again: each launch puts its counter back."""
+    """Eagerly and as a graph, again and again: each launch puts its counters back."""
     inputs = exact_inputs(problem(counts, form))
     launch, _ = prepared(place, inputs)
     expected = bits_of(reference(inputs), "bfloat16")
@@ -156,9 +186,23 @@ def test_uneven_experts_share_blocks_that_are_done(
         assert_bits_equal(tensor_bits(out), expected, f"replay {i}")
 
 
-def test_launches_that_run_at_the_same_time_have_counters_of_their_own(place: Any) -> None:
+@pytest.mark.parametrize("form", ["int4", "mxfp4"])
+def test_tiles_in_parts_of_padded_experts(place: Any, form: str) -> None:
+    p = problem(IN_PARTS[0][0], form, token_padding=310)
+    inputs = exact_inputs(p)
+    launch, _ = prepared(place, inputs)
+    expected = reference(inputs)
+    out = tensor_bits(launch()).reshape(expected.shape)
+    holds_token = ~np.isnan(expected[:, 0])
+    assert_bits_equal(out[holds_token], bits_of(expected, "bfloat16")[holds_token])
+
+
+@pytest.mark.parametrize("counts", [UNEVEN, IN_PARTS[1][0]], ids=["large", "in parts"])
+def test_launches_that_run_at_the_same_time_have_counters_of_their_own(
+    place: Any, counts: tuple[int, ...]
+) -> None:
     torch = pytest.importorskip("torch", reason="needs PyTorch")
-    inputs = exact_inputs(problem(UNEVEN))
+    inputs = exact_inputs(problem(counts))
     launch, _ = prepared(place, inputs)
     expected = bits_of(reference(inputs), "bfloat16")
     graphs = [captured(place, launch) for _ in range(2)]

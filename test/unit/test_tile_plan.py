@@ -35,22 +35,24 @@ from itertools import groupby
 import numpy as np
 import pytest
 
+from w4afp8.testing.gemm_inputs import IN_PARTS
+
 pytestmark = pytest.mark.cpu_only
 
 HERE = pathlib.Path(__file__).resolve().parent
 HEAD = re.compile(
     r"\w+, (\d+) x (\d+), widths([ \d]+), cluster of (\d+)(.*)\n"
-    r"(\d+) heavy, (\d+) light, halves from (\d+), taken from (\d+), "
+    r"(\d+) heavy, (\d+) light, (\d+) paused, halves from (\d+), taken from (\d+), "
     r"token groups of (\d+), "
     r"(\d+) high up to expert (\d+), then (\d+)\n?"
 )
 TILE = re.compile(
-    r"cluster (-?\d+), tile (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
-    r"rows (\d+) \+ (-?\d+), width (\d+)(, alone)?"
+    r"cluster (-?\d+), place (\d+): (\w+), expert (\d+), sub-blocks (\d+) \+ (\d+), "
+    r"rows (\d+) \+ (-?\d+), k blocks (\d+) \+ (\d+), width (\d+)(, alone)?(, pauses)?"
 )
 # Outputs x tokens.
 SIZES = "decode 256 x 16, small 256 x 64, medium 256 x 128, large 128 x 256, promoted 128 x 128"
-TILES = [*(size.split()[0] for size in SIZES.split(", ")), "grouped", "carried"]
+TILES = [*(size.split()[0] for size in SIZES.split(", ")), "grouped", "carried", "parts"]
 LARGE = ("large", "grouped", "carried")
 HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
 FEW = "decode decode small small"
@@ -88,14 +90,22 @@ GROUP_BYTES = 12 << 20  # of activations that stay in L2
 class Tile:
     kind: str  # heavy, half or light
     alone: bool
+    pauses: bool  # it is the first part
     cluster: int  # -1: taken, by any
-    index: int
+    place: int  # in the order in which tiles are multiplied
     expert: int
     sub_block: int
     sub_blocks: int  # of one block of the cluster
     row: int
     tokens: int
+    k_begin: int
+    k_blocks: int
     width: int
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """What both parts have."""
+        return (self.expert, self.sub_block, self.sub_blocks, self.row, self.tokens, self.width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +117,7 @@ class Case:
     clusters: int
     tall_experts: int
     may_take: int
+    may_pause: int
     padding: int
     counts: tuple[int, ...]
 
@@ -123,6 +134,10 @@ class Case:
     def sub_blocks(self) -> int:
         return -(-self.out_features // 64)
 
+    @property
+    def k_blocks(self) -> int:
+        return -(-self.in_features // 128)
+
     def begin_of(self, expert: int) -> int:
         return expert * self.padding if self.padding else sum(self.counts[:expert])
 
@@ -138,8 +153,9 @@ class Plan:
     blocks: int  # of a cluster
     heavy: int
     light: int
+    paused: int  # so many tiles are in two parts
     whole: int
-    taken_begin: int  # place in the order in which tiles are multiplied
+    taken_begin: int  # the place of the first tile that is taken
     token_group: int
     tall: int  # sub-blocks of the tiles of the first `tall_experts`
     tall_experts: int
@@ -177,8 +193,8 @@ class Plan:
 def read_tile(line: str) -> Tile:
     match = TILE.fullmatch(line)
     assert match, line
-    numbers = map(int, match.group(1, 2, 4, 5, 6, 7, 8, 9))
-    return Tile(match[3], match[10] is not None, *numbers)
+    numbers = map(int, match.group(1, 2, *range(4, 12)))
+    return Tile(match[3], match[12] is not None, match[13] is not None, *numbers)
 
 
 def read_plan(case: Case, text: str) -> Plan:
@@ -187,10 +203,10 @@ def read_plan(case: Case, text: str) -> Plan:
     tiles = [read_tile(line) for line in text[head.end() :].splitlines()]
     # The scheduler passes over halves without tokens: their other half has them all.
     assert all(tile.tokens > 0 or tile.kind == "half" for tile in tiles), case.line
-    indices = sorted(tile.index for tile in tiles)
-    assert indices == list(range(int(head[6]) + int(head[7]))), case.line
+    places = sorted(tile.place for tile in tiles)
+    assert places == list(range(sum(map(int, head.group(6, 7, 8))))), case.line
     tiles = [tile for tile in tiles if tile.tokens > 0]
-    numbers = map(int, head.group(1, 2, 4, *range(6, 14)))
+    numbers = map(int, head.group(1, 2, 4, *range(6, 15)))
     return Plan(case, tiles, list(map(int, head[3].split())), head[5], *numbers)
 
 
@@ -277,13 +293,17 @@ def test_lower_tiles_shorten_the_most_work(program: str, tile: str, tokens: int)
     assert {row[0] for row in expected} == {0, 1}
 
 
+def round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
 def draw_case(random: random.Random) -> Case:
     tile = random.choice(TILES)
     ranges = [(0, 0), (1, 1), (2, 64), (65, 999), (1000, 3000)]
     counts = [random.randint(*random.choice(ranges)) for _ in range(random.randint(1, 9))]
     if random.random() < 0.4:  # even
         counts = counts[:1] * len(counts)
-    varies = tile in ("small", "medium") and random.random() < 0.5
+    varies = tile in ("small", "medium", "parts") and random.random() < 0.5
     tall_experts = random.randint(0, len(counts)) if varies else len(counts)
     activation = "swiglu" if random.random() < 0.3 else "none"
     out_features = (
@@ -292,28 +312,31 @@ def draw_case(random: random.Random) -> Case:
     sizes = (32 * random.randint(1, 300), out_features, random.randint(1, 132))
     padding = random.choice([0, max(1, *counts), max(counts) + 5])
     may_take = random.randint(0, 1)
-    return Case(tile, activation, *sizes, tall_experts, may_take, padding, tuple(counts))
+    may_pause = random.randint(0, 1) if tile == "parts" and may_take else 0
+    if may_pause:  # as may_pause() in config.h
+        sizes = (2048 + sizes[0], round_up(out_features, 64), sizes[2])
+    return Case(tile, activation, *sizes, tall_experts, may_take, may_pause, padding, tuple(counts))
 
 
 @pytest.fixture(scope="session")
 def plans(program: str) -> list[Plan]:
     source = random.Random(0)
-    cases = [draw_case(source) for _ in range(640)]
+    cases = [draw_case(source) for _ in range(800)]
     return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
 
 
 def test_every_output_of_every_row_is_in_one_tile(plans: list[Plan]) -> None:
     for plan in plans:
         case = plan.case
-        seen = [np.zeros((case.sub_blocks, count), np.int8) for count in case.counts]
+        seen = [np.zeros((case.sub_blocks, count), np.int16) for count in case.counts]
         for tile in plan.tiles:
             first = tile.row - case.begin_of(tile.expert)
             assert 0 <= first < first + tile.tokens <= case.counts[tile.expert], case.line
             # What reaches past the last sub-block has nothing to do.
             end = tile.sub_block + tile.sub_blocks * plan.blocks
             assert tile.sub_block < case.sub_blocks, case.line
-            seen[tile.expert][tile.sub_block : end, first : first + tile.tokens] += 1
-        assert all((part == 1).all() for part in seen), case.line
+            seen[tile.expert][tile.sub_block : end, first : first + tile.tokens] += tile.k_blocks
+        assert all((blocks == case.k_blocks).all() for blocks in seen), case.line
 
 
 def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
@@ -338,7 +361,7 @@ def test_tiles_are_no_larger_than_their_shape(plans: list[Plan]) -> None:
 def test_experts_of_few_large_tiles_may_have_all_of_three_quarters(plans: list[Plan]) -> None:
     three_quarters = Counter[tuple[str, int]]()
     for plan in plans:
-        for tile in plan.tiles:
+        for tile in plan.tiles if plan.paused == 0 else ():
             count, each = plan.case.counts[tile.expert], plan.tokens
             tiles = -(-count // each)
             if 1 < tiles <= plan.three_quarter_tiles and count <= tiles * each * 3 // 4:
@@ -395,9 +418,9 @@ def test_experts_with_few_tokens_are_light_where_tiles_are_wide(plans: list[Plan
             assert (tile.kind == "light") == (count <= plan.light_most), plan.case.line
             lone |= {plan.case.tile} if plan.tokens // 2 < count <= plan.light_most else set()
         kinds |= {(plan.case.tile, tile.kind) for tile in plan.tiles}
-    assert lone == {"medium", "promoted"}
+    assert lone == {"medium", "promoted", "parts"}
     always = {(tile, "heavy") for tile in TILES}
-    wide = {(tile, "light") for tile in ("medium", "promoted", *LARGE)}
+    wide = {(tile, "light") for tile in ("medium", "promoted", "parts", *LARGE)}
     assert kinds == always | wide | {(tile, "half") for tile in LARGE}
 
 
@@ -414,7 +437,8 @@ def test_halves_are_the_last_wave_of_heavy_tiles_alone(plans: list[Plan]) -> Non
 def test_an_expert_with_one_token_tile_is_alone(plans: list[Plan]) -> None:
     """Alone: no other tile reads these weights."""
     for plan in plans:
-        readers = Counter((tile.expert, tile.sub_block) for tile in plan.tiles)
+        parts = {tile.whole: tile for tile in plan.tiles}  # two parts are one tile
+        readers = Counter((tile.expert, tile.sub_block) for tile in parts.values())
         for tile in plan.tiles:
             assert tile.alone == (readers[tile.expert, tile.sub_block] == 1), plan.case.line
 
@@ -436,6 +460,9 @@ def test_the_last_wide_tiles_are_taken_where_they_differ(plans: list[Plan]) -> N
     kinds = set()
     for plan in plans:
         clusters, tiles = plan.case.clusters, plan.heavy + plan.light
+        if plan.paused > 0:
+            assert plan.taken_begin == 0, plan.case.line
+            continue
         widths = {tile.width for tile in plan.tiles if tile.kind == "heavy"}
         differ = plan.light > 0 or len(widths) > 1
         if plan.case.may_take and "takes" in plan.traits and tiles > clusters and differ:
@@ -446,8 +473,139 @@ def test_the_last_wide_tiles_are_taken_where_they_differ(plans: list[Plan]) -> N
             assert plan.taken_begin == tiles, plan.case.line
         taken = [tile for tile in plan.tiles if tile.cluster < 0]
         assert len(taken) == tiles - plan.taken_begin, plan.case.line
-    wide = ("medium", "promoted", *LARGE)
+    wide = ("medium", "promoted", "parts", *LARGE)
     assert kinds == {(tile, kind) for tile in wide for kind in ("heavy", "light")}
+
+
+@pytest.fixture(scope="session")
+def few_tiles(program: str) -> list[Plan]:
+    """Plans of uneven counts whose tiles may be in two parts."""
+    source = random.Random(3)
+    cases = []
+    for _ in range(200):
+        counts = [source.choice([0, 1, 60, 70, 128, 129, 150, 200, 270, 300, 400, 700])]
+        counts *= source.randint(1, 4)
+        counts += [source.randint(1, 500) for _ in range(source.randint(1, 5))]
+        source.shuffle(counts)
+        sizes = (source.choice([2048, 2080, 8192]), source.choice([1536, 3072, 7168]))
+        clusters = source.choice([66, 132])
+        cases.append(Case("parts", "none", *sizes, clusters, len(counts), 1, 1, 0, tuple(counts)))
+    return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
+
+
+def test_tiles_are_in_parts_where_the_last_of_few_waves_is_not_full(few_tiles: list[Plan]) -> None:
+    """An eighth of all blocks' time or more would be idle, if tiles took equally long."""
+    reasons = Counter[tuple[bool, bool]]()
+    for plan in few_tiles:
+        clusters, tiles = plan.case.clusters, plan.heavy + plan.light
+        waves = -(-tiles // clusters)
+        is_few = clusters < tiles <= 4 * clusters
+        is_idle = 8 * (waves * clusters - tiles) >= waves * clusters
+        counts = plan.case.counts
+        widths = {
+            width for count in counts if count > plan.light_most for width in widths_of(count)
+        }
+        differ = plan.light > 0 or len(widths) > 1
+        pauses = differ and is_few and is_idle
+        assert plan.paused == (clusters * 2 // 3 if pauses else 0), plan.case.line
+        reasons[is_few, is_idle] += differ
+    assert min(reasons[key] for key in ((True, True), (True, False), (False, True))) > 3
+
+
+def widths_of(count: int) -> set[int]:
+    """Of an expert's medium tiles, if none are in parts."""
+    last = (count - 1) % 128 + 1
+    return {min(w for w in (128, 96, 64, 32, 16) if w >= last)} | ({128} if count > 128 else set())
+
+
+@pytest.mark.parametrize(
+    ("counts", "pauses"),
+    [
+        ((150,) * 32 + (60,), False),  # 390 tiles, in three waves that are nearly full
+        ((150,) * 33, False),  # 396: three full ones
+        ((150,) * 33 + (60,), True),  # 402: a fourth one of 6 tiles
+        ((150,) * 22, False),  # 264: two full ones
+        ((150,) * 22 + (60,), True),
+        ((150,) * 45, False),  # 540: more than four
+        ((129,) * 5 + (70, 1), False),  # 72: less than one
+    ],
+)
+def test_full_waves_are_not_in_parts(program: str, counts: tuple[int, ...], pauses: bool) -> None:
+    case = Case("parts", "none", 2048, 1536, 132, len(counts), 1, 1, 0, counts)
+    plan = read_plan(case, ask(program, [case.line])[0])
+    assert (plan.paused > 0) == pauses
+
+
+def test_counts_of_the_tests_on_a_gpu_are_in_parts(program: str) -> None:
+    for counts, out_features, in_features in IN_PARTS:
+        case = Case("parts", "none", in_features, out_features, 132, len(counts), 1, 1, 0, counts)
+        plan = read_plan(case, ask(program, [case.line])[0])
+        assert plan.paused == 88, case.line
+        heights = {tile.sub_blocks for tile in plan.tiles if tile.pauses}
+        assert heights == ({4} if out_features == 1024 else {1, 4}), case.line
+
+
+def test_first_parts_come_first_and_last_parts_last(few_tiles: list[Plan]) -> None:
+    """In the same order, with more and more k blocks in the first one."""
+    for plan in few_tiles:
+        places = sorted(plan.tiles, key=lambda tile: tile.place)
+        first, last = places[: plan.paused], places[len(places) - plan.paused :]
+        assert all(tile.pauses == (i < plan.paused) for i, tile in enumerate(places))
+        assert [tile.whole for tile in first] == [tile.whole for tile in last], plan.case.line
+        for tile in places[plan.paused : len(places) - plan.paused]:
+            assert (tile.k_begin, tile.k_blocks) == (0, plan.case.k_blocks), plan.case.line
+        for begin, end in zip(first, last, strict=True):
+            assert (begin.k_begin, begin.k_blocks) == (0, end.k_begin), plan.case.line
+            assert begin.k_blocks >= 3, plan.case.line
+            assert end.k_begin + end.k_blocks == plan.case.k_blocks, plan.case.line
+        shares = [tile.k_blocks / plan.case.k_blocks for tile in first]
+        assert shares == sorted(shares), plan.case.line
+        if shares:
+            assert 0.2 - 1 / plan.case.k_blocks < shares[0] <= 0.2
+            assert 0.7 < shares[-1] < 0.9
+
+
+def test_the_last_tiles_of_an_expert_are_narrower_where_some_are_in_parts(
+    few_tiles: list[Plan],
+) -> None:
+    """As many of 96 tokens as still hold them all: 270 are three of 96, not 128, 128 and 14."""
+    seen = set()
+    for plan in few_tiles:
+        tokens: dict[int, dict[int, int]] = defaultdict(dict)
+        for tile in plan.tiles:
+            tokens[tile.expert][tile.row] = tile.tokens
+        for expert, tiles in tokens.items():
+            count, begins = plan.case.counts[expert], sorted(tiles)
+            narrow = min((128 * len(begins) - count) // 32, len(begins)) if plan.paused else 0
+            widths = [128] * (len(begins) - narrow) + [96] * narrow
+            expected = [
+                count - sum(widths[:-1]) if i + 1 == len(widths) else w
+                for i, w in enumerate(widths)
+            ]
+            assert [tiles[row] for row in begins] == expected, plan.case.line
+            if len(begins) > 1:
+                seen.add((plan.paused > 0, narrow))
+    assert seen >= {(False, 0), (True, 0), (True, 1), (True, 2), (True, 3)}
+
+
+def test_few_tiles_if_tokens_are_split_evenly(program: str) -> None:
+    """No more than three for a multiprocessor: these may be in parts of 16 k blocks or more."""
+    cases = {  # max_tokens, padding, rows, experts, in_features, out_features, multiprocessors
+        "-1 0 1024 8 8192 7168 132": "1 1",  # 8 tiles of 28
+        "-1 0 1792 14 8192 7168 132": "1 1",  # 14: 392 of 396
+        "-1 0 1920 15 8192 7168 132": "0 1",  # 15: 420
+        "-1 0 1920 15 8192 7168 140": "1 1",
+        "-1 4096 32768 8 8192 7168 132": "1 1",  # padded: 128 each, not 4096
+        "-1 4096 61440 15 8192 7168 132": "0 1",
+        "100 4096 61440 15 8192 7168 132": "1 1",  # 1500 tokens: 12 tiles
+        "-1 0 1024 8 2048 7168 132": "1 1",
+        "-1 0 1024 8 2016 7168 132": "1 0",
+        "-1 0 1024 8 8192 7160 132": "1 0",  # no whole sub-blocks
+        "-1 0 1024 8 1048576 64 132": "1 1",
+        "-1 0 1024 8 1048608 64 132": "1 0",
+    }
+    answers = ask(program, [f"few {case}" for case in cases])
+    assert dict(zip(cases, answers, strict=True)) == cases
 
 
 @pytest.mark.parametrize("several", [0, 1, 20])
@@ -456,7 +614,7 @@ def test_every_one_of_many_tiles_has_a_place(program: str, several: int) -> None
     counts = [source.randint(0, 128) for _ in range(1000)]
     counts += [source.randint(129, 5000) for _ in range(several)]
     source.shuffle(counts)
-    case = Case("medium", "none", 2048, 7168, 132, len(counts), 1, 0, tuple(counts))
+    case = Case("medium", "none", 2048, 7168, 132, len(counts), 1, 0, 0, tuple(counts))
     plan = read_plan(case, ask(program, [case.line])[0])  # which looks for each
     assert len(plan.tiles) > 20000
     assert min(plan.heavy, plan.light) > 100
@@ -477,7 +635,7 @@ def mixed_plans(
         counts += [source.randint(129, 300)] * source.randint(0, most_several)
         source.shuffle(counts)
         sizes = (2048, source.choice([256, 1024, 7168]), source.choice([1, 7, 66, 132]))
-        case = Case(tile, "none", *sizes, len(counts), 1, 0, tuple(counts))
+        case = Case(tile, "none", *sizes, len(counts), 1, 0, 0, tuple(counts))
         plan = read_plan(case, ask(program, [case.line])[0])
         if plan.taken_begin <= case.clusters:  # one wave is dealt out
             yield plan, max(plan.light - case.clusters // 2, 0)
@@ -527,7 +685,7 @@ def test_narrow_tiles_are_spread_over_clusters(
     program: str, tile: str, clusters: int, counts: tuple[int, ...]
 ) -> None:
     """Also where experts have as many token tiles as divide the number of clusters."""
-    case = Case(tile, "none", 7168, 4096, clusters, len(counts), 0, 0, counts)
+    case = Case(tile, "none", 7168, 4096, clusters, len(counts), 0, 0, 0, counts)
     plan = read_plan(case, ask(program, [case.line])[0])
     whole = [tile for tile in plan.tiles if tile.kind == "heavy"]
     narrow = Counter(tile.cluster for tile in whole if tile.width < plan.tokens)
@@ -548,7 +706,9 @@ def test_token_tiles_are_multiplied_in_groups_that_stay_in_cache(plans: list[Pla
         tile_bytes = plan.tokens * plan.case.in_features
         assert plan.token_group == max(1, GROUP_BYTES // tile_bytes), plan.case.line
         places: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        for tile in sorted(plan.tiles, key=lambda tile: tile.index):
+        for tile in sorted(plan.tiles, key=lambda tile: tile.place):
+            if tile.pauses:
+                continue  # its other part is where the tile belongs
             row = tile.row - plan.case.begin_of(tile.expert)
             group = row // plan.tokens // plan.token_group
             places[tile.expert].append((group, tile.sub_block, row))

@@ -16,9 +16,11 @@
 //
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
 //          <bfloat16|float16> <default|half|float32>
+//   few <max_tokens> <padding> <rows> <experts> <in> <out> <multiprocessors>
 //   divide <divisor> <dividend> ...
 //   lower <tile> <in> <out> <clusters> <count of each expert> ...
-//   plan <tile> <none|swiglu> <in> <out> <clusters> <tall_experts> <may_take> <padding> <count of each expert> ...
+//   plan <tile> <none|swiglu> <in> <out> <clusters> <tall_experts> <may_take> <may_pause> <padding>
+//        <count of each expert> ...
 //
 // with `scales` none, float32, bfloat16 or e8m0. The kernel plans on the device; the headers are the
 // same. Compiled and read by test_tile_plan.py.
@@ -36,9 +38,10 @@ namespace {
 
 using namespace w4afp8;
 
-// The last two are what some formats have for large tiles (launch_tile.cuh); nothing chooses them by name.
-const std::vector<std::string> kKinds = {"decode",   "small",   "medium", "large",
-                                         "promoted", "grouped", "carried"};
+// The last three are what some formats have for large tiles, and for few medium ones (launch_tile.cuh); nothing
+// chooses them by name.
+const std::vector<std::string> kKinds = {"decode",   "small",   "medium",  "large",
+                                         "promoted", "grouped", "carried", "parts"};
 const std::vector<std::string> kFormats = {"int4", "mxfp4"};
 const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
 const std::vector<std::string> kOutTypes = {"bfloat16", "float16"};
@@ -65,11 +68,10 @@ void with_tile(TileKind kind, const Function& function) {
     case TileKind::kPromoted: return function(TilePromoted{});
     default: break;
   }
-  if (kKinds[static_cast<int>(kind)] == "grouped") {
-    function(TileLargeGrouped{});
-  } else {
-    function(TileLargeCarried{});
-  }
+  const std::string name = kKinds[static_cast<int>(kind)];
+  if (name == "grouped") return function(TileLargeGrouped{});
+  if (name == "carried") return function(TileLargeCarried{});
+  function(TileMediumInParts{});
 }
 
 template <class Tile>
@@ -77,20 +79,25 @@ void print_shape(TileKind kind, Tile) {
   std::printf("%s, %d x %d, widths", kKinds[static_cast<int>(kind)].c_str(), Tile::kOut,
               Tile::kTokens);
   for (int i = 0; i < Tile::Widths::kCount; ++i) std::printf(" %d", Tile::Widths::at(i));
-  std::printf(", cluster of %d%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
+  std::printf(", cluster of %d%s%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
-              Tile::kSplits ? ", splits" : "", Tile::kTakes ? ", takes" : "");
+              Tile::kSplits ? ", splits" : "", Tile::kTakes ? ", takes" : "",
+              Tile::kMayPause ? ", may pause" : "");
   std::printf(", %d of three quarters\n", Tile::kThreeQuarterTiles);
 }
 
 template <class Tile>
-void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int cluster, int index) {
-  const TileCoordinates tile = plan.locate(tables, index);
-  const char* kind = index >= plan.heavy.all ? "light" : index >= plan.whole ? "half" : "heavy";
-  std::printf("cluster %d, tile %d: %s, expert %d, sub-blocks %d + %d, rows %d + %d, ", cluster,
-              index, kind, tile.expert, tile.sub_block, tile.sub_blocks, tile.row_begin,
+void print_tile(const TilePlan<Tile>& plan, const ExpertTables& tables, int cluster, int place) {
+  const TileCoordinates tile = plan.locate(tables, place);
+  const char* kind = !plan.is_heavy(tables.count[tile.expert])            ? "light"
+                     : place >= plan.whole && plan.whole < plan.heavy.all ? "half"
+                                                                          : "heavy";
+  std::printf("cluster %d, place %d: %s, expert %d, sub-blocks %d + %d, rows %d + %d, ", cluster,
+              place, kind, tile.expert, tile.sub_block, tile.sub_blocks, tile.row_begin,
               tile.num_tokens);
-  std::printf("width %d%s\n", width_of<Tile>(tile.num_tokens).tokens, tile.alone ? ", alone" : "");
+  std::printf("k blocks %d + %d, ", tile.k_begin, tile.k_blocks);
+  std::printf("width %d%s%s\n", width_of<Tile>(tile.num_tokens).tokens, tile.alone ? ", alone" : "",
+              tile.pause > 0 ? ", pauses" : "");
 }
 
 // As TileScheduler fills them, one expert after the other.
@@ -115,27 +122,30 @@ void fill_tables(const TokenLayout& tokens, TilePlan<Tile>& plan, const ExpertTa
 }
 
 template <class Tile, int kStep>
-void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, bool may_take) {
+void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, bool may_take,
+                bool may_pause) {
   auto plan = TilePlan<Tile>::template without_counts<kStep>(params, clusters);
   std::vector<int32_t> storage(ExpertTables::words(plan.experts));
   const ExpertTables tables = ExpertTables::at(storage.data(), plan.experts);
   fill_tables(params.tokens, plan, tables);
   plan.tall_experts = tall_experts;
   plan.may_take = may_take;
+  plan.may_pause = may_pause;
   plan.template lower_all<kStep>();
   plan.finish(tables);
-  std::printf("%d heavy, %d light, halves from %d, taken from %d, token groups of %d, ",
-              plan.heavy.all, plan.light.all, plan.whole, plan.taken_begin, plan.token_group);
+  std::printf("%d heavy, %d light, %d paused, halves from %d, taken from %d, token groups of %d, ",
+              plan.heavy.all, plan.light.all, plan.paused, plan.whole, plan.taken_begin,
+              plan.token_group);
   std::printf("%d high up to expert %d, then %d\n", plan.tall_height, plan.tall_experts,
               plan.low_height);
   for (int cluster = 0; cluster < clusters; ++cluster) {
     const auto sequence = plan.sequence(cluster);
-    for (int i = 0, index; (index = plan.tile_of(sequence, i)) >= 0; ++i) {
-      print_tile(plan, tables, cluster, index);
+    for (int i = 0, place; (place = plan.place_of(sequence, i)) >= 0; ++i) {
+      print_tile(plan, tables, cluster, place);
     }
   }
-  for (int place = plan.taken_begin; place < plan.all(); ++place) {
-    print_tile(plan, tables, -1, plan.tile_at(place));
+  for (int place = plan.taken_begin; place < plan.places(); ++place) {
+    print_tile(plan, tables, -1, place);
   }
 }
 
@@ -186,14 +196,24 @@ void choose(std::istream& words) {
   with_tile(kind, [&](auto tile) { print_shape(kind, tile); });
 }
 
+// Whether there are few medium tiles, and whether these may pause.
+void few(std::istream& words) {
+  GroupGemmParams params = {};
+  int blocks = 0;
+  words >> params.max_tokens >> params.tokens.padding >> params.tokens.num_rows;
+  words >> params.tokens.experts >> params.in_features >> params.out_features >> blocks;
+  std::printf("%d %d\n", has_few_tiles(params, blocks), may_pause(params));
+}
+
 void plan(std::istream& words) {
   GroupGemmParams params = {};
   std::string name, activation;
   int clusters = 0, tall_experts = 0;
-  bool may_take = false;
+  bool may_take = false, may_pause = false;
   words >> name >> activation;
   params.activation = find<Activation>(kActivations, activation);
   words >> params.in_features >> params.out_features >> clusters >> tall_experts >> may_take;
+  words >> may_pause;
   words >> params.tokens.padding;
   const bool is_padded = params.tokens.padding > 0;
   std::vector<int32_t> tokens;  // counts, or their running sums
@@ -206,9 +226,9 @@ void plan(std::istream& words) {
   with_tile(kind, [&](auto tile) {
     print_shape(kind, tile);
     if (is_gated(params.activation)) {
-      print_plan<decltype(tile), 2>(params, clusters, tall_experts, may_take);
+      print_plan<decltype(tile), 2>(params, clusters, tall_experts, may_take, may_pause);
     } else {
-      print_plan<decltype(tile), 1>(params, clusters, tall_experts, may_take);
+      print_plan<decltype(tile), 1>(params, clusters, tall_experts, may_take, may_pause);
     }
   });
 }
@@ -222,6 +242,7 @@ int main() {
     if (verb == "divide") divide(words);
     if (verb == "lower") lower(words);
     if (verb == "choose") choose(words);
+    if (verb == "few") few(words);
     if (verb == "plan") plan(words);
     std::puts("");
   }

@@ -30,6 +30,13 @@ from w4afp8.testing import float8
 ActivationScale = Literal["none", "tensor", "token"]
 NAN_BYTE = 0x7F  # of float8_e4m3fn: what rows without a token are filled with
 
+# Counts, out_features and in_features of which some tiles are in two parts on 132 multiprocessors
+# (test_tile_plan.py): of 215 medium tiles, some one sub-block high, and of 136, whose last parts
+# are taken soon after the first ones.
+IN_PARTS = (
+    ((300, 20, 130, 64, 1, 0, 257, 150) * 3 + (100, 90, 80, 70), 1088, 2080),
+    ((300, 20, 130, 64, 1, 0, 257, 150) * 2 + (100,) * 8, 1024, 2048),
+)
 EXACT_SPREAD = 2  # binades between the scales that an exact channel's products meet in one sum
 
 

@@ -12,8 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Stores 8x8 matrices of 16-bit elements transposed: fragment rows (outputs) become the 16 bytes at
-// each of the addresses, which lane 8 * i + r gives for row r of matrix i.
+// 8x8 matrices of 16-bit elements, transposed on their way to shared memory or from it: fragment rows (outputs) are
+// the 16 bytes at each of the addresses, which lane 8 * i + r gives for row r of matrix i.
 #pragma once
 
 #include "ptx/barrier.cuh"
@@ -24,6 +24,13 @@ __device__ __forceinline__ void stmatrix_x4_transposed(void* address, const uint
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                    shared_address(address)),
                "r"(matrix[0]), "r"(matrix[1]), "r"(matrix[2]), "r"(matrix[3])
+               : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&matrix)[4], const void* address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+               : "r"(shared_address(address))
                : "memory");
 }
 
