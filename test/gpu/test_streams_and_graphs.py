@@ -158,12 +158,13 @@ def test_same_bits_in_twenty_runs(place: Any, form: str) -> None:
         assert_bits_equal(tensor_bits(launch()), first, f"run {i}")
 
 
-MANY_WAYS = {"large": UNEVEN, "medium": UNEVEN_MEDIUM}
-MANY_WAYS |= {"215 in parts": IN_PARTS[0][0], "136 in parts": IN_PARTS[1][0]}
+SHARED = {f"{form}, large": (form, UNEVEN) for form in FORMATS}
+SHARED |= {f"{form}, medium": (form, UNEVEN_MEDIUM) for form in FORMATS}
+SHARED |= {f"{form}, 215 in parts": (form, IN_PARTS[0][0]) for form in ("int4", "mxfp4")}
+SHARED |= {f"{form}, 136 in parts": (form, IN_PARTS[1][0]) for form in ("int4", "mxfp4")}
 
 
-@pytest.mark.parametrize("counts", MANY_WAYS.values(), ids=MANY_WAYS)
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("form", "counts"), SHARED.values(), ids=SHARED)
 def test_uneven_experts_share_blocks_that_are_done(
     place: Any, form: str, counts: tuple[int, ...]
 ) -> None:
