@@ -29,8 +29,8 @@ struct alignas(64) LaunchCounters {
   static constexpr int kMostPaused = 120;
 
   uint32_t tickets;  // drawn, for tiles
-  uint32_t paused[kMostPaused /
-                  8];  // four bits for each tile: warpgroups whose sums wait for its other part
+  // Four bits for each tile: warpgroups whose sums wait for its other part.
+  uint32_t paused[kMostPaused / 8];
 
 #ifdef __CUDACC__
   // By all threads of a warpgroup, whose stores lie before a barrier of theirs.

@@ -60,7 +60,7 @@ enum class GroupScaling {
 };
 
 // Whether tiles may be in two parts, multiplied by different blocks: what there is of a sum, halves without units of
-// their own, then waits in its outputs, which are as many and as long. Larger tiles gain nothing.
+// their own, then waits in its outputs, which are as many and as long.
 template <class Tile, class Format>
 constexpr bool kPauses = Tile::kMayPause && Format::kSummation == Summation::kHalves &&
                          Format::kGroupScaling != GroupScaling::kScaled && !Format::kIsGated;

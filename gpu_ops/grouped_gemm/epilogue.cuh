@@ -90,22 +90,15 @@ class Epilogue {
       source += 16 * params_.out_features;
     }
     sync();
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
-      uint8_t* const staged = shared_.staged[warpgroup_][chunk % 2];
-#pragma unroll
-      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-        *reinterpret_cast<uint4*>(piece_of(staged + token * Storage::kStagedRowBytes)) =
-            pieces[(chunk * Tile::kStagedTokens + token) / 16];
-      }
+    for_each_chunk(tile, [&](int chunk, uint8_t* staged) {
+      for_each_16_tokens(chunk, staged, [&](int first, uint8_t* rows) {
+        *reinterpret_cast<uint4*>(piece_of(rows)) = pieces[first / 16];
+      });
       sync();
-#pragma unroll
-      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-        ptx::ldmatrix_x4_transposed(sums.matrices(chunk * Tile::kStagedTokens + token),
-                                    matrix_of(staged + token * Storage::kStagedRowBytes));
-      }
-    }
+      for_each_16_tokens(chunk, staged, [&](int first, uint8_t* rows) {
+        ptx::ldmatrix_x4_transposed(sums.matrices(first), matrix_of(rows));
+      });
+    });
   }
 
   // Stores `sums` as they are, for `resume`.
@@ -113,18 +106,13 @@ class Epilogue {
   __device__ __forceinline__ void pause(const TileCoordinates& tile, const Sums& sums) const {
     __pipeline_wait_prior(0);
     sync();
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
-      uint8_t* const staged = shared_.staged[warpgroup_][chunk % 2];
-#pragma unroll
-      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-        ptx::stmatrix_x4_transposed(matrix_of(staged + token * Storage::kStagedRowBytes),
-                                    sums.matrices(chunk * Tile::kStagedTokens + token));
-      }
+    for_each_chunk(tile, [&](int chunk, uint8_t* staged) {
+      for_each_16_tokens(chunk, staged, [&](int first, uint8_t* rows) {
+        ptx::stmatrix_x4_transposed(matrix_of(rows), sums.matrices(first));
+      });
       sync();
       store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { __stcg(out, piece); });
-    }
+    });
     sync();  // all are stored
   }
 
@@ -165,9 +153,7 @@ class Epilogue {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
-      // Chunks take turns at two buffers: whoever passed this chunk's barrier had written the rows
-      // of the chunk before.
-      uint8_t* const staged = shared_.staged[warpgroup_][chunk % 2];
+      uint8_t* const staged = staged_of(chunk);
 #pragma unroll
       for (int token = 0; token < Tile::kStagedTokens; token += 16) {
         stage_16_tokens<Out>(channels, sums, chunk * Tile::kStagedTokens + token,
@@ -185,6 +171,30 @@ class Epilogue {
       } else {
         store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { *out = piece; });
       }
+    }
+  }
+
+  // Chunks take turns at two buffers: whoever passed a chunk's barrier is done with the chunk before.
+  __device__ __forceinline__ uint8_t* staged_of(int chunk) const {
+    return shared_.staged[warpgroup_][chunk % 2];
+  }
+
+  // Calls `visit` with each chunk that has tokens, and where it is staged.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_chunk(const TileCoordinates& tile, Visit visit) const {
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
+      visit(chunk, staged_of(chunk));
+    }
+  }
+  // Calls `visit` with the first of each 16 tokens of a chunk, and where their rows are staged.
+  template <class Visit>
+  __device__ __forceinline__ static void for_each_16_tokens(int chunk, uint8_t* staged,
+                                                            Visit visit) {
+#pragma unroll
+    for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+      visit(chunk * Tile::kStagedTokens + token, staged + token * Storage::kStagedRowBytes);
     }
   }
 
