@@ -68,8 +68,12 @@ CHOICES = f"""
 1024 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
 992 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium medium medium medium
 992 7168 mxfp4 e8m0 32 float16 half: {FEW} medium medium large large large
-4096 1160 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
-4096 1152 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
+4096 616 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
+4096 608 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
+4096 1160 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
+4096 1152 mxfp4 e8m0 32 float16 default: {FEW} medium medium medium medium medium
+4096 1160 int4 none -1 bfloat16 default: {FEW} medium medium large large large
+4096 1152 int4 none -1 bfloat16 default: {FEW} medium medium medium medium medium
 4096 7168 int4 none -1 float16 default: {FEW} medium medium large large large
 4096 7168 int4 none -1 float16 half: {FEW} medium medium large large large
 4096 7168 int4 none -1 bfloat16 float32: {FEW} {PROMOTED}
