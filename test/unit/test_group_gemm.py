@@ -279,9 +279,15 @@ def test_exact_for_whole_rings(place: Any, form: str, in_features: int) -> None:
     check_exact(place, p, max_tokens=128)
 
 
-def test_exact_for_many_experts(place: Any) -> None:
-    counts = tuple(np.random.default_rng(1).integers(0, 4, 130))
-    check_exact(place, problem(counts, LinearShape(72, 96)))
+# The scheduler counts the tokens of up to 32 experts with a thread each, of more with several a thread.
+@pytest.mark.parametrize("max_tokens", [1, 128, 4096])
+@pytest.mark.parametrize("experts", [31, 32, 33, 130, 1023, 1024])
+def test_exact_for_many_experts(place: Any, experts: int, max_tokens: int) -> None:
+    rng = np.random.default_rng(experts)
+    counts = rng.integers(0, 4, experts)
+    counts[rng.permutation(experts)[:6]] = [70, 100, 128, 150, 270, 300]
+    p = problem(tuple(counts), LinearShape(248, 96), "mxfp4")
+    check_exact(place, p, max_tokens=max_tokens)
 
 
 # Of fewer tiles than multiprocessors the GPU makes lower ones: here most have all their sub-blocks.
@@ -327,8 +333,8 @@ def test_accuracy_for_distant_mxfp4_groups(
     check_close(place, accumulator, inputs, accumulation=accumulation)
 
 
-# After each k block of 128 a large tile looks for groups in the next one that are far below their
-# channel's largest, and makes their weights anew.
+# A group that is far below its channel's largest takes another way through most tiles, by itself or with its k
+# block of 128.
 @pytest.mark.parametrize("max_tokens", [1, 64, 128, 4096])
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
 def test_accuracy_for_some_distant_mxfp4_groups(
