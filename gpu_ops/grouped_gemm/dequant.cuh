@@ -52,6 +52,13 @@ __device__ __forceinline__ uint32_t int4_to_e4m3(uint32_t word) {
   return (word & 0x0E0E0E0Eu) + (word & 0x01010101u) * 0x82u;
 }
 
+// Where the tables of folded group scales come from.
+enum class Tables {
+  kNear,      // arithmetic: right where no group is far below its channel's largest
+  kLookedUp,  // shared memory, which has no time to spare
+  kEither,  // arithmetic, or shared memory for threads that have far groups: by a branch, so not beside products
+};
+
 // How a format's group scales reach the sums.
 enum class GroupScaling {
   kNone,    // there are none
@@ -80,7 +87,7 @@ struct Int4PerChannel {
     __device__ static constexpr bool has_far() { return false; }
   };
 
-  template <int kStepsAtOnce, bool kNear>
+  template <int kStepsAtOnce, Tables kTables>
   __device__ __forceinline__ static void dequantise(const PackedWords& packed, const RowScales&,
                                                     const uint2*, Fragment (&a)[kStepsPerBlock]) {
 #pragma unroll
@@ -136,7 +143,8 @@ struct FoldedMxfp4 {
       return bytes[half] >> (8 * step) & 0xFF;
     }
 
-    // Whether one of the groups is far: more than 6 binades below its channel's largest.
+    // Whether one of the groups is far: more than 6 binades below its channel's largest. Arithmetic would reach 4
+    // further, but two more instructions to ask for that take 1% longer (kernel-log.md, run 102).
     __device__ __forceinline__ bool has_far() const {
       return (~(bytes[0] & bytes[1]) & 0xF8F8F8F8u) != 0;
     }
@@ -158,8 +166,7 @@ struct FoldedMxfp4 {
     return two(magnitudes.x, magnitudes.y) | two(magnitudes.z, magnitudes.w) << 16;
   }
 
-  // The same for groups that are not far, without a look into shared memory, which has no time to spare: the byte of
-  // a normal number grows by 4 with each binade.
+  // The same for groups that are not far, whose numbers are all normal: their bytes grow by 4 with each binade.
   __device__ __forceinline__ static uint2 near_table(uint32_t entry) {
     constexpr uint32_t kOne = (15 + kTop) << 2;  // the byte of 2^kTop
     constexpr uint32_t kBut0 = 0x01010100u, kAll = 0x01010101u;
@@ -177,8 +184,8 @@ struct FoldedMxfp4 {
     return magnitudes | (word_at_signs & 0x80808080u);
   }
 
-  // `kStepsAtOnce`: k steps whose tables are in registers together. `kNear`: right where no group is far.
-  template <int kStepsAtOnce, bool kNear>
+  // `kStepsAtOnce`: k steps whose tables are in registers together.
+  template <int kStepsAtOnce, Tables kTables>
   __device__ __forceinline__ static void dequantise(const PackedWords& packed,
                                                     const RowScales& scales, const uint2* tables,
                                                     Fragment (&a)[kStepsPerBlock]) {
@@ -188,8 +195,15 @@ struct FoldedMxfp4 {
 #pragma unroll
       for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
         const int step = first + i / 2, half = i % 2;
-        table[i / 2][half] = kNear ? near_table(__byte_perm(scales.bytes[half], 0, 0x4440 | step))
-                                   : tables[scales.byte(step, half)];
+        table[i / 2][half] = kTables == Tables::kLookedUp
+                                 ? tables[scales.byte(step, half)]
+                                 : near_table(__byte_perm(scales.bytes[half], 0, 0x4440 | step));
+      }
+      if (kTables == Tables::kEither && scales.has_far()) {
+#pragma unroll
+        for (int i = 0; i < 2 * kStepsAtOnce; ++i) {
+          table[i / 2][i % 2] = tables[scales.byte(first + i / 2, i % 2)];
+        }
       }
 #pragma unroll
       for (int i = 0; i < 2 * kStepsAtOnce; ++i) {

@@ -36,8 +36,10 @@ class MainLoop {
         warpgroup_(threadIdx.x / 128),
         k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))),
         most_(Sums::largest_scale(k_blocks_, Format::kLargest)),
+        first_tokens_(token_tile_place(ptx::shared_address(shared.tokens))),
         listed_(ptx::shared_address(shared.tiles + kListedTiles - 1)) {
     static_assert(offsetof(Storage, tiles) % kListBytes == 0);
+    asm volatile("" : "+r"(first_tokens_));  // or the compiler would make it anew in each k block
   }
 
   // Waits for the next tile's first stage, by when the tile is listed; false after the last one. Tiles without
@@ -140,18 +142,22 @@ class MainLoop {
     load(packed);
     if constexpr (kFragmentBuffers == 2) {
       Fragments odd;
-      dequantise(packed, even);
+      dequantise<Tables::kLookedUp>(packed, even);
       for (int k = 0; k < k_blocks_; k += 2) {
         add_and_prepare<kWidth, 0>(sums, group, even, packed, odd, k);
         if (k + 1 < k_blocks_) add_and_prepare<kWidth, 1>(sums, group, odd, packed, even, k + 1);
       }
     } else {
-      for (int k = 0; k < k_blocks_; ++k) {
-        dequantise(packed, even);
+      int k = 0;
+      bool more = true;
+      do {
+        dequantise<Tables::kEither>(packed, even);
+        more = k + 1 < k_blocks_;
         add_block<kWidth, 0>(sums, group, even, packed, k, [&] {
-          if (k + 1 < k_blocks_) load(packed);
+          if (more) load(packed);
         });
-      }
+        ++k;
+      } while (more);
     }
   }
 
@@ -164,10 +170,10 @@ class MainLoop {
     add_block<kWidth, kPlace>(sums, group, current, packed, k, [&] {
       if (k + 1 >= k_blocks_) return;
       load<kNextPlace>(packed);
-      dequantise<Tile::kIsWide>(packed, next);
+      dequantise<Tile::kIsWide ? Tables::kNear : Tables::kLookedUp>(packed, next);
     });
     // Not beside the products: with a branch there the compiler would wait for each of them.
-    if (Tile::kIsWide && packed.scales.has_far()) dequantise(packed, next);
+    if (Tile::kIsWide && packed.scales.has_far()) dequantise<Tables::kLookedUp>(packed, next);
   }
 
   // `meanwhile` runs beside the products of the k block and may overwrite `packed`. `kPlace`: of the k block
@@ -201,7 +207,7 @@ class MainLoop {
     Packed packed;
     Fragments even, odd;
     load(packed);
-    dequantise(packed, even);
+    dequantise<Tables::kLookedUp>(packed, even);
     int k = 0;
 #pragma unroll 1
     for (; k + 1 < k_blocks_; k += 2) {
@@ -210,7 +216,7 @@ class MainLoop {
       multiply<kWidth, 0>(first, even, first_stage, false);
       if (!kIsDeep<kWidth>) ring_.advance();
       load<kSecond>(packed);
-      dequantise(packed, odd);
+      dequantise<Tables::kLookedUp>(packed, odd);
       const float second_scale[2] = {packed.scale[0], packed.scale[1]};
       const int second_stage = ring_.stage;
       multiply<kWidth, kSecond>(second, odd, second_stage, false);
@@ -221,7 +227,7 @@ class MainLoop {
       add_group<kWidth>(sums, first, first_scale);
       if (k + 2 < k_blocks_) {
         load(packed);
-        dequantise(packed, even);
+        dequantise<Tables::kLookedUp>(packed, even);
       }
       wgmma_wait<0>();
       keep_in_place(second);
@@ -324,17 +330,16 @@ class MainLoop {
     }
   }
 
-  // `kNear`: without a look for far groups, which the caller has done or will do.
-  template <bool kNear = false>
+  template <Tables kTables>
   __device__ __forceinline__ void dequantise(const Packed& packed, Fragments& fragments) const {
-    Format::template dequantise<kStepsPerBlock / kFragmentBuffers, kNear>(
+    Format::template dequantise<kStepsPerBlock / kFragmentBuffers, kTables>(
         packed.words, packed.scales, shared_.e2m1_table, fragments.a);
   }
 
   __device__ __forceinline__ void fetch(Fragments& fragments) const {
     Packed packed;
     load(packed);
-    dequantise(packed, fragments);
+    dequantise<Tables::kLookedUp>(packed, fragments);
   }
 
   // Starts the products of one k block.
@@ -353,10 +358,10 @@ class MainLoop {
   __device__ __forceinline__ void multiply_step(Accumulators& sums, const Fragments& fragments,
                                                 int step, int stage, bool accumulate) const {
     constexpr int kPlaceBytes = kPlace * kWidth * static_cast<int>(kSubBlockIn);
-    const uint64_t first = token_tile_descriptor(ptx::shared_address(shared_.tokens));
-    const uint64_t tokens =
-        further(first, stage * (Storage::kTokenBytes / 16) + kPlaceBytes / 16 + 2 * step);
-    wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], tokens, accumulate);
+    const uint32_t place =
+        first_tokens_ + stage * (Storage::kTokenBytes / 16) + kPlaceBytes / 16 + 2 * step;
+    wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], token_tile_at(place),
+                                            accumulate);
   }
 
   // `row`: of the step's group in the stage.
@@ -399,6 +404,7 @@ class MainLoop {
   int k_blocks_;                   // of the tile, or its part
   const float most_;               // see HalfSums
   int height_ = Tile::kSubBlocks;  // of the tile, in sub-blocks
+  uint32_t first_tokens_;          // place of the first stage's (wgmma.cuh)
   uint32_t listed_;  // the tile's address in the list, which begins at a multiple of its size
   Ring ring_;
 };

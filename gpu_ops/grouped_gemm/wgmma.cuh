@@ -83,17 +83,18 @@ __device__ __forceinline__ void keep_in_place(T (&d)[kCount]) {
 }
 
 // Shared-memory descriptor of a [tokens][128 bytes] tile in the 128-byte swizzle: rows of 8 tokens
-// are 1024 bytes apart. A k32 step further is 32 bytes, 2 in the units of the descriptor.
-__device__ __forceinline__ uint64_t token_tile_descriptor(uint32_t shared_address) {
+// are 1024 bytes apart. Its low word says where the tile is, in steps of 16 bytes: a k32 step further is 2 more.
+__device__ __forceinline__ uint32_t token_tile_place(uint32_t shared_address) {
+  constexpr uint32_t kLeadingUnused = 1u << 16;
+  return kLeadingUnused | ((shared_address & 0x3FFFF) >> 4);
+}
+__device__ __forceinline__ uint64_t token_tile_at(uint32_t place) {
   constexpr uint64_t kSwizzle128 = 1ull << 62;
   constexpr uint64_t kStride = (1024ull >> 4) << 32;
-  constexpr uint64_t kLeadingUnused = 1ull << 16;
-  return kSwizzle128 | kStride | kLeadingUnused | ((shared_address & 0x3FFFF) >> 4);
+  return kSwizzle128 | kStride | place;
 }
-
-// The descriptor of a tile `sixteens` times 16 bytes further: one addition of 32 bits.
-__device__ __forceinline__ uint64_t further(uint64_t descriptor, uint32_t sixteens) {
-  return (descriptor & ~uint64_t{0xFFFFFFFF}) | (static_cast<uint32_t>(descriptor) + sixteens);
+__device__ __forceinline__ uint64_t token_tile_descriptor(uint32_t shared_address) {
+  return token_tile_at(token_tile_place(shared_address));
 }
 
 }  // namespace w4afp8
