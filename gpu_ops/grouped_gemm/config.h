@@ -205,7 +205,7 @@ inline TileKind choose_tile(const GroupGemmParams& params) {
   if (summation_of(params) == Summation::kPromoted) return TileKind::kPromoted;
   // With few in_features the epilogue of sums in float32 takes most of the time: medium tiles have less.
   const bool is_long = params.in_features >= 1024 || summation_of(params) == Summation::kHalves;
-  // MXFP4 takes more instructions to dequantise, which is done for 256 tokens at once there.
+  // Large tiles dequantise once for 256 tokens, and MXFP4 takes more instructions for that.
   const bool is_mxfp4 = params.weight_format == WeightFormat::kMxfp4;
   const double least_use = is_mxfp4 && summation_of(params) == Summation::kHalves ? 0.8 : 0.9;
   const bool fits = is_long && large_tile_use(params) > least_use;

@@ -144,7 +144,7 @@ struct FoldedMxfp4 {
     }
 
     // Whether one of the groups is far: more than 6 binades below its channel's largest. Arithmetic would reach 4
-    // further, but two more instructions to ask for that take 1% longer (kernel-log.md, run 102).
+    // further, but the instructions to ask for that take up to 2% longer (kernel-log.md, run 102).
     __device__ __forceinline__ bool has_far() const {
       return (~(bytes[0] & bytes[1]) & 0xF8F8F8F8u) != 0;
     }

@@ -279,14 +279,24 @@ def test_exact_for_whole_rings(place: Any, form: str, in_features: int) -> None:
     check_exact(place, p, max_tokens=128)
 
 
-# The scheduler counts the tokens of up to 32 experts with a thread each, of more with several a thread.
+# The GPU counts the tokens of up to 32 experts with a thread each, those of more with several each.
 @pytest.mark.parametrize("max_tokens", [1, 128, 4096])
-@pytest.mark.parametrize("experts", [31, 32, 33, 130, 1023, 1024])
-def test_exact_for_many_experts(place: Any, experts: int, max_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("experts", "form"),
+    [
+        (31, "int4"),
+        (32, "mxfp4"),
+        (33, "int4"),
+        (130, "int4 groups of 32"),
+        (1023, "mxfp4"),
+        (1024, "int4"),
+    ],
+)
+def test_exact_for_many_experts(place: Any, experts: int, form: str, max_tokens: int) -> None:
     rng = np.random.default_rng(experts)
     counts = rng.integers(0, 4, experts)
     counts[rng.permutation(experts)[:6]] = [70, 100, 128, 150, 270, 300]
-    p = problem(tuple(counts), LinearShape(248, 96), "mxfp4")
+    p = problem(tuple(counts), LinearShape(248, 96), form)
     check_exact(place, p, max_tokens=max_tokens)
 
 
@@ -333,8 +343,8 @@ def test_accuracy_for_distant_mxfp4_groups(
     check_close(place, accumulator, inputs, accumulation=accumulation)
 
 
-# A group that is far below its channel's largest takes another way through most tiles, by itself or with its k
-# block of 128.
+# A thread that has a group far below its channel's largest takes another way through most tiles
+# for that k block of 128.
 @pytest.mark.parametrize("max_tokens", [1, 64, 128, 4096])
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
 def test_accuracy_for_some_distant_mxfp4_groups(
