@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
+#include <cutlass/cutlass.h>
 
 #include "common/grid_dependency.cuh"
 #include "grouped_gemm/epilogue.cuh"
@@ -47,6 +48,36 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
   }
 }
 
+// One tile of this warpgroup, from its first stage to its outputs.
+template <class Tile, class Format>
+__device__ __forceinline__ void multiply(TileCoordinates tile, MainLoop<Tile, Format>& main_loop,
+                                         EpilogueOf<Tile, Format>& epilogue,
+                                         LaunchCounters* counters) {
+  if constexpr (!MainLoop<Tile, Format>::kPassesOverEmpty) {
+    if (Tile::kSplits && tile.num_tokens <= 0) return;
+  }
+  if (main_loop.skips(tile)) {
+    if (kPauses<Tile, Format> && tile.pause > 0) counters->count_paused(tile.pause - 1);
+    return;
+  }
+  epilogue.prefetch(tile);
+  typename MainLoop<Tile, Format>::Sums sums;
+  const bool begins = !kPauses<Tile, Format> || tile.k_begin == 0;
+  if constexpr (kPauses<Tile, Format>) {
+    if (!begins) epilogue.resume(tile, sums, main_loop.most());
+  }
+  main_loop.run(width_of<Tile>(tile.num_tokens).tokens, begins, sums);
+  tile = main_loop.tile();  // no register has to hold it meanwhile
+  if constexpr (kPauses<Tile, Format>) {
+    if (tile.pause > 0) {
+      epilogue.pause(tile, sums);
+      counters->count_paused(tile.pause - 1);
+      return;
+    }
+  }
+  epilogue.store(tile, sums);
+}
+
 template <class Tile, class Format>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     group_gemm_kernel(const __grid_constant__ GroupGemmParams params,
@@ -67,7 +98,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     __syncthreads();
   }
 
-  if (threadIdx.x >= Tile::kConsumerThreads) {
+  // The compiler knows that whole warps go one way here.
+  if (cutlass::canonical_warp_group_idx() >= Tile::kConsumers) {
     wait_for_previous_grids();
     TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),
                                   shared.tiles, shared.desk, shared.mail, counters);
@@ -96,29 +128,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     EpilogueOf<Tile, Format> epilogue(params, shared, rank);
     TileCoordinates tile;
     while (main_loop.next(tile)) {
-      if constexpr (!MainLoop<Tile, Format>::kPassesOverEmpty) {
-        if (Tile::kSplits && tile.num_tokens <= 0) continue;
-      }
-      if (main_loop.skips(tile)) {
-        if (kPauses<Tile, Format> && tile.pause > 0) counters->count_paused(tile.pause - 1);
-        continue;
-      }
-      epilogue.prefetch(tile);
-      typename MainLoop<Tile, Format>::Sums sums;
-      const bool begins = !kPauses<Tile, Format> || tile.k_begin == 0;
-      if constexpr (kPauses<Tile, Format>) {
-        if (!begins) epilogue.resume(tile, sums, main_loop.most());
-      }
-      main_loop.run(width_of<Tile>(tile.num_tokens).tokens, begins, sums);
-      tile = main_loop.tile();  // no register has to hold it meanwhile
-      if constexpr (kPauses<Tile, Format>) {
-        if (tile.pause > 0) {
-          epilogue.pause(tile, sums);
-          counters->count_paused(tile.pause - 1);
-          continue;
-        }
-      }
-      epilogue.store(tile, sums);
+      multiply(tile, main_loop, epilogue, counters);
+      // Together again. Else the compiler takes lanes to be apart in all loops, and has stages and descriptors in
+      // ordinary registers: ten instructions more a k block, and a wait before each product.
+      __syncwarp();
     }
   }
   // A block must not leave while another may still write to its shared memory or barriers.

@@ -17,6 +17,8 @@
 // cores where the copy engine left them.
 #pragma once
 
+#include <cutlass/cutlass.h>
+
 #include "grouped_gemm/dequant.cuh"
 #include "grouped_gemm/scheduler.cuh"
 #include "grouped_gemm/sums.cuh"
@@ -33,7 +35,7 @@ class MainLoop {
       : shared_(shared),
         params_(params),
         thread_(threadIdx.x % 128),
-        warpgroup_(threadIdx.x / 128),
+        warpgroup_(cutlass::canonical_warp_group_idx()),
         k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))),
         most_(Sums::largest_scale(k_blocks_, Format::kLargest)),
         first_tokens_(token_tile_place(ptx::shared_address(shared.tokens))),
@@ -148,16 +150,12 @@ class MainLoop {
         if (k + 1 < k_blocks_) add_and_prepare<kWidth, 1>(sums, group, odd, packed, even, k + 1);
       }
     } else {
-      int k = 0;
-      bool more = true;
-      do {
+      for (int k = 0; k < k_blocks_; ++k) {
         dequantise<Tables::kEither>(packed, even);
-        more = k + 1 < k_blocks_;
         add_block<kWidth, 0>(sums, group, even, packed, k, [&] {
-          if (more) load(packed);
+          if (k + 1 < k_blocks_) load(packed);
         });
-        ++k;
-      } while (more);
+      }
     }
   }
 
