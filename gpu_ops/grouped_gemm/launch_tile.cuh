@@ -29,19 +29,22 @@ namespace w4afp8 {
 // cuTensorMapEncodeTiled, found at run time: the library must load where there is no driver.
 PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder();
 
-// Boxes of `box_tokens` rows x 128 bytes of x in the 128-byte swizzle, zeros outside.
-inline cudaError_t encode_token_map(const GroupGemmParams& params, int box_tokens,
+// Boxes of `box_tokens` rows x 128 bytes of x in the 128-byte swizzle, for tiles of `most_tokens`: see TokenMaps.
+inline cudaError_t encode_token_map(const GroupGemmParams& params, int box_tokens, int most_tokens,
                                     CUtensorMap* map) {
   const auto encode = tensor_map_encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint64_t size[2] = {static_cast<cuuint64_t>(params.in_features),
-                              static_cast<cuuint64_t>(params.tokens.num_rows)};
-  const cuuint64_t stride[1] = {static_cast<cuuint64_t>(params.in_features)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kSubBlockIn),
-                             static_cast<cuuint32_t>(box_tokens)};
-  const cuuint32_t element_stride[2] = {1, 1};
+  const auto row_bytes = static_cast<cuuint64_t>(params.in_features);
+  // Lies before x, where nothing is ever read.
+  const cuuint64_t begin = reinterpret_cast<uintptr_t>(params.x) - most_tokens * row_bytes;
+  const cuuint64_t size[3] = {row_bytes, static_cast<cuuint64_t>(most_tokens),
+                              static_cast<cuuint64_t>(params.tokens.num_rows) + 1};
+  const cuuint64_t stride[2] = {row_bytes, row_bytes};
+  const cuuint32_t box[3] = {static_cast<cuuint32_t>(kSubBlockIn),
+                             static_cast<cuuint32_t>(box_tokens), 1};
+  const cuuint32_t element_stride[3] = {1, 1, 1};
   const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<uint8_t*>(params.x), size, stride,
+      encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, reinterpret_cast<void*>(begin), size, stride,
              box, element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
@@ -83,7 +86,8 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   TokenMaps<Tile> token_maps;
   for (int i = 0; i < Tile::Widths::kCount; ++i) {
-    error = encode_token_map(params, Tile::Widths::at(i) / Tile::kCluster, &token_maps.of_width[i]);
+    error = encode_token_map(params, Tile::Widths::at(i) / Tile::kCluster, Tile::kTokens,
+                             &token_maps.of_width[i]);
     if (error != cudaSuccess) return error;
   }
 

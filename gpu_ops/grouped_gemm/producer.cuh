@@ -166,8 +166,9 @@ struct ScaleSource {
   }
 };
 
-// Boxes of x as wide as tiles may be: one copy fetches a k block's tokens, or this block's share of them in a
-// cluster.
+// Boxes of x as wide as tiles may be: one copy fetches a k block's tokens, or this block's share of them in a cluster,
+// and zeros for those that the tile lacks. A row is the sum of two coordinates, less Tile::kTokens: so n tokens up to
+// row `end` lie from {column, kTokens - n, end} on, and the box leaves the tensor after the last of them.
 template <class Tile>
 struct TokenMaps {
   CUtensorMap of_width[Tile::Widths::kCount];
@@ -233,11 +234,14 @@ class Producer {
     const TileWidth tile_width = width_of<Tile>(tile.num_tokens);
     const int width = tile_width.tokens;
     const CUtensorMap* const map = &token_maps_.of_width[tile_width.index];
-    const int first =
-        Tile::kCluster == 1 ? 0 : rank_ * width / Tile::kCluster;  // of this block's tokens
-    const int row = tile.row_begin + first;
+    // Each block of the cluster copies its share of the tokens, to all of them.
+    static_assert(Tile::kCluster <= 2);
+    const int share = width / Tile::kCluster, first = rank_ * share;
+    const int own = min(max(tile.num_tokens - first, 0), share);
+    const int copied = tile.num_tokens > share ? width : share;
+    ptx::TensorPlace tokens = {0, Tile::kTokens - own, tile.row_begin + first + own};  // TokenMaps
     const uint32_t bytes = (kWeights ? weight.total_bytes() : 0) +
-                           (kOthers ? static_cast<uint32_t>(width * kBlock) : 0);
+                           (kOthers ? static_cast<uint32_t>(copied * kBlock) : 0);
     const auto load_block = [&](int column, int place) {
       if constexpr (kWeights) {
         weight.copy(shared_.weight_of(ring_.stage, place), full(), policy);
@@ -246,8 +250,9 @@ class Producer {
       if constexpr (kOthers) {
         scales.copy(column, shared_.scale_of(ring_.stage, place), full(), policy);
         scales.advance();
-        load_tokens(shared_.tokens_of(ring_.stage, place, width) + first * kBlock, map, row,
-                    column);
+        tokens[0] = column;
+        uint8_t* const destination = shared_.tokens_of(ring_.stage, place, width) + first * kBlock;
+        if (Tile::kCluster == 1 || own > 0) load_tokens(destination, map, tokens);
       }
     };
     // The next tile is listed once both have asked for it: so many k blocks before the end of this one, that the
@@ -277,17 +282,15 @@ class Producer {
 
   __device__ __forceinline__ uint64_t* full() const { return &shared_.full[ring_.stage]; }
 
-  // Each block of the cluster sends its share to all of them. Tokens past the tile's end may be loaded: they
-  // belong to accumulator columns nobody stores.
-  __device__ __forceinline__ void load_tokens(uint8_t* destination, const CUtensorMap* map, int row,
-                                              int column) const {
+  __device__ __forceinline__ void load_tokens(uint8_t* destination, const CUtensorMap* map,
+                                              const ptx::TensorPlace& place) const {
     // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk.
     const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
     if constexpr (Tile::kCluster == 1) {
-      ptx::tensor_copy(destination, map, column, row, full(), policy);
+      ptx::tensor_copy(ptx::shared_address(destination), map, place, full(), policy);
     } else {
-      ptx::tensor_copy_multicast(destination, map, column, row, full(), (1 << Tile::kCluster) - 1,
-                                 policy);
+      ptx::tensor_copy_multicast(ptx::shared_address(destination), map, place, full(),
+                                 (1 << Tile::kCluster) - 1, policy);
     }
   }
 

@@ -37,41 +37,42 @@ __device__ __forceinline__ void bulk_copy(void* destination, const void* source,
       : "memory");
 }
 
-// One box of a two-dimensional tensor map; what lies outside the tensor arrives as zeros.
-__device__ __forceinline__ void tensor_copy(void* destination, const CUtensorMap* map,
-                                            int32_t column, int32_t row, uint64_t* barrier,
-                                            CachePolicy policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(destination)),
-      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)),
-      "l"(static_cast<uint64_t>(policy))
-      : "memory");
-}
+// The first element of a box of a three-dimensional tensor map, the contiguous dimension first.
+using TensorPlace = int32_t[3];
 
-// One box of a three-dimensional tensor map, to an address in the shared state space.
-__device__ __forceinline__ void tensor_copy_3d(uint32_t destination, const CUtensorMap* map,
-                                               int32_t column, int32_t middle, int32_t row,
-                                               uint64_t* barrier) {
+// One box, to an address in the shared state space; what lies outside the tensor arrives as zeros. The box must not lie
+// outside altogether: at the end of memory that was an illegal access (kernel-log.md, run 114).
+__device__ __forceinline__ void tensor_copy(uint32_t destination, const CUtensorMap* map,
+                                            const TensorPlace& place, uint64_t* barrier) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(destination),
-      "l"(map), "r"(column), "r"(middle), "r"(row), "r"(shared_address(barrier))
+      "l"(map), "r"(place[0]), "r"(place[1]), "r"(place[2]), "r"(shared_address(barrier))
       : "memory");
 }
 
-// A two-dimensional box into the same place of every block of the cluster named by `blocks`, each
-// completing on its own barrier.
-__device__ __forceinline__ void tensor_copy_multicast(void* destination, const CUtensorMap* map,
-                                                      int32_t column, int32_t row,
-                                                      uint64_t* barrier, uint16_t blocks,
-                                                      CachePolicy policy) {
+__device__ __forceinline__ void tensor_copy(uint32_t destination, const CUtensorMap* map,
+                                            const TensorPlace& place, uint64_t* barrier,
+                                            CachePolicy policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(
-          shared_address(destination)),
-      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(blocks),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(destination),
+      "l"(map), "r"(place[0]), "r"(place[1]), "r"(place[2]), "r"(shared_address(barrier)),
       "l"(static_cast<uint64_t>(policy))
+      : "memory");
+}
+
+// The same into the same place of every block of the cluster named by `blocks`, each completing on its own
+// barrier.
+__device__ __forceinline__ void tensor_copy_multicast(uint32_t destination, const CUtensorMap* map,
+                                                      const TensorPlace& place, uint64_t* barrier,
+                                                      uint16_t blocks, CachePolicy policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(
+          destination),
+      "l"(map), "r"(place[0]), "r"(place[1]), "r"(place[2]), "r"(shared_address(barrier)),
+      "h"(blocks), "l"(static_cast<uint64_t>(policy))
       : "memory");
 }
 

@@ -16,6 +16,7 @@
 // written outside them nor to rows that hold no token. Run under compute-sanitizer too.
 //
 //   driver [--exact] [name ...]   exact: no guards, so that the sanitizer knows each tensor's end
+#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -86,6 +87,54 @@ class Tensor {
  private:
   size_t size_;
   uint8_t* memory_ = nullptr;
+};
+
+// A copy of `bytes` in device memory behind which nothing is mapped: to read or write beyond it is an error.
+class MemoryEnd {
+ public:
+  explicit MemoryEnd(const std::vector<uint8_t>& bytes) {
+    CUmemAllocationProp place = {};
+    place.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    place.location = {CU_MEM_LOCATION_TYPE_DEVICE, 0};
+    const CUmemAccessDesc access = {place.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    size_t step = 0;
+    call<PFN_cuMemGetAllocationGranularity_v10020>("cuMemGetAllocationGranularity", &step, &place,
+                                                   CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+    mapped_ = (bytes.size() + step - 1) / step * step;
+    reserved_ = mapped_ + step;
+    call<PFN_cuMemCreate_v10020>("cuMemCreate", &memory_, mapped_, &place, 0ull);
+    call<PFN_cuMemAddressReserve_v10020>("cuMemAddressReserve", &begin_, reserved_, size_t{0},
+                                         CUdeviceptr{0}, 0ull);
+    call<PFN_cuMemMap_v10020>("cuMemMap", begin_, mapped_, size_t{0}, memory_, 0ull);
+    call<PFN_cuMemSetAccess_v10020>("cuMemSetAccess", begin_, mapped_, &access, size_t{1});
+    data_ = reinterpret_cast<uint8_t*>(begin_ + mapped_ - bytes.size());
+    require_success(cudaMemcpy(data_, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copy");
+  }
+  ~MemoryEnd() {
+    call<PFN_cuMemUnmap_v10020>("cuMemUnmap", begin_, mapped_);
+    call<PFN_cuMemAddressFree_v10020>("cuMemAddressFree", begin_, reserved_);
+    call<PFN_cuMemRelease_v10020>("cuMemRelease", memory_);
+  }
+  MemoryEnd(const MemoryEnd&) = delete;
+  MemoryEnd& operator=(const MemoryEnd&) = delete;
+
+  uint8_t* data() const { return data_; }
+
+ private:
+  template <typename Function, typename... Arguments>
+  static void call(const char* name, Arguments... arguments) {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult status;
+    require_success(
+        cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &status), name);
+    const CUresult result = reinterpret_cast<Function>(function)(arguments...);
+    require_success(result == CUDA_SUCCESS ? cudaSuccess : cudaErrorUnknown, name);
+  }
+
+  size_t mapped_ = 0, reserved_ = 0;
+  CUmemGenericAllocationHandle memory_ = 0;
+  CUdeviceptr begin_ = 0;
+  uint8_t* data_ = nullptr;
 };
 
 std::mt19937 generator(1);
@@ -284,7 +333,10 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
                      Activation activation = Activation::kNone) {
   const int64_t rows = experts.num_rows(), out = layout.out_features, in = layout.in_features;
   const int64_t num_experts = static_cast<int64_t>(experts.counts.size());
-  const Tensor x(random_bytes(rows * in)), tokens(bytes_of(experts.entries()));
+  // The sanitizer knows where a tensor begins and ends.
+  const std::vector<uint8_t> activations = random_bytes(rows * in);
+  const Tensor x(activations), tokens(bytes_of(experts.entries()));
+  const MemoryEnd last(activations);
   const Tensor weight(random_bytes(num_experts * layout.expert_bytes()));
   const Tensor weight_scale(random_bytes(num_experts * out * 4));
   const Tensor group_scale(random_bytes(num_experts * format.scale_bytes(layout)));
@@ -292,12 +344,12 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
   const Tensor result(poison(rows * (is_gated(activation) ? out / 2 : out) * 2));
   const bool has_groups = format.scale_type != GroupScaleType::kNone;
   run("group_gemm",
-      GroupGemmParams{x.as<uint8_t>(), weight.as<uint8_t>(), weight_scale.as<float>(),
-                      has_groups ? group_scale.as<void>() : nullptr, x_scale.as<float>(),
-                      bias.as<void>(), result.as<void>(), experts.layout(tokens), out, in,
-                      format.group_size, -1, format.weight_format, format.scale_type,
-                      ActivationScaleMode::kPerToken, format.out_type, format.accumulation,
-                      activation},
+      GroupGemmParams{guard_bytes > 0 ? last.data() : x.as<uint8_t>(), weight.as<uint8_t>(),
+                      weight_scale.as<float>(), has_groups ? group_scale.as<void>() : nullptr,
+                      x_scale.as<float>(), bias.as<void>(), result.as<void>(),
+                      experts.layout(tokens), out, in, format.group_size, -1, format.weight_format,
+                      format.scale_type, ActivationScaleMode::kPerToken, format.out_type,
+                      format.accumulation, activation},
       launch_group_gemm);
   check_rows("group_gemm", experts, result.read("group_gemm"));
 }
