@@ -76,7 +76,8 @@ __device__ __forceinline__ void load_boxes(const CUtensorMap& map, uint32_t firs
 #pragma unroll
     for (int split = 0; split < Tile::kSplits; ++split) {
       const int block = split * Tile::kOwnBlocks + part;
-      const ptx::TensorPlace place = {block * 64, static_cast<int32_t>(blockIdx.y), first};
+      const ptx::TensorPlace place = {block * 64, static_cast<int32_t>(blockIdx.y),
+                                      static_cast<int32_t>(first)};
       ptx::tensor_copy(shared + block * (Tile::kTokens * 128), &map, place, &barriers[part]);
     }
   }
