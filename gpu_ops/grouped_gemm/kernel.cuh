@@ -53,9 +53,6 @@ template <class Tile, class Format>
 __device__ __forceinline__ void multiply(TileCoordinates tile, MainLoop<Tile, Format>& main_loop,
                                          EpilogueOf<Tile, Format>& epilogue,
                                          LaunchCounters* counters) {
-  if constexpr (!MainLoop<Tile, Format>::kPassesOverEmpty) {
-    if (Tile::kSplits && tile.num_tokens <= 0) return;
-  }
   if (main_loop.skips(tile)) {
     if (kPauses<Tile, Format> && tile.pause > 0) counters->count_paused(tile.pause - 1);
     return;

@@ -45,16 +45,14 @@ class MainLoop {
   }
 
   // Waits for the next tile's first stage, by when the tile is listed; false after the last one. Tiles without
-  // tokens, which nobody copies, are passed over here, or by the caller where sums are carried: that decides which
-  // registers the compiler has all loops count in, and the other way carried sums take 3% longer, streamed ones 4%.
-  static constexpr bool kPassesOverEmpty = !Sums::kInPlace;
+  // tokens, which nobody copies, are passed over.
   __device__ __forceinline__ bool next(TileCoordinates& tile) {
     ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
     do {
       listed_ =
           listed_ / kListBytes * kListBytes + (listed_ + sizeof(TileCoordinates)) % kListBytes;
       tile = this->tile();
-    } while (kPassesOverEmpty && tile.expert >= 0 && tile.num_tokens <= 0);
+    } while (tile.expert >= 0 && tile.num_tokens <= 0);
     if constexpr (Format::kIsGated && Tile::kVariesHeight) height_ = tile.sub_blocks;
     if constexpr (kPauses<Tile, Format>) k_blocks_ = tile.k_blocks;
     return tile.expert >= 0;
