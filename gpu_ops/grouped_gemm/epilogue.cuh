@@ -150,15 +150,10 @@ class Epilogue {
       channels.bias[half] = to_float<Out>(bias()[i]);
     }
     const bool streams = streams_outputs(params_);
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      if (chunk * Tile::kStagedTokens >= tile.num_tokens) break;
-      uint8_t* const staged = staged_of(chunk);
-#pragma unroll
-      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-        stage_16_tokens<Out>(channels, sums, chunk * Tile::kStagedTokens + token,
-                             matrix_of(staged + token * Storage::kStagedRowBytes));
-      }
+    for_each_chunk(tile, [&](int chunk, uint8_t* staged) {
+      for_each_16_tokens(chunk, staged, [&](int first, uint8_t* rows) {
+        stage_16_tokens<Out>(channels, sums, first, matrix_of(rows));
+      });
       sync();
       if constexpr (Format::kIsGated) {
         if (params_.activation == Activation::kSwiglu) {
@@ -171,7 +166,7 @@ class Epilogue {
       } else {
         store_chunk(tile, chunk, staged, [](uint4* out, uint4 piece) { *out = piece; });
       }
-    }
+    });
   }
 
   // Chunks take turns at two buffers: whoever passed a chunk's barrier is done with the chunk before.
