@@ -48,6 +48,12 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
   }
 }
 
+// Whether only launches that stream their outputs have this kernel (launch_tile.cuh). These wait for stores, and some
+// take 3% longer where their products take less (kernel-log.md, run 116).
+template <class Tile, class Format>
+constexpr bool kIsForStreams = Format::kSummation == Summation::kHalves && !Format::kIsGated &&
+                               Tile::kSplits && !Tile::kTurnsSums;
+
 // One tile of this warpgroup, from its first stage to its outputs.
 template <class Tile, class Format>
 __device__ __forceinline__ void multiply(TileCoordinates tile, MainLoop<Tile, Format>& main_loop,
@@ -128,7 +134,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       multiply(tile, main_loop, epilogue, counters);
       // Together again. Else the compiler takes lanes to be apart in all loops, and has stages and descriptors in
       // ordinary registers: ten instructions more a k block, and a wait before each product.
-      __syncwarp();
+      if constexpr (!kIsForStreams<Tile, Format>) __syncwarp();
     }
   }
   // A block must not leave while another may still write to its shared memory or barriers.
