@@ -13,7 +13,8 @@
 // limitations under the License.
 
 // Calls every launch_xxx without Paddle, on outputs between guard bytes, to see that nothing is
-// written outside them nor to rows that hold no token. Run under compute-sanitizer too.
+// written outside them nor to rows that hold no token, and nothing read behind the grouped GEMM's x. Run
+// under compute-sanitizer too.
 //
 //   driver [--exact] [name ...]   exact: no guards, so that the sanitizer knows each tensor's end
 #include <cudaTypedefs.h>
@@ -125,8 +126,15 @@ class MemoryEnd {
   static void call(const char* name, Arguments... arguments) {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult status;
-    require_success(
-        cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &status), name);
+#if CUDART_VERSION >= 12050
+    const cudaError_t error =
+        cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &status);
+#else
+    const cudaError_t error = cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &status);
+#endif
+    require_success(error, name);
+    require_success(status == cudaDriverEntryPointSuccess ? cudaSuccess : cudaErrorNotSupported,
+                    name);
     const CUresult result = reinterpret_cast<Function>(function)(arguments...);
     require_success(result == CUDA_SUCCESS ? cudaSuccess : cudaErrorUnknown, name);
   }
@@ -333,7 +341,7 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
                      Activation activation = Activation::kNone) {
   const int64_t rows = experts.num_rows(), out = layout.out_features, in = layout.in_features;
   const int64_t num_experts = static_cast<int64_t>(experts.counts.size());
-  // The sanitizer knows where a tensor begins and ends.
+  // x ends where its memory does; for the sanitizer it is a tensor whose ends that knows.
   const std::vector<uint8_t> activations = random_bytes(rows * in);
   const Tensor x(activations), tokens(bytes_of(experts.entries()));
   const MemoryEnd last(activations);
@@ -371,6 +379,10 @@ void group_gemm() {
   }
   // Large tiles, which 248 outputs fill, without group scales; with them there are some above.
   group_gemm_case({{300, 280}, 0}, layouts[2], formats[0]);
+  // The second block of a cluster has no token of the last tile, where x ends.
+  for (const int format : {0, 3}) {
+    group_gemm_case({{300, 280, 20}, 0}, layouts[2], formats[format]);
+  }
   // Several waves of large tiles of all widths, whose last ones are taken, not dealt out.
   Experts uneven = {{}, 0};
   for (int i = 0; i < 3; ++i) {
