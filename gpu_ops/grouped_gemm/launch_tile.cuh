@@ -26,7 +26,7 @@
 
 namespace w4afp8 {
 
-// cuTensorMapEncodeTiled, found at run time: the library must load where there is no driver.
+// cuTensorMapEncodeTiled; nullptr where the driver is older than 12.0.
 PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder();
 
 // Boxes of `box_tokens` rows x 128 bytes of x in the 128-byte swizzle, for tiles of `most_tokens`: see TokenMaps.
@@ -137,6 +137,7 @@ cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream
         if (!streams_outputs(params)) return launch_tile<Large, Format>(params, stream);
       }
       using Rounded = std::conditional_t<kHasGroups, TileLargeGroupedRounded, TileLargeRounded>;
+      static_assert(kIsForStreams<Rounded, Format> != Format::kIsGated);
       return launch_tile<Rounded, Format>(params, stream);
     }
   } else {

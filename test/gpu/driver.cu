@@ -25,11 +25,13 @@
 #include <cstring>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "activation_quant/launch.h"
+#include "common/driver_function.h"
 #include "common/launch_counter.h"
 #include "grouped_gemm/launch.h"
 #include "mla_up/launch.h"
@@ -124,18 +126,9 @@ class MemoryEnd {
  private:
   template <typename Function, typename... Arguments>
   static void call(const char* name, Arguments... arguments) {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult status;
-#if CUDART_VERSION >= 12050
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &status);
-#else
-    const cudaError_t error = cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &status);
-#endif
-    require_success(error, name);
-    require_success(status == cudaDriverEntryPointSuccess ? cudaSuccess : cudaErrorNotSupported,
-                    name);
-    const CUresult result = reinterpret_cast<Function>(function)(arguments...);
+    const auto function = driver_function<Function>(name);
+    require_success(function != nullptr ? cudaSuccess : cudaErrorNotSupported, name);
+    const CUresult result = function(arguments...);
     require_success(result == CUDA_SUCCESS ? cudaSuccess : cudaErrorUnknown, name);
   }
 
@@ -341,10 +334,13 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
                      Activation activation = Activation::kNone) {
   const int64_t rows = experts.num_rows(), out = layout.out_features, in = layout.in_features;
   const int64_t num_experts = static_cast<int64_t>(experts.counts.size());
-  // x ends where its memory does; for the sanitizer it is a tensor whose ends that knows.
+  // x ends where mapped memory does. Under the sanitizer, which knows the ends of a Tensor, it is one.
+  std::optional<Tensor> tensor;
+  std::optional<MemoryEnd> end;
   const std::vector<uint8_t> activations = random_bytes(rows * in);
-  const Tensor x(activations), tokens(bytes_of(experts.entries()));
-  const MemoryEnd last(activations);
+  const uint8_t* const x = guard_bytes == 0 ? tensor.emplace(activations).as<uint8_t>()
+                                            : end.emplace(activations).data();
+  const Tensor tokens(bytes_of(experts.entries()));
   const Tensor weight(random_bytes(num_experts * layout.expert_bytes()));
   const Tensor weight_scale(random_bytes(num_experts * out * 4));
   const Tensor group_scale(random_bytes(num_experts * format.scale_bytes(layout)));
@@ -352,12 +348,12 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
   const Tensor result(poison(rows * (is_gated(activation) ? out / 2 : out) * 2));
   const bool has_groups = format.scale_type != GroupScaleType::kNone;
   run("group_gemm",
-      GroupGemmParams{guard_bytes > 0 ? last.data() : x.as<uint8_t>(), weight.as<uint8_t>(),
-                      weight_scale.as<float>(), has_groups ? group_scale.as<void>() : nullptr,
-                      x_scale.as<float>(), bias.as<void>(), result.as<void>(),
-                      experts.layout(tokens), out, in, format.group_size, -1, format.weight_format,
-                      format.scale_type, ActivationScaleMode::kPerToken, format.out_type,
-                      format.accumulation, activation},
+      GroupGemmParams{x, weight.as<uint8_t>(), weight_scale.as<float>(),
+                      has_groups ? group_scale.as<void>() : nullptr, x_scale.as<float>(),
+                      bias.as<void>(), result.as<void>(), experts.layout(tokens), out, in,
+                      format.group_size, -1, format.weight_format, format.scale_type,
+                      ActivationScaleMode::kPerToken, format.out_type, format.accumulation,
+                      activation},
       launch_group_gemm);
   check_rows("group_gemm", experts, result.read("group_gemm"));
 }
