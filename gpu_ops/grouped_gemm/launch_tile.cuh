@@ -15,8 +15,6 @@
 // Host side of one kernel instance: tensor map, shared memory, grid, launch.
 #pragma once
 
-#include <cudaTypedefs.h>
-
 #include <type_traits>
 
 #include "common/device.h"
@@ -25,30 +23,6 @@
 #include "grouped_gemm/kernel.cuh"
 
 namespace w4afp8 {
-
-// cuTensorMapEncodeTiled; nullptr where the driver is older than 12.0.
-PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder();
-
-// Boxes of `box_tokens` rows x 128 bytes of x in the 128-byte swizzle, for tiles of `most_tokens`: see TokenMaps.
-inline cudaError_t encode_token_map(const GroupGemmParams& params, int box_tokens, int most_tokens,
-                                    CUtensorMap* map) {
-  const auto encode = tensor_map_encoder();
-  if (encode == nullptr) return cudaErrorNotSupported;
-  const auto row_bytes = static_cast<cuuint64_t>(params.in_features);
-  // Lies before x, where nothing is ever read.
-  const cuuint64_t begin = reinterpret_cast<uintptr_t>(params.x) - most_tokens * row_bytes;
-  const cuuint64_t size[3] = {row_bytes, static_cast<cuuint64_t>(most_tokens),
-                              static_cast<cuuint64_t>(params.tokens.num_rows) + 1};
-  const cuuint64_t stride[2] = {row_bytes, row_bytes};
-  const cuuint32_t box[3] = {static_cast<cuuint32_t>(kSubBlockIn),
-                             static_cast<cuuint32_t>(box_tokens), 1};
-  const cuuint32_t element_stride[3] = {1, 1, 1};
-  const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, reinterpret_cast<void*>(begin), size, stride,
-             box, element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
 
 // Tiles of one cluster that there can be, if blocks have `outs` outputs.
 template <class Tile>
@@ -84,12 +58,8 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   static_assert(shared_bytes(kMaxExperts) <= kMaxSharedBytes, "the stages do not fit");
   cudaError_t error = raise_shared_memory<group_gemm_kernel<Tile, Format>>(kMaxSharedBytes);
   if (error != cudaSuccess) return error;
-  TokenMaps<Tile> token_maps;
-  for (int i = 0; i < Tile::Widths::kCount; ++i) {
-    error = encode_token_map(params, Tile::Widths::at(i) / Tile::kCluster, Tile::kTokens,
-                             &token_maps.of_width[i]);
-    if (error != cudaSuccess) return error;
-  }
+  const TokenMaps<Tile>* const token_maps = recent_token_maps<Tile>(params);
+  if (token_maps == nullptr) return cudaErrorInvalidValue;
 
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;  // grid_dependency.cuh
@@ -110,7 +80,7 @@ cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
   LaunchCounters* const counters = may_take<Tile>(params) ? launch_counters(stream) : nullptr;
   plan.may_take = counters != nullptr;
   plan.may_pause = kPauses<Tile, Format> && plan.may_take && may_pause(params);
-  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, token_maps, plan,
+  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, *token_maps, plan,
                             counters);
 }
 

@@ -20,6 +20,7 @@
 
 #include "grouped_gemm/dequant.cuh"
 #include "grouped_gemm/scheduler.cuh"
+#include "grouped_gemm/token_maps.h"
 #include "ptx/bulk_copy.cuh"
 
 namespace w4afp8 {
@@ -164,14 +165,6 @@ struct ScaleSource {
   __device__ __forceinline__ uint32_t row_bytes() const {
     return static_cast<uint32_t>(params.out_features) * bytes_per_out();
   }
-};
-
-// Boxes of x as wide as tiles may be: one copy fetches a k block's tokens, or this block's share of them in a cluster,
-// and zeros for those that the tile lacks. A row is the sum of two coordinates, less Tile::kTokens: so n tokens up to
-// row `end` lie from {column, kTokens - n, end} on, and the box leaves the tensor after the last of them.
-template <class Tile>
-struct TokenMaps {
-  CUtensorMap of_width[Tile::Widths::kCount];
 };
 
 // No group scales.

@@ -158,6 +158,16 @@ def test_same_bits_in_twenty_runs(place: Any, form: str) -> None:
         assert_bits_equal(tensor_bits(launch()), first, f"run {i}")
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_activations_in_more_places_than_the_host_remembers(place: Any, form: str) -> None:
+    """In turns, and with other numbers of rows; what the last 8 launches copied by is kept."""
+    inputs = [exact_inputs(problem((70 + i, 3, 0, 40), form)) for i in range(11)]
+    expected = [bits_of(reference(each), "bfloat16") for each in inputs]
+    launches = [prepared(place, each)[0] for each in inputs]
+    for i in (*range(11), *range(11), *[0, 1] * 3, *reversed(range(11))):
+        assert_bits_equal(tensor_bits(launches[i]()), expected[i], f"{i}")
+
+
 SHARED = {f"{form}, large": (form, UNEVEN) for form in FORMATS}
 SHARED |= {f"{form}, medium": (form, UNEVEN_MEDIUM) for form in FORMATS}
 SHARED |= {f"{form}, 215 in parts": (form, IN_PARTS[0][0]) for form in ("int4", "mxfp4")}

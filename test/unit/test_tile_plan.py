@@ -270,6 +270,26 @@ def test_divisors_divide(program: str) -> None:
     assert [list(map(int, text.split())) for text in ask(program, lines)] == expected
 
 
+def test_the_last_values_that_were_made_are_found(program: str) -> None:
+    """The last four. Where none can be made nothing is kept, and the oldest one lost."""
+    source = random.Random(0)
+    lines, expected = [], []
+    for most in (3, 4, 5, 9):
+        keys = [source.randint(-2, most) for _ in range(300)]
+        kept: list[int] = []  # in the order in which they were made
+        answers = []
+        for key in keys:
+            if key in kept:
+                answers.append(f"{10 * key}")
+                continue
+            kept = kept[1:] if len(kept) == 4 else kept
+            answers.append("none" if key < 0 else f"{10 * key} made")
+            kept += [key] if key >= 0 else []
+        lines.append(f"recent {' '.join(map(str, keys))}")
+        expected.append(", ".join(answers))
+    assert ask(program, lines) == expected
+
+
 @pytest.mark.parametrize(("tile", "tokens"), [("small", 64), ("medium", 128)])
 def test_lower_tiles_shorten_the_most_work(program: str, tile: str, tokens: int) -> None:
     source = random.Random(1)

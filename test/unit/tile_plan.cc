@@ -18,6 +18,7 @@
 //          <bfloat16|float16> <default|half|float32>
 //   few <max_tokens> <padding> <rows> <experts> <in> <out> <multiprocessors>
 //   divide <divisor> <dividend> ...
+//   recent <key> ...
 //   lower <tile> <in> <out> <clusters> <count of each expert> ...
 //   plan <tile> <none|swiglu> <in> <out> <clusters> <tall_experts> <may_take> <may_pause> <padding>
 //        <count of each expert> ...
@@ -33,6 +34,8 @@
 #include <sstream>
 #include <string>
 #include <vector>
+
+#include "common/recent.h"
 
 namespace {
 
@@ -149,6 +152,22 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, b
   }
 }
 
+// Of each key its value, and whether it was made for it; none of a negative key.
+void recent(std::istream& words) {
+  Recent<int, int, 4> recent;
+  const char* separator = "";
+  for (int key; words >> key; separator = ", ") {
+    bool made = false;
+    const int* const value = recent.find(key, [&](int key, int& value) {
+      value = 10 * key;
+      return made = key >= 0;
+    });
+    std::printf(value == nullptr ? "%snone" : "%s%d", separator, value == nullptr ? 0 : *value);
+    if (made) std::printf(" made");
+  }
+  std::puts("");
+}
+
 void divide(std::istream& words) {
   int32_t value, dividend;
   words >> value;
@@ -240,6 +259,7 @@ int main() {
     std::istringstream words(line);
     words >> verb;
     if (verb == "divide") divide(words);
+    if (verb == "recent") recent(words);
     if (verb == "lower") lower(words);
     if (verb == "choose") choose(words);
     if (verb == "few") few(words);
