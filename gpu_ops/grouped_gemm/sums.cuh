@@ -73,11 +73,15 @@ struct CarriedSums : FloatSums<kTokens> {
   static constexpr int kCarriedBytes = 128 * kTokens / 2;  // of a warpgroup
   using FloatSums<kTokens>::v;
 
+  // Sums are carried by eights, of 16 tokens; those beyond the width are zeros.
+  template <int kWidth>
+  static constexpr int kEights = (kWidth + 15) / 16;
+
   // `carried`: 8 bytes of this thread's; the next are 128 further on.
   template <int kWidth>
   __device__ __forceinline__ void carry(uint2* carried, bool is_first) {
 #pragma unroll
-    for (int i = 0; i < kWidth / 16; ++i) {
+    for (int i = 0; i < kEights<kWidth>; ++i) {
       if (!is_first) add_eight(&v[8 * i], carried[128 * i]);
       carried[128 * i] = make_uint2(take_four(&v[8 * i]), take_four(&v[8 * i + 4]));
     }
@@ -86,7 +90,7 @@ struct CarriedSums : FloatSums<kTokens> {
   template <int kWidth>
   __device__ __forceinline__ void collect(const uint2* carried) {
 #pragma unroll
-    for (int i = 0; i < kWidth / 16; ++i) add_eight(&v[8 * i], carried[128 * i]);
+    for (int i = 0; i < kEights<kWidth>; ++i) add_eight(&v[8 * i], carried[128 * i]);
   }
 
  private:

@@ -153,8 +153,9 @@ struct TilePlan {
   // One bit for each width of an expert's tiles, if none are in parts.
   W4AFP8_HOST_DEVICE uint32_t widths_of(int count) const {
     const int tiles = token_tiles(count), last = token_begin(count, tiles, tiles - 1);
-    const uint32_t others = tiles > 1 ? 1u << token_begin(count, tiles, 1) / 16 : 0;
-    return others | 1u << width_of<Tile>(count - last).tokens / 16;
+    const auto bit = [](int width) { return 1u << (width - 1) / 8; };
+    const uint32_t others = tiles > 1 ? bit(token_begin(count, tiles, 1)) : 0;
+    return others | bit(width_of<Tile>(count - last).tokens);
   }
 
   W4AFP8_HOST_DEVICE static int token_group_of(int64_t in_features) {

@@ -17,6 +17,7 @@
 // function a shape with a reference for each register; here it takes the arrays.
 #pragma once
 
+#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED  // of 72, 80 and 112 tokens too
 #include <cute/arch/mma_sm90_gmma.hpp>
 #include <type_traits>
 #include <utility>
@@ -42,7 +43,10 @@ struct WgmmaAtom;
 W4AFP8_WGMMA_ATOMS(16);
 W4AFP8_WGMMA_ATOMS(32);
 W4AFP8_WGMMA_ATOMS(64);
+W4AFP8_WGMMA_ATOMS(72);
+W4AFP8_WGMMA_ATOMS(80);
 W4AFP8_WGMMA_ATOMS(96);
+W4AFP8_WGMMA_ATOMS(112);
 W4AFP8_WGMMA_ATOMS(128);
 W4AFP8_WGMMA_ATOMS(192);
 W4AFP8_WGMMA_ATOMS(256);

@@ -271,6 +271,15 @@ def test_exact_where_sums_are_carried(place: Any, form: str, max_tokens: int) ->
     check_exact(place, p, out_dtype="float16", max_tokens=max_tokens)
 
 
+# The GPU's medium tiles are as wide as holds an expert's tokens; float16's sums are carried.
+@pytest.mark.parametrize(("out_dtype", "in_features"), [("bfloat16", 640), ("float16", 5760)])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+def test_exact_for_every_width(place: Any, form: str, out_dtype: str, in_features: int) -> None:
+    counts = (16, 31, 64, 72, 0, 80, 93, 112, 128)
+    p = problem(counts, LinearShape(136, in_features), form, x_scale="token")
+    check_exact(place, p, max_tokens=128, out_dtype=out_dtype)
+
+
 # 4, 5, 10 and 11 k blocks: of the GPU's rings of stages most have 4 or 5.
 @pytest.mark.parametrize("in_features", [512, 640, 1280, 1408])
 @pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])

@@ -539,7 +539,8 @@ def test_tiles_are_in_parts_where_the_last_of_few_waves_is_not_full(few_tiles: l
 def widths_of(count: int) -> set[int]:
     """Of an expert's medium tiles, if none are in parts."""
     last = (count - 1) % 128 + 1
-    return {min(w for w in (128, 96, 64, 32, 16) if w >= last)} | ({128} if count > 128 else set())
+    widths = (128, 112, 96, 80, 72, 64, 32, 16)
+    return {min(w for w in widths if w >= last)} | ({128} if count > 128 else set())
 
 
 @pytest.mark.parametrize(
