@@ -177,14 +177,14 @@ W4AFP8_HOST_DEVICE bool streams_outputs(const GroupGemmParams& params) {
   return params.in_features <= 256 && params.tokens.num_rows * params.out_features > kOutputs;
 }
 
-// Whether there are so few medium tiles, if all were full, that no block has more than three.
+// Whether there are so few medium tiles, if all were full, that no block has more than four.
 inline bool has_few_tiles(const GroupGemmParams& params, int blocks) {
   const int64_t rows = params.tokens.num_rows;
   const int64_t each = std::min(expected_tokens(params), rows);
   const int64_t tokens = std::min(each * params.tokens.experts, rows);
   const int64_t tiles = ceil_div(tokens, int64_t{TileMedium::kTokens}) *
                         ceil_div(params.out_features, int64_t{TileMedium::kOut});
-  return tiles <= int64_t{3} * blocks;
+  return tiles <= int64_t{4} * blocks;
 }
 
 // Parts of a tile are long, as its sums go to memory and back. Outputs are whole sub-blocks.

@@ -29,10 +29,11 @@
 // Where tiles differ, blocks are not done at the same time. So the tiles of the last waves are not dealt out but
 // taken, one by one, by blocks that have nothing left (scheduler.cuh).
 //
-// Where there are few waves, and much of the last one would be idle, some tiles are in two parts. The first k blocks of
-// each are multiplied before anything else, and the others at the end, by whichever block has nothing left, from
-// where the first block left the sums: in the tile's outputs. So the order of a sum stays what it is. Then all
-// parts and tiles are taken, none dealt out: a block that has not begun yet owes nobody a first part.
+// Where there are few waves of tiles that differ, some are in two parts. The first k blocks of each are multiplied
+// before anything else, and the others at the end, by whichever block has nothing left, from where the first block left
+// the sums: in the tile's outputs. So the order of a sum stays what it is. Then all parts and tiles are taken, none
+// dealt out: a block that has not begun yet owes nobody a first part. What is taken last gets ever shorter: heavy tiles
+// without light ones between them, the light ones that are left, and last parts.
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
 // have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
@@ -114,13 +115,15 @@ struct TilePlan {
   bool may_pause;        // besides, sums can wait in the outputs
   int32_t whole;         // heavy tiles from this one on are halves, two for a tile
   uint32_t light_share;  // of the tiles, as long as there are heavy ones, in 2^-32
-  int32_t paused;        // so many tiles, the last ones, are in two parts
+  int32_t mixed_end;     // no light tiles lie between heavy ones from this place on
+  int32_t paused;        // so many tiles, the first ones, are in two parts
   int32_t taken_begin;   // tiles from this place on are taken
 
   // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
   static constexpr int kTurn = 5;
-  // With more waves the last tiles are short beside what a block does.
-  static constexpr int kPausedWaves = 4;
+  // With more waves the last tiles are short beside what a block does; with few k blocks they are anyway.
+  static constexpr int kPausedWaves = 8, kPausedShortWaves = 4;
+  static constexpr int kShortBlocks = 32;
   static constexpr int kMostPaused = 120;
   // Activations that stay in L2 while all outputs are multiplied with them.
   static constexpr int64_t kTokenGroupBytes = 12 << 20;
@@ -281,14 +284,17 @@ struct TilePlan {
 
   // The tile, or part of one, at a place.
   W4AFP8_HOST_DEVICE TileCoordinates locate(const ExpertTables& tables, int place) const {
-    if (!Tile::kMayPause || paused == 0) return locate_tile(tables, tile_at(place));
-    const bool pauses = place < paused;
-    TileCoordinates tile =
-        locate_tile(tables, tile_at(pauses ? all() - paused + place : place - paused));
-    if (pauses) tile.pause = place + 1, tile.k_blocks = pause_of(place);
-    if (is_last_part(place)) {
-      tile.k_begin = pause_of(place - all());
-      tile.k_blocks -= tile.k_begin;
+    const bool is_last = is_last_part(place);
+    const int first_place = is_last ? place - all() : place;
+    TileCoordinates tile = locate_tile(tables, tile_at(first_place));
+    if (!Tile::kMayPause || first_place >= paused) return tile;
+    const int last_blocks = last_part_blocks(first_place, tile.num_tokens);
+    tile.k_blocks -= last_blocks;
+    if (is_last) {
+      tile.k_begin = tile.k_blocks;
+      tile.k_blocks = last_blocks;
+    } else {
+      tile.pause = first_place + 1;
     }
     return tile;
   }
@@ -302,17 +308,26 @@ struct TilePlan {
     return lights_before(place + 1) > lights ? heavy.all + lights : place - lights;
   }
 
-  // Where a good part of the last wave would be idle: some of the last tiles have two parts, and all are taken.
+  // The first tiles are in parts, and all are taken. Not where one or two waves are about full, as their tiles end
+  // together anyway; nor any that are, where k blocks are few and parts take as long as they save.
   W4AFP8_HOST_DEVICE void pause() {
     const int waves = clusters.quotient_rounded_up(all()), idle = waves * clusters.value - all();
-    if (waves > kPausedWaves || 8 * idle < waves * clusters.value) return;
-    const int two_thirds = clusters.value * 2 / 3;  // the best of what was tried (kernel-log.md)
-    paused = two_thirds < kMostPaused ? two_thirds : kMostPaused;
+    const bool is_short = k_blocks < kShortBlocks;
+    if (waves > (is_short ? kPausedShortWaves : kPausedWaves)) return;
+    if ((is_short || waves <= 2) && 8 * idle < waves * clusters.value) return;
+    const int wanted = clusters.value * 3 / 5;  // more cost what they even out (kernel-log.md)
+    paused = wanted < kMostPaused ? wanted : kMostPaused;
     taken_begin = 0;
   }
-  // k blocks before the i-th pause: from a fifth of all on, up to seven eighths. So last parts get shorter and shorter.
-  W4AFP8_HOST_DEVICE int pause_of(int i) const {
-    return clusters.quotient(k_blocks * (clusters.value + 5 * i) / 5);
+  // k blocks of the i-th last part: from seven tenths of a tile of all tokens down to a fifth. In the same time a tile
+  // of fewer tokens has more, though not in proportion.
+  W4AFP8_HOST_DEVICE int last_part_blocks(int i, int num_tokens) const {
+    constexpr int kLeast = Tile::kTokens / 4 * 3;
+    static_assert(7 * Tile::kTokens < 10 * kLeast, "the first part has k blocks too");
+    const uint32_t tokens = num_tokens < kLeast ? kLeast : num_tokens;
+    const uint32_t of_widest = static_cast<uint32_t>(k_blocks * (7 * paused - 5 * i));
+    const int blocks = static_cast<int>(of_widest * Tile::kTokens / (10 * paused * tokens));
+    return blocks < 1 ? 1 : blocks;
   }
 
   W4AFP8_HOST_DEVICE TileCoordinates locate_tile(const ExpertTables& tables, int index) const {
@@ -372,11 +387,13 @@ struct TilePlan {
     return height == 3 ? (sub_blocks + 2) / 3 : (sub_blocks + height - 1) >> (height / 2);
   }
 
-  // Evenly all light tiles but half a wave. A share that is a little too small leaves more for the end; too large a
-  // one would name tiles that do not exist. Of tiles of 256 tokens one follows a whole number of heavy ones, rounded
-  // up, which leaves more for the end: more even a mix takes up to 5% longer (kernel-log.md, run 86).
+  // Evenly all light tiles but half a wave; where some are in parts, all, up to a third of a wave before the last parts.
+  // A share that is a little too small leaves more for the end; too large a one would name tiles that do not exist. Of
+  // tiles of 256 tokens one follows a whole number of heavy ones, rounded up, which leaves more for the end: more even a
+  // mix takes up to 5% longer (kernel-log.md, run 86).
   W4AFP8_HOST_DEVICE void mix() {
     light_share = 0;
+    mixed_end = all() - (paused > 0 ? clusters.value / 3 : 0);
     const int lights = light.all - (paused > 0 ? 0 : clusters.value / 2);
     if (!Tile::kIsWide || lights <= 0 || heavy.all == 0) return;
     if (!kLoneIsLight) {
@@ -391,6 +408,7 @@ struct TilePlan {
 
   // Of the first `place` tiles, while there are heavy ones.
   W4AFP8_HOST_DEVICE int lights_before(int place) const {
+    if (Tile::kMayPause && place > mixed_end) place = mixed_end;
     return static_cast<int>(uint64_t{static_cast<uint32_t>(place)} * light_share >> 32);
   }
 
