@@ -21,8 +21,8 @@ namespace w4afp8 {
 template <class Key, class Value, int kEntries>
 class Recent {
  public:
-  // The value of `key`. If it is not among the last kEntries, `make(key, value)` makes it, in the place of the oldest
-  // one; nullptr where that returns false. Valid until as many others are made.
+  // The value of `key`. If it is not among the last kEntries that were made, `make(key, value)` makes it in the place of
+  // the oldest one, which is lost; nullptr where that returns false. Valid until kEntries others are made.
   template <class Make>
   const Value* find(const Key& key, Make make) {
     for (const Entry& entry : entries_) {

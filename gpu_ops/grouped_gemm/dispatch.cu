@@ -13,11 +13,10 @@
 // limitations under the License.
 
 // Entry of the grouped GEMM: checks, choice of tile, choice of format.
-#include <cudaTypedefs.h>
-
 #include "common/device.h"
 #include "common/driver_function.h"
 #include "grouped_gemm/instances.h"
+#include "grouped_gemm/token_maps.h"
 
 namespace w4afp8 {
 

@@ -21,6 +21,7 @@
 #include "common/launch_counter.h"
 #include "common/launch_kernel.cuh"
 #include "grouped_gemm/kernel.cuh"
+#include "grouped_gemm/token_maps.h"
 
 namespace w4afp8 {
 

@@ -73,7 +73,7 @@ struct CarriedSums : FloatSums<kTokens> {
   static constexpr int kCarriedBytes = 128 * kTokens / 2;  // of a warpgroup
   using FloatSums<kTokens>::v;
 
-  // Sums are carried by eights, of 16 tokens; those beyond the width are zeros.
+  // Sums are carried by eights, of 16 tokens; those beyond the width were cleared (MainLoop::kCleared).
   template <int kWidth>
   static constexpr int kEights = (kWidth + 15) / 16;
 

@@ -308,8 +308,9 @@ struct TilePlan {
     return lights_before(place + 1) > lights ? heavy.all + lights : place - lights;
   }
 
-  // The first tiles are in parts, and all are taken. Not where one or two waves are about full, as their tiles end
-  // together anyway; nor any that are, where k blocks are few and parts take as long as they save.
+  // The first tiles are in parts, and all are taken. Not where two waves would leave less than an eighth of the time idle
+  // if tiles took equally long, as these end together anyway; nor any that would, where k blocks are few and parts take as
+  // long as they save.
   W4AFP8_HOST_DEVICE void pause() {
     const int waves = clusters.quotient_rounded_up(all()), idle = waves * clusters.value - all();
     const bool is_short = k_blocks < kShortBlocks;
@@ -319,13 +320,15 @@ struct TilePlan {
     paused = wanted < kMostPaused ? wanted : kMostPaused;
     taken_begin = 0;
   }
-  // k blocks of the i-th last part: from seven tenths of a tile of all tokens down to a fifth. In the same time a tile
-  // of fewer tokens has more, though not in proportion.
+  // k blocks of the last part of the i-th tile in parts: seven tenths of a tile of all tokens, down to a fifth. In the
+  // same time a tile of fewer tokens has more, though not in proportion.
   W4AFP8_HOST_DEVICE int last_part_blocks(int i, int num_tokens) const {
-    constexpr int kLeast = Tile::kTokens / 4 * 3;
-    static_assert(7 * Tile::kTokens < 10 * kLeast, "the first part has k blocks too");
+    constexpr int kLongest = 7, kShortest = 2;  // tenths
+    constexpr int kLeast = Tile::kThreeQuarters;
+    static_assert(kLongest * Tile::kTokens < 10 * kLeast, "the first part has k blocks too");
     const uint32_t tokens = num_tokens < kLeast ? kLeast : num_tokens;
-    const uint32_t of_widest = static_cast<uint32_t>(k_blocks * (7 * paused - 5 * i));
+    const uint32_t of_widest =
+        static_cast<uint32_t>(k_blocks * (kLongest * paused - (kLongest - kShortest) * i));
     const int blocks = static_cast<int>(of_widest * Tile::kTokens / (10 * paused * tokens));
     return blocks < 1 ? 1 : blocks;
   }

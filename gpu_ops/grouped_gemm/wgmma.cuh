@@ -17,8 +17,8 @@
 // function a shape with a reference for each register; here it takes the arrays.
 #pragma once
 
-#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED  // of 72, 80 and 112 tokens too
 #include <cute/arch/mma_sm90_gmma.hpp>
+#include <cute/arch/mma_sm90_gmma_ext.hpp>  // 72, 80 and 112 tokens
 #include <type_traits>
 #include <utility>
 

@@ -160,7 +160,7 @@ def test_same_bits_in_twenty_runs(place: Any, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_activations_in_more_places_than_the_host_remembers(place: Any, form: str) -> None:
-    """In turns, and with other numbers of rows; what the last 8 launches copied by is kept."""
+    """In turns: maps of the last 8 places are kept, for each shape of tiles."""
     inputs = [exact_inputs(problem((70 + i, 3, 0, 40), form)) for i in range(11)]
     expected = [bits_of(reference(each), "bfloat16") for each in inputs]
     launches = [prepared(place, each)[0] for each in inputs]

@@ -47,7 +47,7 @@ FORMATS: dict[str, tuple[Any, int]] = {
 }
 ACTIVATIONS = ("swiglu", "swiglu_oai")
 # Below and above the tokens of every tile, and experts without any.
-COUNTS = (5, 0, 700, 1, 64, 0, 65, 17, 130, 300)
+COUNTS = (5, 0, 700, 1, 64, 0, 65, 17, 130, 300, 76, 90, 104)
 # An odd number of sub-blocks of 64 in each half, among others.
 OUT_FEATURES = (128, 384, 1536)
 TINY = 2.0**-116  # above 448 times the least scale

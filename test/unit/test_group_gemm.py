@@ -272,10 +272,18 @@ def test_exact_where_sums_are_carried(place: Any, form: str, max_tokens: int) ->
 
 
 # The GPU's medium tiles are as wide as holds an expert's tokens; float16's sums are carried.
-@pytest.mark.parametrize(("out_dtype", "in_features"), [("bfloat16", 640), ("float16", 5760)])
-@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+@pytest.mark.parametrize(
+    ("form", "out_dtype", "in_features"),
+    [
+        ("int4", "bfloat16", 640),
+        ("int4 groups of 128", "bfloat16", 640),
+        ("mxfp4", "bfloat16", 640),
+        ("int4", "float16", 5760),
+        ("mxfp4", "float16", 5760),
+    ],
+)
 def test_exact_for_every_width(place: Any, form: str, out_dtype: str, in_features: int) -> None:
-    counts = (16, 31, 64, 72, 0, 80, 93, 112, 128)
+    counts = (16, 31, 64, 65, 72, 0, 78, 80, 93, 97, 112, 128)
     p = problem(counts, LinearShape(136, in_features), form, x_scale="token")
     check_exact(place, p, max_tokens=128, out_dtype=out_dtype)
 
