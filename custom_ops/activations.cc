@@ -33,8 +33,9 @@ void check_activation_rank(const Tensor& x, const char* name, int64_t token_padd
 }
 
 std::vector<int64_t> with_features(const Tensor& x, int64_t features) {
-  std::vector<int64_t> shape = without_features(x);
-  shape.push_back(features);
+  const common::DDim& dims = x.dims();
+  std::vector<int64_t> shape(dims.Get(), dims.Get() + dims.size());
+  shape.back() = features;
   return shape;
 }
 

@@ -53,8 +53,9 @@ void check_tensor(const Tensor& t, const char* name, const Tensor& first);
 void check_dtype(const Tensor& t, const char* name, std::initializer_list<PaddleType> allowed);
 void check_rank(const Tensor& t, const char* name, int rank, const char* meaning);
 void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape);
-// Kernels read and write 16 bytes at a time.
-void check_aligned(const Tensor& t, const char* name);
+// Kernels read and write 16 bytes at a time. `data`: of a tensor that they read; asking it again for its address
+// takes as long as all its other checks.
+void check_aligned(const void* data, const char* name);
 
 void check_range(int64_t value, const char* name, int64_t least, int64_t most);
 void check_multiple(int64_t value, const char* name, int64_t unit);

@@ -162,12 +162,12 @@ void read_activation(std::string_view activation, bool is_launch, GroupGemmParam
                  kActivatedOutUnit);
 }
 
-void check_all_aligned(const GroupGemmArguments& a) {
-  check_aligned(a.x, "x");
-  check_aligned(a.weight, "weight");
-  check_aligned(a.weight_scale, "weight_scale");
-  if (a.group_scale != nullptr) check_aligned(*a.group_scale, "group_scale");
-  if (a.bias != nullptr) check_aligned(*a.bias, "bias");
+void check_all_aligned(const GroupGemmParams& params) {
+  check_aligned(params.x, "x");
+  check_aligned(params.weight, "weight");
+  check_aligned(params.weight_scale, "weight_scale");
+  check_aligned(params.group_scale, "group_scale");
+  check_aligned(params.bias, "bias");
 }
 
 }  // namespace
@@ -188,8 +188,9 @@ GroupGemmParams read_arguments(const GroupGemmArguments& a) {
   params.max_tokens = a.max_tokens;
   params.accumulation = accumulation_of(a.accumulation, "accumulation");
   params.out_type = a.out_type == PaddleType::BFLOAT16 ? DataType::kBFloat16 : DataType::kFloat16;
-  read_activation(a.activation, on_gpu(a.x), &params);
-  if (on_gpu(a.x)) check_all_aligned(a);
+  const bool is_launch = on_gpu(a.x);
+  read_activation(a.activation, is_launch, &params);
+  if (is_launch && params.tokens.num_rows > 0) check_all_aligned(params);
   return params;
 }
 

@@ -150,10 +150,10 @@ Tensor mla_up(MlaUp op, const Tensor& x, const Tensor& weight, const Tensor& sca
   read_x(x, &params);
   read_x_scale(x, x_scale, &params);
   read_weight(x, weight, scale, &params);
-  if (on_gpu(x)) {
-    check_aligned(x, names_of(op).x);
-    check_aligned(weight, names_of(op).weight);
-    check_aligned(scale, names_of(op).scale);
+  if (on_gpu(x) && params.tokens > 0) {
+    check_aligned(params.x, names_of(op).x);
+    check_aligned(params.weight, names_of(op).weight);
+    check_aligned(params.weight_scale, names_of(op).scale);
   }
   Tensor out = paddle::empty({params.tokens, params.heads, params.out_features},
                              out_type_of(x.dtype(), out_dtype), x.place());

@@ -39,7 +39,7 @@ Tensor pack_weight(const Tensor& codes, std::string_view weight_format) {
   check_range(out, "out_features of codes", 1, INT64_MAX);
   check_multiple(in, "in_features of codes", kInUnit);
   const WeightFormat format = weight_format_of(weight_format, "weight_format");
-  if (on_gpu(codes)) check_aligned(codes, "codes");
+  if (on_gpu(codes)) check_aligned(codes.data(), "codes");
 
   const WeightLayout layout{out, in};
   Tensor packed = paddle::empty({experts, layout.padded_out(), layout.padded_in() / 2},
@@ -67,7 +67,7 @@ Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64
   check_range(experts, "experts of packed", 1, INT64_MAX);
   const WeightLayout layout{out_features, in_features};
   check_shape(packed, "packed", {experts, layout.padded_out(), layout.padded_in() / 2});
-  if (on_gpu(packed)) check_aligned(packed, "packed");
+  if (on_gpu(packed)) check_aligned(packed.data(), "packed");
 
   Tensor codes =
       paddle::empty({experts, out_features, in_features / 2}, PaddleType::UINT8, packed.place());
