@@ -23,19 +23,31 @@
 
 namespace w4afp8 {
 
-struct DeviceFacts {
+constexpr int kMaxDevices = 64;  // more than these are asked each time
+
+struct Device {
+  int index = 0;
   int compute_major = 0;  // 0: no device can be used
   int sm_count = 0;
 };
 
-inline DeviceFacts device_facts() {
-  constexpr int kMaxDevices = 64;
+// The current one of this thread, whose context is current too: the runtime sees to that in most of its calls, but not
+// in cudaGetDevice, and calls of the driver need it.
+inline Device current_device() {
   static std::array<std::atomic<uint32_t>, kMaxDevices> cache{};  // major << 16 | sm_count
+  static thread_local int with_context = -1;  // the last device that was current
 
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) {
     cudaGetLastError();  // an error left behind would be blamed on the next call
     return {};
+  }
+  if (device != with_context) {
+    if (cudaSetDevice(device) != cudaSuccess) {
+      cudaGetLastError();
+      return {};
+    }
+    with_context = device;
   }
   uint32_t facts = device < kMaxDevices ? cache[device].load(std::memory_order_relaxed) : 0;
   if (facts == 0) {
@@ -48,18 +60,18 @@ inline DeviceFacts device_facts() {
     facts = static_cast<uint32_t>(major) << 16 | static_cast<uint32_t>(sm_count);
     if (device < kMaxDevices) cache[device].store(facts, std::memory_order_relaxed);
   }
-  return {static_cast<int>(facts >> 16), static_cast<int>(facts & 0xFFFF)};
+  return {device, static_cast<int>(facts >> 16), static_cast<int>(facts & 0xFFFF)};
 }
 
 // nullptr where kernels built for sm_90a can run on the current device, else the reason.
 inline const char* check_device() {
-  const int major = device_facts().compute_major;
+  const int major = current_device().compute_major;
   if (major == 0) return "no CUDA driver or no CUDA device can be used";
   if (major != 9) return "the GPU is not a Hopper GPU: compute capability 9.0 is needed";
   return nullptr;
 }
 
 // Multiprocessors of the current device; 0 where there is none.
-inline int sm_count() { return device_facts().sm_count; }
+inline int sm_count() { return current_device().sm_count; }
 
 }  // namespace w4afp8

@@ -15,6 +15,8 @@
 // Functions of the CUDA driver, found at run time: the library must load where there is no driver.
 #pragma once
 
+#include <cuda.h>
+#include <cudaTypedefs.h>
 #include <cuda_runtime_api.h>
 
 namespace w4afp8 {
@@ -33,6 +35,17 @@ Function driver_function(const char* name) {
 #endif
   const bool found = error == cudaSuccess && status == cudaDriverEntryPointSuccess;
   return found ? reinterpret_cast<Function>(function) : nullptr;
+}
+
+inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
+  static const auto encoder =
+      driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
+  return encoder;
+}
+
+inline PFN_cuLaunchKernelEx_v11060 kernel_launcher() {
+  static const auto launcher = driver_function<PFN_cuLaunchKernelEx_v11060>("cuLaunchKernelEx");
+  return launcher;
 }
 
 }  // namespace w4afp8

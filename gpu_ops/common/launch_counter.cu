@@ -15,6 +15,7 @@
 #include <array>
 #include <atomic>
 
+#include "common/device.h"
 #include "common/launch_counter.h"
 
 namespace w4afp8 {
@@ -24,12 +25,10 @@ constexpr uint32_t kEager = 1 << 14, kCaptured = 1 << 16;
 
 __device__ LaunchCounters counters[kEager + kCaptured];
 
-// Of the current device; nullptr where there is none.
-LaunchCounters* first_counters() {
-  constexpr int kMaxDevices = 64;
+// Of `device`, the current one; nullptr where they cannot be used.
+LaunchCounters* first_counters(int device) {
   static std::array<std::atomic<LaunchCounters*>, kMaxDevices> cache{};
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || device >= kMaxDevices) return nullptr;
+  if (device >= kMaxDevices) return nullptr;
   LaunchCounters* first = cache[device].load(std::memory_order_relaxed);
   if (first == nullptr) {
     // It may load the module, which a capture on any stream would forbid.
@@ -50,14 +49,14 @@ LaunchCounters* first_counters() {
 
 }  // namespace
 
-LaunchCounters* launch_counters(cudaStream_t stream) {
+LaunchCounters* launch_counters(int device, cudaStream_t stream) {
   static std::atomic<uint32_t> launched{0}, captured{0};
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
     cudaGetLastError();
     return nullptr;
   }
-  LaunchCounters* const first = first_counters();
+  LaunchCounters* const first = first_counters(device);
   if (first == nullptr || status == cudaStreamCaptureStatusInvalidated) return nullptr;
   if (status == cudaStreamCaptureStatusNone) {
     return first + launched.fetch_add(1, std::memory_order_relaxed) % kEager;

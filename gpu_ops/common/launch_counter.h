@@ -59,6 +59,6 @@ struct alignas(64) LaunchCounters {
 // launch that is captured in a graph keeps its own for good, as the graph may be replayed beside anything else;
 // after 65536 of these there are none left. A captured graph must not be replayed beside itself, by a second
 // executable graph, which would also write the same output.
-LaunchCounters* launch_counters(cudaStream_t stream);
+LaunchCounters* launch_counters(int device, cudaStream_t stream);
 
 }  // namespace w4afp8

@@ -12,13 +12,11 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Kernel launches whose own error comes back, not one left behind by an earlier call, and what kernels
-// with much shared memory need before their first.
+// Kernel launches whose own error comes back, not one left behind by an earlier call.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include <atomic>
 #include <cstdint>
 
 namespace w4afp8 {
@@ -61,22 +59,6 @@ template <typename... Params, typename... Args>
 cudaError_t launch_dependent_kernel(void (*kernel)(Params...), int64_t blocks, int threads,
                                     cudaStream_t stream, const Args&... args) {
   return launch_dependent_kernel_with_memory(kernel, blocks, threads, 0, stream, args...);
-}
-
-// Lets the kernel's blocks have `shared_bytes` of dynamic shared memory, more than the 48 KB that every
-// kernel may have. Asks the driver once per device, at the kernel's first launch there.
-template <auto kKernel>
-cudaError_t raise_shared_memory(int shared_bytes) {
-  static std::atomic<uint64_t> raised{0};  // one bit a device
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if (bit != 0 && (raised.load(std::memory_order_acquire) & bit) != 0) return cudaSuccess;
-  const cudaError_t set =
-      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (set == cudaSuccess) raised.fetch_or(bit, std::memory_order_release);
-  return set;
 }
 
 }  // namespace w4afp8

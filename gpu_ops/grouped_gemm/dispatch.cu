@@ -16,15 +16,8 @@
 #include "common/device.h"
 #include "common/driver_function.h"
 #include "grouped_gemm/instances.h"
-#include "grouped_gemm/token_maps.h"
 
 namespace w4afp8 {
-
-PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
-  static const auto encoder =
-      driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
-  return encoder;
-}
 
 const char* check(const GroupGemmParams& params) {
   if (const char* reason = check_device()) return reason;

@@ -18,8 +18,8 @@
 #include <type_traits>
 
 #include "common/device.h"
+#include "common/large_kernel.cuh"
 #include "common/launch_counter.h"
-#include "common/launch_kernel.cuh"
 #include "grouped_gemm/kernel.cuh"
 #include "grouped_gemm/token_maps.h"
 
@@ -36,83 +36,71 @@ int64_t most_tiles(const GroupGemmParams& params, int64_t outs) {
 
 // One block a multiprocessor, fewer where there cannot be that many tiles.
 template <class Tile>
-int grid_size(const GroupGemmParams& params) {
+int clusters_of(const GroupGemmParams& params, const Device& device) {
   const int64_t lowest = Tile::kVariesHeight ? kSubBlockOut : Tile::kOut;
-  const int64_t clusters =
-      std::min<int64_t>(sm_count() / Tile::kCluster, most_tiles<Tile>(params, lowest));
-  return static_cast<int>(clusters * Tile::kCluster);
+  const int64_t most = device.sm_count / Tile::kCluster;
+  return static_cast<int>(std::min(most, most_tiles<Tile>(params, lowest)));
 }
 
 // Whether tiles may be taken, not dealt out (tile_plan.h): not worth the host's time where there are no more than
 // blocks.
 template <class Tile>
-bool may_take(const GroupGemmParams& params) {
-  return Tile::kTakes && most_tiles<Tile>(params, Tile::kOut) > sm_count() / Tile::kCluster;
+bool may_take(const GroupGemmParams& params, const Device& device) {
+  return Tile::kTakes && most_tiles<Tile>(params, Tile::kOut) > device.sm_count / Tile::kCluster;
 }
 
 template <class Tile, class Format>
-cudaError_t launch_tile(const GroupGemmParams& params, cudaStream_t stream) {
+cudaError_t launch_tile(const GroupGemmParams& params, const Device& device, cudaStream_t stream) {
   using Storage = SharedStorage<Tile, Format>;
   const auto shared_bytes = [](int64_t experts) constexpr {
     return sizeof(Storage) + sizeof(int32_t) * TileScheduler<Tile>::words(experts);
   };
   static_assert(shared_bytes(kMaxExperts) <= kMaxSharedBytes, "the stages do not fit");
-  cudaError_t error = raise_shared_memory<group_gemm_kernel<Tile, Format>>(kMaxSharedBytes);
-  if (error != cudaSuccess) return error;
   const TokenMaps<Tile>* const token_maps = recent_token_maps<Tile>(params);
   if (token_maps == nullptr) return cudaErrorInvalidValue;
 
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;  // grid_dependency.cuh
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = Tile::kCluster;
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t launch = {};
-  launch.gridDim = dim3(grid_size<Tile>(params));
-  launch.blockDim = dim3(Tile::kThreads);
-  launch.dynamicSmemBytes = shared_bytes(params.tokens.experts);
-  launch.stream = stream;
-  launch.attrs = attributes;
-  launch.numAttrs = Tile::kCluster > 1 ? 2 : 1;
-  auto plan = TilePlan<Tile>::template without_counts<Storage::kHeightStep>(
-      params, static_cast<int>(launch.gridDim.x) / Tile::kCluster);
-  LaunchCounters* const counters = may_take<Tile>(params) ? launch_counters(stream) : nullptr;
+  const int clusters = clusters_of<Tile>(params, device);
+  auto plan = TilePlan<Tile>::template without_counts<Storage::kHeightStep>(params, clusters);
+  LaunchCounters* const counters =
+      may_take<Tile>(params, device) ? launch_counters(device.index, stream) : nullptr;
   plan.may_take = counters != nullptr;
   plan.may_pause = kPauses<Tile, Format> && plan.may_take && may_pause(params);
-  return cudaLaunchKernelEx(&launch, group_gemm_kernel<Tile, Format>, params, *token_maps, plan,
-                            counters);
+  const LaunchShape shape = {dim3(clusters * Tile::kCluster), Tile::kThreads,
+                             static_cast<int64_t>(shared_bytes(params.tokens.experts)),
+                             Tile::kCluster, /*starts_early=*/true};
+  return LargeKernel<group_gemm_kernel<Tile, Format>>::launch(
+      device, kMaxSharedBytes, shape, stream, params, *token_maps, plan, counters);
 }
 
 template <class Format>
 cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
-  if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, stream);
-  if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, stream);
+  const Device device = current_device();
+  if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, device, stream);
+  if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, device, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {
     if (tile != TileKind::kLarge) {
       // Also where no tile pauses, as in_features are few, say: a layer's two products then have one kernel.
       if constexpr (kPauses<TileMediumInParts, Format>) {
-        if (has_few_tiles(params, sm_count())) {
-          return launch_tile<TileMediumInParts, Format>(params, stream);
+        if (has_few_tiles(params, device.sm_count)) {
+          return launch_tile<TileMediumInParts, Format>(params, device, stream);
         }
       }
-      return launch_tile<TileMedium, Format>(params, stream);
+      return launch_tile<TileMedium, Format>(params, device, stream);
     }
     if constexpr (Format::kSummation != Summation::kHalves) {
-      return launch_tile<TileLargeCarried, Format>(params, stream);
+      return launch_tile<TileLargeCarried, Format>(params, device, stream);
     } else {
       constexpr bool kHasGroups = Format::kGroupScaling != GroupScaling::kNone;
       if constexpr (!Format::kIsGated) {
         using Large = std::conditional_t<kHasGroups, TileLargeGrouped, TileLarge>;
-        if (!streams_outputs(params)) return launch_tile<Large, Format>(params, stream);
+        if (!streams_outputs(params)) return launch_tile<Large, Format>(params, device, stream);
       }
       using Rounded = std::conditional_t<kHasGroups, TileLargeGroupedRounded, TileLargeRounded>;
       static_assert(kIsForStreams<Rounded, Format> != Format::kIsGated);
-      return launch_tile<Rounded, Format>(params, stream);
+      return launch_tile<Rounded, Format>(params, device, stream);
     }
   } else {
-    return launch_tile<TilePromoted, Format>(params, stream);
+    return launch_tile<TilePromoted, Format>(params, device, stream);
   }
 }
 

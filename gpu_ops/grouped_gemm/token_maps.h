@@ -16,10 +16,10 @@
 #pragma once
 
 #include <cuda.h>
-#include <cudaTypedefs.h>
 
 #include <tuple>
 
+#include "common/driver_function.h"
 #include "common/recent.h"
 #include "grouped_gemm/config.h"
 
@@ -32,9 +32,6 @@ template <class Tile>
 struct TokenMaps {
   CUtensorMap of_width[Tile::Widths::kCount];
 };
-
-// cuTensorMapEncodeTiled; nullptr where the driver is older than 12.0.
-PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder();
 
 // Where x lies, in_features and rows: all that the maps of a tile depend on.
 using TokenPlace = std::tuple<const uint8_t*, int64_t, int64_t>;

@@ -15,28 +15,22 @@
 // Host side of one kernel instance: shared memory, grid, launch.
 #pragma once
 
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 
-#include "common/device.h"
-#include "common/launch_kernel.cuh"
+#include "common/large_kernel.cuh"
 #include "mla_up/kernel.cuh"
 
 namespace w4afp8 {
 
-// cuTensorMapEncodeTiled, or nullptr where there is no driver: grouped_gemm/dispatch.cu.
-PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder();
-
 // Blocks along the tokens: so many that all blocks run at a time, as each keeps its weights for all of
 // its tiles.
 template <class Tile>
-int64_t chunks_of(const MlaUpParams& params) {
+int64_t chunks_of(const MlaUpParams& params, const Device& device) {
   const int64_t blocks = ceil_div(params.out_features, Tile::kOut) * params.heads;
   const int64_t tiles = ceil_div(params.tokens, Tile::kTokens);
   if (Tile::kOneTile) return tiles;
   const int64_t chunks =
-      std::clamp<int64_t>(int64_t{sm_count()} * Tile::kBlocksPerSm / blocks, 1, tiles);
+      std::clamp<int64_t>(int64_t{device.sm_count} * Tile::kBlocksPerSm / blocks, 1, tiles);
   // Many heads fill the device without chunks, but not evenly, and the last of long blocks end late.
   constexpr int64_t kMostTiles = 32;
   const bool cuts = Tile::kOp == MlaUp::kKUp && Tile::kOutBlocks == 1;
@@ -76,22 +70,14 @@ cudaError_t launch_mla_tile(const MlaUpParams& params, cudaStream_t stream) {
   MlaTokenMap<Tile> map = {};
   const cudaError_t encoded = encode_token_map<Tile>(params, &map);
   if (encoded != cudaSuccess) return encoded;
-  const cudaError_t error = raise_shared_memory<mla_up_kernel<Tile>>(Tile::kSharedBytes);
-  if (error != cudaSuccess) return error;
-  // See grid_dependency.cuh.
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t launch = {};
-  launch.attrs = &attribute;
-  launch.numAttrs = params.starts_early() ? 1 : 0;
-  launch.gridDim =
-      dim3(static_cast<unsigned>(ceil_div(params.out_features, Tile::kOut)),
-           static_cast<unsigned>(params.heads), static_cast<unsigned>(chunks_of<Tile>(params)));
-  launch.blockDim = dim3(Tile::kThreads);
-  launch.dynamicSmemBytes = Tile::kSharedBytes;
-  launch.stream = stream;
-  return cudaLaunchKernelEx(&launch, mla_up_kernel<Tile>, params, map);
+  const Device device = current_device();
+  const auto blocks = [](int64_t count) { return static_cast<unsigned>(count); };
+  const LaunchShape shape = {dim3(blocks(ceil_div(params.out_features, Tile::kOut)),
+                                  blocks(params.heads), blocks(chunks_of<Tile>(params, device))),
+                             Tile::kThreads, Tile::kSharedBytes, /*cluster=*/1,
+                             params.starts_early()};
+  return LargeKernel<mla_up_kernel<Tile>>::launch(device, Tile::kSharedBytes, shape, stream, params,
+                                                  map);
 }
 
 }  // namespace w4afp8

@@ -28,6 +28,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "activation_quant/launch.h"
@@ -44,6 +45,7 @@ namespace {
 constexpr uint8_t kGuard = 0xA5;   // around every tensor
 constexpr uint8_t kPoison = 0xCD;  // in an output before the launch
 size_t guard_bytes = 4096;
+bool in_new_thread = false;  // launches are made by threads that have done nothing with CUDA before
 bool failed = false;
 
 void require(bool condition, const std::string& what) {
@@ -161,7 +163,14 @@ void run(const std::string& name, const Params& params,
   const char* reason = check(params);
   require(reason == nullptr, name + ": " + (reason ? reason : ""));
   if (reason != nullptr) return;
-  require_success(launch(params, nullptr), name);
+  cudaError_t error = cudaErrorUnknown;
+  const auto make = [&] { error = launch(params, nullptr); };
+  if (in_new_thread) {
+    std::thread(make).join();
+  } else {
+    make();
+  }
+  require_success(error, name);
   require_success(cudaDeviceSynchronize(), name);
 }
 
@@ -403,7 +412,7 @@ void group_gemm() {
     }
   }
   for (const int format : {0, 3}) {
-    const LaunchCounters* const counters = launch_counters(nullptr);
+    const LaunchCounters* const counters = launch_counters(0, nullptr);
     group_gemm_case(in_parts, {1088, 2080}, formats[format]);
     LaunchCounters after[2] = {}, zeros[2] = {};
     require_success(cudaMemcpy(after, counters, sizeof(after), cudaMemcpyDeviceToHost), "counters");
@@ -492,6 +501,18 @@ void mla_up_boxes() {
   }
 }
 
+// Of decode, medium and large tiles, and of kernels that are launched in other ways.
+void new_thread() {
+  in_new_thread = true;
+  const GemmFormat int4 = {WeightFormat::kInt4, GroupScaleType::kNone, -1};
+  for (const int32_t tokens : {3, 100, 300}) {
+    group_gemm_case({{tokens, 0, tokens}, 0}, {248, 640}, int4);
+  }
+  mla_up_case({MlaUp::kVUp, DataType::kBFloat16, false, 17, 128, 512}, 0);
+  quant_per_token();
+  in_new_thread = false;
+}
+
 int main_of(int argc, char** argv) {
   const std::pair<std::string, std::function<void()>> all[] = {
       {"weight_pack", weight_pack},
@@ -501,7 +522,8 @@ int main_of(int argc, char** argv) {
       {"moe_dispatch", moe_dispatch_and_combine},
       {"group_gemm", group_gemm},
       {"mla_up", mla_up},
-      {"mla_up_boxes", mla_up_boxes}};
+      {"mla_up_boxes", mla_up_boxes},
+      {"new_thread", new_thread}};
   std::vector<std::string> wanted;
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--exact") {
