@@ -22,9 +22,11 @@
 
 #include "common/grid_dependency.cuh"
 #include "grouped_gemm/epilogue.cuh"
+#include "grouped_gemm/first_weights.h"
 #include "grouped_gemm/main_loop.cuh"
 #include "grouped_gemm/producer.cuh"
 #include "grouped_gemm/turned_epilogue.cuh"
+#include "ptx/prefetch.cuh"
 
 namespace w4afp8 {
 
@@ -103,10 +105,14 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
   // The compiler knows that whole warps go one way here.
   if (cutlass::canonical_warp_group_idx() >= Tile::kConsumers) {
+    const uint32_t warp = threadIdx.x / 32 - Tile::kConsumerThreads / 32;
+    if (warp == 3 && threadIdx.x % 32 == 0) {
+      const WeightPiece piece = first_weights<Tile>(params, blockIdx.x);
+      if (piece.size > 0) ptx::bulk_prefetch(params.weight + piece.begin, piece.size);
+    }
     wait_for_previous_grids();
     TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),
                                   shared.tiles, shared.desk, shared.mail, counters);
-    const uint32_t warp = threadIdx.x / 32 - Tile::kConsumerThreads / 32;
     if (warp == 0) scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();

@@ -761,6 +761,47 @@ def test_narrow_tiles_are_spread_over_clusters(
     assert max(narrow.values()) - min(narrow[c] for c in range(clusters)) <= 2
 
 
+def sub_block_begin(case: Case, expert: int, sub_block: int, k_block: int) -> int:
+    """Where a sub-block of 4 KB lies in the packed weights (docs/formats.md)."""
+    band = sub_block // 4
+    in_band = min(4, case.sub_blocks - 4 * band)
+    before = (expert * case.sub_blocks + 4 * band) * case.k_blocks
+    return 4096 * (before + k_block * in_band + sub_block % 4)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_the_weights_of_the_first_tiles_are_asked_for(program: str, tile: str) -> None:
+    """Four k blocks of what the first wave reads, where all experts have as many tokens."""
+    source = random.Random(5)
+    for _ in range(60):
+        experts, tokens = source.randint(1, 40), source.choice([1, 15, 60, 128, 200, 300])
+        sizes = 32 * source.randint(1, 200), 8 * source.randint(1, 300), source.choice([3, 40, 132])
+        case = Case(tile, "none", *sizes, experts, 1, 0, 0, (tokens,) * experts)
+        first = f"first {tile} {case.in_features} {case.out_features} {experts}"
+        plan, text, too_few = ask(
+            program,
+            [case.line, *(f"{first} {n} {case.clusters}" for n in (experts * tokens, experts - 1))],
+        )
+        pieces = [tuple(map(int, line.split())) for line in text.splitlines()]
+        asked = np.zeros(experts * case.sub_blocks * case.k_blocks, np.int8)  # for each 4 KB
+        for begin, size in pieces:
+            assert begin % 4096 == size % 4096 == 0, case.line
+            assert 0 <= begin <= begin + size <= 4096 * len(asked), case.line
+            assert size <= 64 << 10, case.line
+            asked[begin // 4096 : (begin + size) // 4096] += 1
+        assert asked.max() <= 1, case.line
+        assert {line.split()[1] for line in too_few.splitlines()} == {"0"}, case.line
+        if tile not in ("decode", "small", "medium", "parts"):
+            assert not asked.any(), case.line
+            continue
+        for read in read_plan(case, plan).tiles:
+            if read.place >= case.clusters or read.k_begin > 0:
+                continue
+            for k_block in range(min(4, case.k_blocks)):
+                begin = sub_block_begin(case, read.expert, read.sub_block, k_block) // 4096
+                assert asked[begin], case.line
+
+
 def test_halves_come_first(plans: list[Plan]) -> None:
     for plan in plans:
         for _, tiles in groupby(plan.dealt, lambda tile: tile.cluster):

@@ -17,6 +17,7 @@
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
 //          <bfloat16|float16> <default|half|float32>
 //   few <max_tokens> <padding> <rows> <experts> <in> <out> <multiprocessors>
+//   first <tile> <in> <out> <experts> <rows> <blocks>
 //   divide <divisor> <dividend> ...
 //   recent <key> ...
 //   lower <tile> <in> <out> <clusters> <count of each expert> ...
@@ -36,6 +37,7 @@
 #include <vector>
 
 #include "common/recent.h"
+#include "grouped_gemm/first_weights.h"
 
 namespace {
 
@@ -84,8 +86,7 @@ void print_shape(TileKind kind, Tile) {
   for (int i = 0; i < Tile::Widths::kCount; ++i) std::printf(" %d", Tile::Widths::at(i));
   std::printf(", cluster of %d%s%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
-              Tile::kSplits ? ", splits" : "", Tile::kTakes ? ", takes" : "",
-              Tile::kMayPause ? ", may pause" : "");
+              Tile::kSplits ? ", splits" : "", Tile::kTakes ? ", takes" : "", Tile::kMayPause ? ", may pause" : "");
   std::printf(", %d of three quarters\n", Tile::kThreeQuarterTiles);
 }
 
@@ -224,6 +225,22 @@ void few(std::istream& words) {
   std::printf("%d %d\n", has_few_tiles(params, blocks), may_pause(params));
 }
 
+// What each block asks for before it has a plan: where it begins in the weights, and its size.
+void first(std::istream& words) {
+  GroupGemmParams params = {};
+  std::string name;
+  int blocks = 0;
+  words >> name >> params.in_features >> params.out_features;
+  words >> params.tokens.experts >> params.tokens.num_rows >> blocks;
+  with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
+    for (int block = 0; block < blocks; ++block) {
+      const WeightPiece piece = first_weights<decltype(tile)>(params, block);
+      std::printf("%lld %lld\n", static_cast<long long>(piece.begin),
+                  static_cast<long long>(piece.size));
+    }
+  });
+}
+
 void plan(std::istream& words) {
   GroupGemmParams params = {};
   std::string name, activation;
@@ -263,6 +280,7 @@ int main() {
     if (verb == "lower") lower(words);
     if (verb == "choose") choose(words);
     if (verb == "few") few(words);
+    if (verb == "first") first(words);
     if (verb == "plan") plan(words);
     std::puts("");
   }
