@@ -64,8 +64,6 @@ struct TileShape {
   // Reading weights binds narrow tiles whatever their width; wide ones with few tokens are another matter than those
   // with many (tile_plan.h).
   static constexpr bool kIsWide = kTokens >= 128;
-  // So wide tiles differ, and the last ones may be taken instead of dealt out.
-  static constexpr bool kTakes = kIsWide;
   // Some may be in two parts, multiplied by different blocks (tile_plan.h).
   static constexpr bool kMayPause = kMayPause_;
   static constexpr int kSubBlocks = kConsumers;
@@ -94,7 +92,7 @@ struct TileShape {
 
   static_assert(Widths::are_valid(kCluster) && kTokens <= 256);
   static_assert(kThreeQuarterTiles == 0 || Widths::has(kThreeQuarters));
-  static_assert(!kMayPause || (kTakes && kCluster == 1 && Widths::has(kThreeQuarters)));
+  static_assert(!kMayPause || (kIsWide && kCluster == 1 && Widths::has(kThreeQuarters)));
   static_assert(!kSplits || Widths::has(kTokens / 2));
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut,

@@ -40,7 +40,7 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
       ptx::mbarrier_init(&shared.empty[stage], Tile::kConsumers * 4 * Tile::kCluster);
     }
     shared.desk.initialise();
-    if constexpr (Tile::kTakes && Tile::kCluster > 1) shared.mail.initialise();
+    if constexpr (Tile::kCluster > 1) shared.mail.initialise();
     ptx::fence_mbarrier_init();
   }
   if constexpr (Format::kTableEntries > 0) {

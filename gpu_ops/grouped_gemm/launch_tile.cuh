@@ -42,11 +42,11 @@ int clusters_of(const GroupGemmParams& params, const Device& device) {
   return static_cast<int>(std::min(most, most_tiles<Tile>(params, lowest)));
 }
 
-// Whether tiles may be taken, not dealt out (tile_plan.h): not worth the host's time where there are no more than
-// blocks.
+// Whether tiles may be taken, not dealt out (tile_plan.h): not worth the host's time where none can be.
 template <class Tile>
 bool may_take(const GroupGemmParams& params, const Device& device) {
-  return Tile::kTakes && most_tiles<Tile>(params, Tile::kOut) > device.sm_count / Tile::kCluster;
+  return TilePlan<Tile>::can_take(ceil_div(params.in_features, kSubBlockIn)) &&
+         most_tiles<Tile>(params, Tile::kOut) > device.sm_count / Tile::kCluster;
 }
 
 template <class Tile, class Format>

@@ -107,7 +107,7 @@ class TileScheduler {
     for (int place = 0; place >= 0; ++i) {
       ptx::mbarrier_wait(&desk_.asked, (i - shared_.listed) % 2);
       place = shared_.plan.place_of(shared_.sequence, i);
-      if (Tile::kTakes && place < 0) place = take();
+      if (place < 0) place = take();
       list(shared_.plan, ExpertTables::at(storage_, shared_.plan.experts), i, place);
       ptx::mbarrier_arrive(&desk_.answered);
     }
@@ -213,7 +213,7 @@ class TileScheduler {
   // The place of the next of the tiles that are taken, or -1.
   __device__ __forceinline__ int take() {
     const Plan& plan = shared_.plan;
-    const uint32_t tiles = plan.places() - plan.taken_begin;
+    const uint32_t tiles = plan.taken_end() - plan.taken_begin;
     if (tiles == 0) return -1;
     uint32_t ticket;
     if (Tile::kCluster == 1 || blockIdx.x % Tile::kCluster == 0) {

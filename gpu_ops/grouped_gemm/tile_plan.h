@@ -20,14 +20,11 @@
 // several tiles of 128 tokens, those that have one are light too: nobody else reads their weights, and memory binds a
 // launch of nothing else. Light tiles lie between heavy ones, that some blocks read memory while others multiply:
 // those of 128 tokens evenly, of 256 one after a whole number of heavy ones. The last few come at the end and even it
-// out. In that order tiles are dealt out in waves of one for each block (each cluster).
+// out. A wave is one for each block (each cluster).
 //
-// The last token tile of an expert may be narrow. Experts with equally many token tiles would make every
-// third tile narrow, say, and clusters whose number is a multiple of 3 would have only these or none. So
-// each wave starts kTurn clusters later than the one before then.
-//
-// Where tiles differ, blocks are not done at the same time. So the tiles of the last waves are not dealt out but
-// taken, one by one, by blocks that have nothing left (scheduler.cuh).
+// Tiles may differ, and multiprocessors are not equally fast. So only the first wave is dealt out; the other tiles are
+// taken, one by one, by blocks that have nothing left (scheduler.cuh). Not so where a tile is over before the next one
+// can be found.
 //
 // Where there are few waves of tiles that differ, some are in two parts. The first k blocks of each are multiplied
 // before anything else, and the others at the end, by whichever block has nothing left, from where the first block left
@@ -85,17 +82,12 @@ struct TileCount {
   int32_t all;
 };
 
-// A cluster's share of a range of tiles: of every `stride` from `begin` on one, the first at `place`, each next one
-// `turn` further.
+// A cluster's share of a range of tiles: every `stride`-th from `first` on.
 struct TileSteps {
-  int32_t begin, place, stride, turn;
+  int32_t first, stride;
   int32_t tiles;  // so many
 
-  // `by_stride` is needed where there is a turn.
-  W4AFP8_HOST_DEVICE int tile(int i, const Divisor& by_stride) const {
-    const int in_stride = turn == 0 ? place : by_stride.remainder(place + i * turn);
-    return begin + i * stride + in_stride;
-  }
+  W4AFP8_HOST_DEVICE int tile(int i) const { return first + i * stride; }
 };
 
 template <class Tile>
@@ -119,8 +111,6 @@ struct TilePlan {
   int32_t paused;        // so many tiles, the first ones, are in two parts
   int32_t taken_begin;   // tiles from this place on are taken
 
-  // With 132 and 66 clusters it makes primes, 137 and 71, that share no factor with token tiles.
-  static constexpr int kTurn = 5;
   // With more waves the last tiles are short beside what a block does; with few k blocks they are anyway.
   static constexpr int kPausedWaves = 8, kPausedShortWaves = 4;
   static constexpr int kShortBlocks = 32;
@@ -188,6 +178,12 @@ struct TilePlan {
     return plan;
   }
 
+  // Whether tiles of so many k blocks may be taken: a decode tile of fewer is over before the next one is found, so that
+  // launches of them took 12 to 15% longer (kernel-log.md, run 129).
+  W4AFP8_HOST_DEVICE static bool can_take(int64_t k_blocks) {
+    return Tile::kTokens >= 64 || k_blocks >= 4;
+  }
+
   W4AFP8_HOST_DEVICE int height_of(bool tall) const {
     if (!Tile::kVariesHeight) return Tile::kSubBlocks;  // known without a look
     return tall ? tall_height : low_height;
@@ -233,20 +229,18 @@ struct TilePlan {
     whole = heavy.all;
     paused = 0;
     taken_begin = all();
-    const bool takes =
-        Tile::kTakes && may_take && all() > clusters.value && (is_uneven || light.all > 0);
-    if (takes) {
-      const int waves = clusters.quotient(all());
-      taken_begin = (waves > 3 ? waves - 2 : 1) * clusters.value;
-      if (Tile::kMayPause && may_pause) pause();
+    const bool differ = is_uneven || light.all > 0;
+    if (may_take && can_take(k_blocks) && all() > clusters.value) {
+      taken_begin = clusters.value;
+      if (Tile::kMayPause && may_pause && differ) pause();
     }
     mix();
-    if (!Tile::kSplits || takes || light.all > 0) return;
+    if (!Tile::kSplits || differ) return;
     const int last = clusters.remainder(heavy.all);
     if (2 * last > clusters.value) return;
     whole -= last;
     heavy.all += last;
-    taken_begin = all();
+    if (taken_begin > whole) taken_begin = whole;
   }
 
   W4AFP8_HOST_DEVICE int all() const { return heavy.all + light.all; }
@@ -261,9 +255,9 @@ struct TilePlan {
   // The tiles that are dealt to one cluster, in order: halves come first.
   W4AFP8_HOST_DEVICE Sequence sequence(int cluster) const {
     if (Tile::kSplits && whole < heavy.all) {
-      return {{steps(whole, heavy.all, cluster, 0), steps(0, whole, cluster, turn())}};
+      return {{steps(whole, heavy.all, cluster), steps(0, taken_begin, cluster)}};
     }
-    return {{steps(0, taken_begin, cluster, turn()), steps(0, 0, cluster, 0)}};
+    return {{steps(0, taken_begin, cluster), steps(0, 0, cluster)}};
   }
 
   W4AFP8_HOST_DEVICE static int length(const Sequence& sequence) {
@@ -273,9 +267,14 @@ struct TilePlan {
   // The place of the i-th tile of a cluster's sequence, or -1 beyond the last.
   W4AFP8_HOST_DEVICE int place_of(const Sequence& sequence, int i) const {
     const auto& [first, second] = sequence.parts;
-    if (i < first.tiles) return first.tile(i, clusters);
+    if (i < first.tiles) return first.tile(i);
     i -= first.tiles;
-    return i < second.tiles ? second.tile(i, clusters) : -1;
+    return i < second.tiles ? second.tile(i) : -1;
+  }
+
+  // What is taken ends here: halves, numbered last, are dealt out first.
+  W4AFP8_HOST_DEVICE int taken_end() const {
+    return Tile::kSplits && whole < heavy.all ? whole : places();
   }
 
   W4AFP8_HOST_DEVICE bool is_last_part(int place) const {
@@ -318,7 +317,7 @@ struct TilePlan {
     if ((is_short || waves <= 2) && 8 * idle < waves * clusters.value) return;
     const int wanted = clusters.value * 3 / 5;  // more cost what they even out (kernel-log.md)
     paused = wanted < kMostPaused ? wanted : kMostPaused;
-    taken_begin = 0;
+    if (paused > 0) taken_begin = 0;
   }
   // k blocks of the last part of the i-th tile in parts: seven tenths of a tile of all tokens, down to a fifth. In the
   // same time a tile of fewer tokens has more, though not in proportion.
@@ -329,8 +328,7 @@ struct TilePlan {
     const uint32_t tokens = num_tokens < kLeast ? kLeast : num_tokens;
     const uint32_t of_widest =
         static_cast<uint32_t>(k_blocks * (kLongest * paused - (kLongest - kShortest) * i));
-    const int blocks = static_cast<int>(of_widest * Tile::kTokens / (10 * paused * tokens));
-    return blocks < 1 ? 1 : blocks;
+    return static_cast<int>(of_widest * Tile::kTokens / (10 * paused * tokens));
   }
 
   W4AFP8_HOST_DEVICE TileCoordinates locate_tile(const ExpertTables& tables, int index) const {
@@ -415,15 +413,9 @@ struct TilePlan {
     return static_cast<int>(uint64_t{static_cast<uint32_t>(place)} * light_share >> 32);
   }
 
-  W4AFP8_HOST_DEVICE int turn() const {
-    return Tile::kIsWide && (is_uneven || light.all > 0) ? clusters.remainder(kTurn) : 0;
-  }
-
-  W4AFP8_HOST_DEVICE TileSteps steps(int begin, int end, int place, int turn) const {
+  W4AFP8_HOST_DEVICE TileSteps steps(int begin, int end, int cluster) const {
     const int waves = clusters.quotient(end - begin), extra = end - begin - waves * clusters.value;
-    const int last =
-        turn == 0 ? place : clusters.remainder(place + clusters.remainder(waves) * turn);
-    return {begin, place, clusters.value, turn, waves + (last < extra)};
+    return {begin + cluster, clusters.value, waves + (cluster < extra)};
   }
 
   W4AFP8_HOST_DEVICE void count_tiles(TileCount& kind, const int32_t* ends) const {

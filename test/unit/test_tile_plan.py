@@ -186,6 +186,16 @@ class Plan:
         return [tile for tile in self.tiles if tile.cluster >= 0]
 
     @property
+    def taken(self) -> list[Tile]:
+        return [tile for tile in self.tiles if tile.cluster < 0]
+
+    @property
+    def differ(self) -> bool:
+        """Wide tiles are not all as long as each other."""
+        widths = {tile.width for tile in self.tiles if tile.kind == "heavy"}
+        return "wide" in self.traits and (self.light > 0 or len(widths) > 1)
+
+    @property
     def token_tiles(self) -> int:
         return sum(-(-count // self.tokens) for count in self.case.counts)
 
@@ -333,7 +343,8 @@ def draw_case(random: random.Random) -> Case:
     out_features = (
         8 * random.randint(1, 240) if activation == "none" else 128 * random.randint(1, 15)
     )
-    sizes = (32 * random.randint(1, 300), out_features, random.randint(1, 132))
+    clusters = random.randint(1, random.choice([8, 132]))
+    sizes = (32 * random.randint(1, 300), out_features, clusters)
     padding = random.choice([0, max(1, *counts), max(counts) + 5])
     may_take = random.randint(0, 1)
     may_pause = random.randint(0, 1) if tile == "parts" and may_take else 0
@@ -345,7 +356,7 @@ def draw_case(random: random.Random) -> Case:
 @pytest.fixture(scope="session")
 def plans(program: str) -> list[Plan]:
     source = random.Random(0)
-    cases = [draw_case(source) for _ in range(800)]
+    cases = [draw_case(source) for _ in range(1200)]
     return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
 
 
@@ -452,8 +463,7 @@ def test_halves_are_the_last_wave_of_heavy_tiles_alone(plans: list[Plan]) -> Non
     for plan in plans:
         halves = plan.heavy - plan.whole
         last = (plan.heavy - halves // 2) % plan.case.clusters
-        splits = "splits" in plan.traits and plan.light == 0 and 2 * last <= plan.case.clusters
-        splits &= plan.taken_begin == plan.heavy
+        splits = "splits" in plan.traits and 2 * last <= plan.case.clusters and not plan.differ
         assert halves == (2 * last if splits else 0), plan.case.line
         assert plan.whole % plan.case.clusters == 0 or not halves, plan.case.line
 
@@ -479,26 +489,30 @@ def test_clusters_have_as_many_tiles(plans: list[Plan]) -> None:
             assert max(lengths) - min(lengths) <= 1, plan.case.line
 
 
-def test_the_last_wide_tiles_are_taken_where_they_differ(plans: list[Plan]) -> None:
-    """Those of the last two waves and more; of few waves all but the first."""
+def test_all_but_the_first_wave_is_taken(plans: list[Plan]) -> None:
+    """And halves, which are dealt out first; decode tiles of few k blocks are all dealt out."""
     kinds = set()
     for plan in plans:
         clusters, tiles = plan.case.clusters, plan.heavy + plan.light
+        is_short = plan.case.tile == "decode" and plan.case.in_features <= 3 * 128
+        halves = plan.heavy - plan.whole
+        whole = tiles - halves
         if plan.paused > 0:
             assert plan.taken_begin == 0, plan.case.line
             continue
-        widths = {tile.width for tile in plan.tiles if tile.kind == "heavy"}
-        differ = plan.light > 0 or len(widths) > 1
-        if plan.case.may_take and "takes" in plan.traits and tiles > clusters and differ:
-            waves = tiles // clusters
-            assert plan.taken_begin == (waves - 2 if waves > 3 else 1) * clusters, plan.case.line
-            kinds |= {(plan.case.tile, tile.kind) for tile in plan.tiles if tile.cluster < 0}
+        if plan.case.may_take and not is_short and tiles - halves // 2 > clusters:
+            assert plan.taken_begin == clusters, plan.case.line
+            differ = "differ" if plan.differ else "halves" if halves else "equal"
+            kinds |= {(plan.case.tile, tile.kind, differ) for tile in plan.taken}
         else:
-            assert plan.taken_begin == tiles, plan.case.line
-        taken = [tile for tile in plan.tiles if tile.cluster < 0]
-        assert len(taken) == tiles - plan.taken_begin, plan.case.line
+            assert plan.taken_begin == whole, plan.case.line
+        assert len(plan.taken) == whole - plan.taken_begin, plan.case.line
     wide = ("medium", "promoted", "parts", *LARGE)
-    assert kinds == {(tile, kind) for tile in wide for kind in ("heavy", "light")}
+    assert kinds == {
+        *((tile, "heavy", "equal") for tile in TILES),
+        *((tile, kind, "differ") for tile in wide for kind in ("heavy", "light")),
+        *((tile, "heavy", "halves") for tile in LARGE),
+    }
 
 
 @pytest.fixture(scope="session")
@@ -739,26 +753,6 @@ def test_light_tiles_lie_evenly_between_heavy_ones_but_for_the_last(program: str
         assert (np.abs(lights * all_mixed - tiles * mixed) <= all_mixed).all(), plan.case.line
         seen.add((mixed > 0, plan.light_most))
     assert seen == {(is_mixed, most) for is_mixed in (False, True) for most in (64, 128)}
-
-
-@pytest.mark.parametrize(
-    ("tile", "clusters", "counts"),
-    [
-        ("large", 66, (4096, *[585] * 31)),  # 16 tiles of 256, then 2 and a narrow one each
-        ("medium", 132, (150,) * 32),
-        ("medium", 132, (150,) * 32 + (1, 0)),  # few light tiles change nothing
-    ],
-)
-def test_narrow_tiles_are_spread_over_clusters(
-    program: str, tile: str, clusters: int, counts: tuple[int, ...]
-) -> None:
-    """Also where experts have as many token tiles as divide the number of clusters."""
-    case = Case(tile, "none", 7168, 4096, clusters, len(counts), 0, 0, 0, counts)
-    plan = read_plan(case, ask(program, [case.line])[0])
-    whole = [tile for tile in plan.tiles if tile.kind == "heavy"]
-    narrow = Counter(tile.cluster for tile in whole if tile.width < plan.tokens)
-    assert sum(narrow.values()) > 3 * clusters
-    assert max(narrow.values()) - min(narrow[c] for c in range(clusters)) <= 2
 
 
 def sub_block_begin(case: Case, expert: int, sub_block: int, k_block: int) -> int:

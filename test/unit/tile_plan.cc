@@ -84,9 +84,9 @@ void print_shape(TileKind kind, Tile) {
   std::printf("%s, %d x %d, widths", kKinds[static_cast<int>(kind)].c_str(), Tile::kOut,
               Tile::kTokens);
   for (int i = 0; i < Tile::Widths::kCount; ++i) std::printf(" %d", Tile::Widths::at(i));
-  std::printf(", cluster of %d%s%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
+  std::printf(", cluster of %d%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
-              Tile::kSplits ? ", splits" : "", Tile::kTakes ? ", takes" : "", Tile::kMayPause ? ", may pause" : "");
+              Tile::kSplits ? ", splits" : "", Tile::kMayPause ? ", may pause" : "");
   std::printf(", %d of three quarters\n", Tile::kThreeQuarterTiles);
 }
 
@@ -148,7 +148,7 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, b
       print_tile(plan, tables, cluster, place);
     }
   }
-  for (int place = plan.taken_begin; place < plan.places(); ++place) {
+  for (int place = plan.taken_begin; place < plan.taken_end(); ++place) {
     print_tile(plan, tables, -1, place);
   }
 }
