@@ -54,13 +54,14 @@ void check_memory(const Tensor& t, const char* name) {
            "; call contiguous()");
 }
 
-// Whether elements lie as if strides followed from the shape. Tensor::is_contiguous makes these strides first, which
-// takes five times as long (kernel-log.md, sixteenth round), and minds that of a dimension of one.
+// As Tensor::is_contiguous, which makes the strides of a shape first and takes five times as long (kernel-log.md,
+// sixteenth round).
 bool is_contiguous(const Tensor& t) {
   const common::DDim &dims = t.dims(), &strides = t.strides();
+  if (strides.size() != dims.size()) return false;
   int64_t stride = 1;
   for (int i = dims.size() - 1; i >= 0; --i) {
-    if (strides[i] != stride && dims[i] != 1) return false;
+    if (strides[i] != stride) return false;
     stride *= dims[i];
   }
   return true;

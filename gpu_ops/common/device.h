@@ -31,23 +31,14 @@ struct Device {
   int sm_count = 0;
 };
 
-// The current one of this thread, whose context is current too: the runtime sees to that in most of its calls, but not
-// in cudaGetDevice, and calls of the driver need it.
+// The current one of this thread.
 inline Device current_device() {
   static std::array<std::atomic<uint32_t>, kMaxDevices> cache{};  // major << 16 | sm_count
-  static thread_local int with_context = -1;  // the last device that was current
 
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) {
     cudaGetLastError();  // an error left behind would be blamed on the next call
     return {};
-  }
-  if (device != with_context) {
-    if (cudaSetDevice(device) != cudaSuccess) {
-      cudaGetLastError();
-      return {};
-    }
-    with_context = device;
   }
   uint32_t facts = device < kMaxDevices ? cache[device].load(std::memory_order_relaxed) : 0;
   if (facts == 0) {

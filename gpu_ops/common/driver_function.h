@@ -43,6 +43,16 @@ inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
   return encoder;
 }
 
+// For calls of the driver, which need a current context: the runtime's calls make one for their thread, but for
+// cudaGetDevice. One that is current already stays.
+inline cudaError_t ensure_context(int device) {
+  static const auto get = driver_function<PFN_cuCtxGetCurrent_v4000>("cuCtxGetCurrent");
+  if (get == nullptr) return cudaErrorInsufficientDriver;
+  CUcontext context = nullptr;
+  const bool found = get(&context) == CUDA_SUCCESS && context != nullptr;
+  return found ? cudaSuccess : cudaSetDevice(device);
+}
+
 inline PFN_cuLaunchKernelEx_v11060 kernel_launcher() {
   static const auto launcher = driver_function<PFN_cuLaunchKernelEx_v11060>("cuLaunchKernelEx");
   return launcher;

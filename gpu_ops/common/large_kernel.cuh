@@ -21,6 +21,7 @@
 
 #include "common/device.h"
 #include "common/driver_function.h"
+#include "common/relaxed_capture.h"
 
 namespace w4afp8 {
 
@@ -38,7 +39,8 @@ class LargeKernel;
 template <typename... Params, void (*kKernel)(Params...)>
 class LargeKernel<kKernel> {
  public:
-  // `device`: the current one. `most_shared_bytes`: of any launch of the kernel. Returns this launch's own error.
+  // `device`: the current one, with a context (ensure_context). `most_shared_bytes`: of any launch of the kernel.
+  // Returns this launch's own error.
   static cudaError_t launch(const Device& device, int most_shared_bytes, const LaunchShape& shape,
                             cudaStream_t stream, const Params&... params) {
     CUfunction function = nullptr;
@@ -72,11 +74,12 @@ class LargeKernel<kKernel> {
   }
 
  private:
-  // The kernel as the driver knows it on the device, found and given its shared memory once.
+  // The kernel as the driver knows it in the device's primary context, found and given its shared memory once.
   static cudaError_t find(int device, int most_shared_bytes, CUfunction* function) {
     static std::array<std::atomic<CUfunction>, kMaxDevices> cache{};
     if (device < kMaxDevices) *function = cache[device].load(std::memory_order_acquire);
     if (*function != nullptr) return cudaSuccess;
+    const RelaxedCapture relaxed;
     cudaError_t error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              most_shared_bytes);
     if (error != cudaSuccess) return error;

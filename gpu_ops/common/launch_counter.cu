@@ -17,11 +17,12 @@
 
 #include "common/device.h"
 #include "common/launch_counter.h"
+#include "common/relaxed_capture.h"
 
 namespace w4afp8 {
 namespace {
 
-constexpr uint32_t kEager = 1 << 14, kCaptured = 1 << 16;
+constexpr uint32_t kEager = 1 << 14, kCaptured = 1 << 18;
 
 __device__ LaunchCounters counters[kEager + kCaptured];
 
@@ -31,12 +32,9 @@ LaunchCounters* first_counters(int device) {
   if (device >= kMaxDevices) return nullptr;
   LaunchCounters* first = cache[device].load(std::memory_order_relaxed);
   if (first == nullptr) {
-    // It may load the module, which a capture on any stream would forbid.
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    cudaThreadExchangeStreamCaptureMode(&mode);
+    const RelaxedCapture relaxed;
     void* address = nullptr;
     const cudaError_t error = cudaGetSymbolAddress(&address, counters);
-    cudaThreadExchangeStreamCaptureMode(&mode);
     if (error != cudaSuccess) {
       cudaGetLastError();  // an error left behind would be blamed on the launch
       return nullptr;
@@ -50,7 +48,8 @@ LaunchCounters* first_counters(int device) {
 }  // namespace
 
 LaunchCounters* launch_counters(int device, cudaStream_t stream) {
-  static std::atomic<uint32_t> launched{0}, captured{0};
+  static std::atomic<uint32_t> launched{0};
+  static std::array<std::atomic<uint32_t>, kMaxDevices> captured_on{};
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
     cudaGetLastError();
@@ -61,6 +60,7 @@ LaunchCounters* launch_counters(int device, cudaStream_t stream) {
   if (status == cudaStreamCaptureStatusNone) {
     return first + launched.fetch_add(1, std::memory_order_relaxed) % kEager;
   }
+  std::atomic<uint32_t>& captured = captured_on[device];
   if (captured.load(std::memory_order_relaxed) >= kCaptured) return nullptr;
   const uint32_t own = captured.fetch_add(1, std::memory_order_relaxed);
   return own < kCaptured ? first + kEager + own : nullptr;

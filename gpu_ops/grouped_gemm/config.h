@@ -68,8 +68,8 @@ struct TileShape {
   static constexpr bool kMayPause = kMayPause_;
   static constexpr int kSubBlocks = kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
-  // One more warpgroup, of which two or three warps have something to do: it takes all four to give registers to
-  // the consumers.
+  // One more warpgroup: it takes four warps to give registers to the consumers, of which two or three have something to
+  // do once the launch has begun.
   static constexpr int kConsumerThreads = 128 * kConsumers;
   static constexpr int kThreads = kConsumerThreads + 128;
   static constexpr bool kMovesRegisters = kTokens >= 64;

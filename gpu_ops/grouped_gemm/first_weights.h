@@ -42,8 +42,9 @@ W4AFP8_HOST_DEVICE WeightPiece first_weights(const GroupGemmParams& params, int 
   constexpr int kPerBand = kBandOut / kSubBlockOut;
   const int sub_blocks = static_cast<int>(layout.padded_out() / kSubBlockOut);
   const int bands = (sub_blocks + kPerBand - 1) / kPerBand;
-  // An expert's token tiles follow each other, and share their weights.
-  const int token_tiles = (rows / experts + Tile::kTokens - 1) / Tile::kTokens;
+  // An expert's token tiles follow each other, and share their weights. What padding holds nobody knows yet.
+  const int tokens = params.tokens.padding > 0 ? 1 : rows / experts;
+  const int token_tiles = (tokens + Tile::kTokens - 1) / Tile::kTokens;
   const int tile = block / token_tiles, expert = tile / bands;
   if (block % token_tiles != 0 || expert >= experts) return {0, 0};
 

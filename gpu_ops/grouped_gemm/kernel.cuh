@@ -106,9 +106,12 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   // The compiler knows that whole warps go one way here.
   if (cutlass::canonical_warp_group_idx() >= Tile::kConsumers) {
     const uint32_t warp = threadIdx.x / 32 - Tile::kConsumerThreads / 32;
-    if (warp == 3 && threadIdx.x % 32 == 0) {
+    if (warp == 3) {
       const WeightPiece piece = first_weights<Tile>(params, blockIdx.x);
-      if (piece.size > 0) ptx::bulk_prefetch(params.weight + piece.begin, piece.size);
+      if (piece.size > 0 && threadIdx.x % 32 == 0) {
+        ptx::bulk_prefetch(params.weight + piece.begin, piece.size);
+      }
+      __syncwarp();
     }
     wait_for_previous_grids();
     TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),

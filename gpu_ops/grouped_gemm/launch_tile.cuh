@@ -75,6 +75,7 @@ cudaError_t launch_tile(const GroupGemmParams& params, const Device& device, cud
 template <class Format>
 cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   const Device device = current_device();
+  if (const cudaError_t error = ensure_context(device.index)) return error;
   if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, device, stream);
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, device, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {

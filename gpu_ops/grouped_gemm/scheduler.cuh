@@ -213,7 +213,7 @@ class TileScheduler {
   // The place of the next of the tiles that are taken, or -1.
   __device__ __forceinline__ int take() {
     const Plan& plan = shared_.plan;
-    const uint32_t tiles = plan.taken_end() - plan.taken_begin;
+    const uint32_t tiles = plan.taken();
     if (tiles == 0) return -1;
     uint32_t ticket;
     if (Tile::kCluster == 1 || blockIdx.x % Tile::kCluster == 0) {
@@ -226,8 +226,7 @@ class TileScheduler {
       ticket = mail_.receive(taken_);
     }
     ++taken_;
-    if (ticket >= tiles) return -1;
-    const int place = plan.taken_begin + static_cast<int>(ticket);
+    const int place = plan.taken_place(static_cast<int>(ticket));
     // First parts were taken before, by blocks that run, so this ends.
     if (plan.is_last_part(place)) counters_->wait_for_paused(place - plan.all(), Tile::kConsumers);
     return place;

@@ -82,12 +82,10 @@ struct TileCount {
   int32_t all;
 };
 
-// A cluster's share of a range of tiles: every `stride`-th from `first` on.
+// A cluster's share of a range of tiles: from `first` on every n-th, where there are n clusters.
 struct TileSteps {
-  int32_t first, stride;
+  int32_t first;
   int32_t tiles;  // so many
-
-  W4AFP8_HOST_DEVICE int tile(int i) const { return first + i * stride; }
 };
 
 template <class Tile>
@@ -267,14 +265,18 @@ struct TilePlan {
   // The place of the i-th tile of a cluster's sequence, or -1 beyond the last.
   W4AFP8_HOST_DEVICE int place_of(const Sequence& sequence, int i) const {
     const auto& [first, second] = sequence.parts;
-    if (i < first.tiles) return first.tile(i);
+    if (i < first.tiles) return first.first + i * clusters.value;
     i -= first.tiles;
-    return i < second.tiles ? second.tile(i) : -1;
+    return i < second.tiles ? second.first + i * clusters.value : -1;
   }
 
-  // What is taken ends here: halves, numbered last, are dealt out first.
-  W4AFP8_HOST_DEVICE int taken_end() const {
-    return Tile::kSplits && whole < heavy.all ? whole : places();
+  // So many tiles are taken. Halves, numbered last, are not: they are dealt out first.
+  W4AFP8_HOST_DEVICE int taken() const {
+    return (Tile::kSplits && whole < heavy.all ? whole : places()) - taken_begin;
+  }
+  // The place of the tile that a ticket is for, or -1 beyond the last.
+  W4AFP8_HOST_DEVICE int taken_place(int ticket) const {
+    return ticket < taken() ? taken_begin + ticket : -1;
   }
 
   W4AFP8_HOST_DEVICE bool is_last_part(int place) const {
@@ -415,7 +417,7 @@ struct TilePlan {
 
   W4AFP8_HOST_DEVICE TileSteps steps(int begin, int end, int cluster) const {
     const int waves = clusters.quotient(end - begin), extra = end - begin - waves * clusters.value;
-    return {begin + cluster, clusters.value, waves + (cluster < extra)};
+    return {begin + cluster, waves + (cluster < extra)};
   }
 
   W4AFP8_HOST_DEVICE void count_tiles(TileCount& kind, const int32_t* ends) const {

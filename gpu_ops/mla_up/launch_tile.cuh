@@ -67,10 +67,11 @@ cudaError_t encode_token_map(const MlaUpParams& params, MlaTokenMap<Tile>* map) 
 
 template <class Tile>
 cudaError_t launch_mla_tile(const MlaUpParams& params, cudaStream_t stream) {
+  const Device device = current_device();
+  if (const cudaError_t error = ensure_context(device.index)) return error;
   MlaTokenMap<Tile> map = {};
   const cudaError_t encoded = encode_token_map<Tile>(params, &map);
   if (encoded != cudaSuccess) return encoded;
-  const Device device = current_device();
   const auto blocks = [](int64_t count) { return static_cast<unsigned>(count); };
   const LaunchShape shape = {dim3(blocks(ceil_div(params.out_features, Tile::kOut)),
                                   blocks(params.heads), blocks(chunks_of<Tile>(params, device))),

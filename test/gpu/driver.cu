@@ -45,7 +45,14 @@ namespace {
 constexpr uint8_t kGuard = 0xA5;   // around every tensor
 constexpr uint8_t kPoison = 0xCD;  // in an output before the launch
 size_t guard_bytes = 4096;
-bool in_new_thread = false;  // launches are made by threads that have done nothing with CUDA before
+
+// How launches are made.
+enum class Way {
+  kPlain,
+  kInNewThread,  // by a thread that has done nothing with CUDA before
+  kInGraph,      // captured in the strictest mode, then replayed
+};
+Way way = Way::kPlain;
 bool failed = false;
 
 void require(bool condition, const std::string& what) {
@@ -157,20 +164,36 @@ std::vector<uint8_t> bytes_of(const std::vector<T>& values) {
   return bytes;
 }
 
+void replay(const std::string& name, const std::function<void(cudaStream_t)>& make) {
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  require_success(cudaStreamCreate(&stream), name);
+  require_success(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), name);
+  make(stream);
+  require_success(cudaStreamEndCapture(stream, &graph), name);
+  require_success(cudaGraphInstantiate(&executable, graph, 0), name);
+  require_success(cudaGraphLaunch(executable, stream), name);
+  require_success(cudaDeviceSynchronize(), name);
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
 template <typename Params>
 void run(const std::string& name, const Params& params,
          cudaError_t (*launch)(const Params&, cudaStream_t)) {
   const char* reason = check(params);
   require(reason == nullptr, name + ": " + (reason ? reason : ""));
   if (reason != nullptr) return;
-  cudaError_t error = cudaErrorUnknown;
-  const auto make = [&] { error = launch(params, nullptr); };
-  if (in_new_thread) {
-    std::thread(make).join();
+  const auto make = [&](cudaStream_t stream) { require_success(launch(params, stream), name); };
+  if (way == Way::kInGraph) {
+    replay(name, make);
+  } else if (way == Way::kInNewThread) {
+    std::thread(make, nullptr).join();
   } else {
-    make();
+    make(nullptr);
   }
-  require_success(error, name);
   require_success(cudaDeviceSynchronize(), name);
 }
 
@@ -356,6 +379,8 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
   const Tensor x_scale(random_bytes(rows * 4)), bias(random_bytes(num_experts * out * 2));
   const Tensor result(poison(rows * (is_gated(activation) ? out / 2 : out) * 2));
   const bool has_groups = format.scale_type != GroupScaleType::kNone;
+  const LaunchCounters* const counters =
+      launch_counters(0, nullptr);  // the next ones are the launch's
   run("group_gemm",
       GroupGemmParams{x, weight.as<uint8_t>(), weight_scale.as<float>(),
                       has_groups ? group_scale.as<void>() : nullptr, x_scale.as<float>(),
@@ -365,6 +390,10 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
                       activation},
       launch_group_gemm);
   check_rows("group_gemm", experts, result.read("group_gemm"));
+  LaunchCounters after[2] = {}, zeros[2] = {};
+  require_success(cudaMemcpy(after, counters, sizeof(after), cudaMemcpyDeviceToHost), "counters");
+  require(std::memcmp(after, zeros, sizeof(after)) == 0,
+          "group_gemm: a launch did not put its counters back");
 }
 
 void group_gemm() {
@@ -388,7 +417,11 @@ void group_gemm() {
   for (const int format : {0, 3}) {
     group_gemm_case({{300, 280, 20}, 0}, layouts[2], formats[format]);
   }
-  // Several waves of large tiles of all widths, whose last ones are taken, not dealt out.
+  // Two waves of equal large tiles and 12, with 66 clusters: these are halves, and the second wave is taken.
+  for (const int format : {0, 3}) {
+    group_gemm_case({std::vector<int32_t>(36, 256), 0}, {1024, 640}, formats[format]);
+  }
+  // Several waves of large tiles of all widths.
   Experts uneven = {{}, 0};
   for (int i = 0; i < 3; ++i) {
     for (const int32_t tokens : {300, 20, 130, 513, 257, 64, 1, 0, 280}) {
@@ -412,12 +445,7 @@ void group_gemm() {
     }
   }
   for (const int format : {0, 3}) {
-    const LaunchCounters* const counters = launch_counters(0, nullptr);
     group_gemm_case(in_parts, {1088, 2080}, formats[format]);
-    LaunchCounters after[2] = {}, zeros[2] = {};
-    require_success(cudaMemcpy(after, counters, sizeof(after), cudaMemcpyDeviceToHost), "counters");
-    require(std::memcmp(after, zeros, sizeof(after)) == 0,
-            "group_gemm: a launch did not put its counters back");
   }
   // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
   for (const int32_t tokens : {3, 20, 100}) {
@@ -502,19 +530,32 @@ void mla_up_boxes() {
 }
 
 // Of decode, medium and large tiles, and of kernels that are launched in other ways.
-void new_thread() {
-  in_new_thread = true;
+void launches_of_all_kinds() {
   const GemmFormat int4 = {WeightFormat::kInt4, GroupScaleType::kNone, -1};
   for (const int32_t tokens : {3, 100, 300}) {
     group_gemm_case({{tokens, 0, tokens}, 0}, {248, 640}, int4);
   }
   mla_up_case({MlaUp::kVUp, DataType::kBFloat16, false, 17, 128, 512}, 0);
   quant_per_token();
-  in_new_thread = false;
+}
+
+// The first launches of the process, if it is asked for these first: kernels are loaded in a capture.
+void in_graph() {
+  way = Way::kInGraph;
+  launches_of_all_kinds();
+  way = Way::kPlain;
+}
+
+void in_new_thread() {
+  launches_of_all_kinds();  // loads them: the new thread has nothing to do with the runtime then
+  way = Way::kInNewThread;
+  launches_of_all_kinds();
+  way = Way::kPlain;
 }
 
 int main_of(int argc, char** argv) {
   const std::pair<std::string, std::function<void()>> all[] = {
+      {"in_graph", in_graph},
       {"weight_pack", weight_pack},
       {"quant_per_token", quant_per_token},
       {"activation_quant", activation_quant},
@@ -523,7 +564,7 @@ int main_of(int argc, char** argv) {
       {"group_gemm", group_gemm},
       {"mla_up", mla_up},
       {"mla_up_boxes", mla_up_boxes},
-      {"new_thread", new_thread}};
+      {"in_new_thread", in_new_thread}};
   std::vector<std::string> wanted;
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--exact") {

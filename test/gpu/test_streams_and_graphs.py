@@ -45,11 +45,13 @@ pytestmark = pytest.mark.usefixtures("route")
 FORMATS = {"int4": -1, "int4 groups": 128, "mxfp4": 32}
 
 
-# Large tiles of four widths, medium ones too, three waves of them: blocks take the last ones from
-# a counter.
+# Large tiles of four widths, medium ones too, three waves of them: blocks take all but the first
+# from a counter.
 UNEVEN = (300, 20, 130, 513, 257, 64, 1, 0) * 5
 UNEVEN_MEDIUM = (100, 20, 130, 64, 1, 0, 300, 40) * 10
-FEATURES = {UNEVEN: (1024, 640), UNEVEN_MEDIUM: (1024, 640)}
+# Equal ones, a little more than a wave; of large ones two waves, and halves.
+EQUAL = {"decode": (3,) * 70, "small": (20,) * 70, "medium": (100,) * 70, "large": (256,) * 36}
+FEATURES = dict.fromkeys((UNEVEN, UNEVEN_MEDIUM, EQUAL["large"]), (1024, 640))
 FEATURES |= {counts: features for counts, *features in IN_PARTS}
 
 
@@ -170,12 +172,17 @@ def test_activations_in_more_places_than_the_host_remembers(place: Any, form: st
 
 SHARED = {f"{form}, large": (form, UNEVEN) for form in FORMATS}
 SHARED |= {f"{form}, medium": (form, UNEVEN_MEDIUM) for form in FORMATS}
+SHARED |= {
+    f"{form}, equal {tile}": (form, counts)
+    for form in ("int4", "mxfp4")
+    for tile, counts in EQUAL.items()
+}
 SHARED |= {f"{form}, 215 in parts": (form, IN_PARTS[0][0]) for form in ("int4", "mxfp4")}
 SHARED |= {f"{form}, 136 in parts": (form, IN_PARTS[1][0]) for form in ("int4", "mxfp4")}
 
 
 @pytest.mark.parametrize(("form", "counts"), SHARED.values(), ids=SHARED)
-def test_uneven_experts_share_blocks_that_are_done(
+def test_blocks_that_are_done_share_what_is_left(
     place: Any, form: str, counts: tuple[int, ...]
 ) -> None:
     """Eagerly and as a graph, again and again: each launch puts its counters back."""

@@ -578,6 +578,7 @@ def widths_of(count: int) -> set[int]:
         ((150,) * 88, False, True),  # 1056: eight
         ((150,) * 88 + (60,), False, False),
         ((129,) * 5 + (70, 1), False, False),  # 72: less than one
+        ((128,) * 33, False, False),  # 198 equal ones
     ],
 )
 def test_full_or_many_waves_are_not_in_parts(

@@ -148,7 +148,7 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, b
       print_tile(plan, tables, cluster, place);
     }
   }
-  for (int place = plan.taken_begin; place < plan.taken_end(); ++place) {
+  for (int ticket = 0, place; (place = plan.taken_place(ticket)) >= 0; ++ticket) {
     print_tile(plan, tables, -1, place);
   }
 }
