@@ -131,10 +131,21 @@ def group_gemm(
     """
     if out_dtype.__class__ is not str:
         out_dtype = _HALF_NAMES.get(out_dtype, str(out_dtype))
-    return call(
+    return call(  # tuples that are unpacked here would take longer than all else
         "group_gemm",
-        *(x, weight, weight_scale, tokens, group_scale, x_scale, bias),
-        *(weight_format, group_size, token_padding, max_tokens, out_dtype, accumulation),
+        x,
+        weight,
+        weight_scale,
+        tokens,
+        group_scale,
+        x_scale,
+        bias,
+        weight_format,
+        group_size,
+        token_padding,
+        max_tokens,
+        out_dtype,
+        accumulation,
         activation,
     )
 
