@@ -116,19 +116,19 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     wait_for_previous_grids();
     TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),
                                   shared.tiles, shared.desk, shared.mail, counters);
-    if (warp == 0) scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
+    scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
     }
     if (threadIdx.x % 32 == 0) {
       constexpr bool kAlone = Tile::kProducers == 1;
       if (warp == 0) {
+        scheduler.serve();
+      } else if (warp == 1) {
         using First = Producer<Tile, Format, kAlone ? Fetches::kAll : Fetches::kWeights>;
         First(params, token_maps, shared, rank).run(scheduler);
-      } else if (!kAlone && warp == 1) {
+      } else if (!kAlone && warp == 2) {
         Producer<Tile, Format, Fetches::kOthers>(params, token_maps, shared, rank).run(scheduler);
-      } else if (warp == 2) {
-        scheduler.serve();
       }
     }
   } else {

@@ -192,7 +192,7 @@ class Producer {
         streams_(streams_outputs(params)) {}
 
   __device__ void run(TileScheduler<Tile> scheduler) {
-    if (!kWeights) scheduler.wait_for_plan();  // made by the warp of the other
+    scheduler.wait_for_plan();
     scheduler.ask();
     while (const TileCoordinates* tile = scheduler.next()) load_tile(*tile, scheduler);
     wait_for_stage();  // consumers look at the end of the list too

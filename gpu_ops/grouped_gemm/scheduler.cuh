@@ -12,10 +12,10 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Persistent tile scheduler: one warp reads the token counts on the device, so any skew works and nothing is
-// copied to the host, makes the plan (tile_plan.h), and finds this block's first tiles. Nothing else runs in
-// the block meanwhile, so every instruction counts here. Later ones are found by a thread of another warp, which the
-// producers ask. Tiles that are taken, not dealt out, go by tickets from
+// Persistent tile scheduler: the producers' warps read the token counts on the device, so any skew works and nothing is
+// copied to the host, and count what there is of each expert; one of them makes the plan (tile_plan.h), and finds this
+// block's first tiles. Nothing else runs in the block meanwhile, so every instruction counts here. Later ones are found by
+// a thread of another warp, which the producers ask. Tiles that are taken, not dealt out, go by tickets from
 // a counter in global memory; in a cluster the first block takes them and tells the others.
 #pragma once
 
@@ -36,7 +36,17 @@ class TileScheduler {
   static constexpr int kLanes = 32;
   static_assert(Plan::kMostPaused == LaunchCounters::kMostPaused && Tile::kConsumers < 16);
   static_assert(kListedTiles == kLanes && kListedTiles > Tile::kStages);
+  static constexpr int kWarps = 4;  // of the producers' warpgroup
+  static_assert(Tile::kThreads == Tile::kConsumerThreads + kWarps * kLanes);
+  // What a warp tells the others.
+  struct Found {
+    int heavy, light;          // token tiles
+    uint32_t widths;           // of the heavy ones, a bit for each
+    uint32_t most_sub_blocks;  // that a cluster multiplies
+    uint32_t tall_experts;     // if so many experts have tall tiles
+  };
   struct alignas(8) Shared {
+    Found found[kWarps];
     Plan plan;
     typename Plan::Sequence sequence;  // of this cluster
     uint32_t listed;                   // tiles of it that are listed from the start
@@ -56,18 +66,17 @@ class TileScheduler {
         mail_(mail),
         counters_(counters) {}
 
-  // Makes the plan from the counts, and finds the first tiles, one in each lane: a whole warp takes part. `plan`:
-  // without counts.
+  // Makes the plan from the counts, and finds the first tiles, one in each lane of the first warp. `plan`: without counts.
+  // For all threads of the producers' warpgroup.
   template <int kHeightStep>
   __device__ void build(const TokenLayout& layout, Plan plan) {
     const ExpertTables tables = ExpertTables::at(storage_, plan.experts);
-    const TokenLayout tokens = fetch(layout, tables.room());
-    count_tokens(tokens, plan, tables);
-    if (plan.may_lower_last()) {
-      lower_last_tiles(plan, tables);
+    if (plan.experts <= kLanes) {
+      if (warp() == 0) count<Warp, kHeightStep>(layout, plan, tables);
     } else {
-      plan.template lower_all<kHeightStep>();
+      count<Warpgroup, kHeightStep>(layout, plan, tables);
     }
+    if (warp() > 0) return;
     plan.finish(tables);
     const auto sequence = plan.sequence(blockIdx.x / Tile::kCluster);
     list(plan, tables, lane(), plan.place_of(sequence, lane()));
@@ -115,38 +124,71 @@ class TileScheduler {
 
  private:
   __device__ static int lane() { return threadIdx.x % kLanes; }
+  __device__ static int thread() { return static_cast<int>(threadIdx.x) - Tile::kConsumerThreads; }
+  __device__ static int warp() { return thread() / kLanes; }
+
+  // The threads that count: one warp where it has a lane for each expert, else four, which have fewer experts each but
+  // wait for each other.
+  struct Warp {
+    static constexpr int kThreads = kLanes;
+    __device__ __forceinline__ static void sync() { __syncwarp(); }
+    __device__ __forceinline__ static bool any(bool mine) { return __any_sync(~0u, mine); }
+  };
+  struct Warpgroup {
+    static constexpr int kThreads = kWarps * kLanes;
+    static constexpr uint32_t kBarrier = 1 + Tile::kConsumers;  // consumers have those before
+    __device__ __forceinline__ static void sync() { ptx::named_barrier_sync(kBarrier, kThreads); }
+    __device__ __forceinline__ static bool any(bool mine) {
+      return ptx::named_barrier_any(kBarrier, kThreads, mine);
+    }
+  };
+
+  template <class Team>
+  static constexpr bool kIsOneWarp = Team::kThreads == kLanes;
+
+  // Counts the tokens, and settles the heights.
+  template <class Team, int kHeightStep>
+  __device__ void count(const TokenLayout& layout, Plan& plan, const ExpertTables& tables) const {
+    count_tokens<Team>(fetch<Team>(layout, tables.room()), plan, tables);
+    if (plan.may_lower_last()) {
+      lower_last_tiles<Team>(plan, tables);
+    } else {
+      plan.template lower_all<kHeightStep>();
+    }
+  }
 
   // The same layout over a copy of the counts in shared memory, all of which is on its way at once.
+  template <class Team>
   __device__ static TokenLayout fetch(TokenLayout layout, void* room) {
     const int entries =
         static_cast<int>(layout.experts) + (layout.padding == 0 && layout.leading_zero ? 1 : 0);
     if (layout.is_int64) {
-      copy(static_cast<int64_t*>(room), static_cast<const int64_t*>(layout.tokens), entries);
+      copy<Team>(static_cast<int64_t*>(room), static_cast<const int64_t*>(layout.tokens), entries);
     } else {
-      copy(static_cast<int32_t*>(room), static_cast<const int32_t*>(layout.tokens), entries);
+      copy<Team>(static_cast<int32_t*>(room), static_cast<const int32_t*>(layout.tokens), entries);
     }
     __pipeline_commit();
     __pipeline_wait_prior(0);
-    __syncwarp();
+    Team::sync();
     layout.tokens = room;
     return layout;
   }
-  template <class T>
+  template <class Team, class T>
   __device__ static void copy(T* room, const T* entries, int count) {
 #pragma unroll 1
-    for (int i = lane(); i < count; i += kLanes) {
+    for (int i = thread(); i < count; i += Team::kThreads) {
       __pipeline_memcpy_async(room + i, entries + i, sizeof(T));
     }
   }
 
-  // Fills the tables and the numbers of token tiles. Each lane has some neighbouring experts.
-  __device__ static void count_tokens(const TokenLayout& tokens, Plan& plan,
-                                      const ExpertTables& tables) {
-    const int each = (plan.experts + kLanes - 1) / kLanes;
-    const int begin = min(lane() * each, plan.experts), end = min(begin + each, plan.experts);
-    int heavy = 0, light = 0;  // token tiles of this lane's experts, then of all up to them
-    int lone = 0;              // tiles that are light or heavy, as others have several or not
-    uint32_t widths = 0;       // of the heavy and the lone ones
+  // Fills the tables and the numbers of token tiles. Each thread has some neighbouring experts.
+  template <class Team>
+  __device__ __forceinline__ void count_tokens(const TokenLayout& tokens, Plan& plan,
+                                               const ExpertTables& tables) const {
+    const int each = kIsOneWarp<Team> ? 1 : (plan.experts + Team::kThreads - 1) / Team::kThreads;
+    const int begin = min(thread() * each, plan.experts), end = min(begin + each, plan.experts);
+    Found own = {};  // of this thread's experts, then of all up to them
+    int lone = 0;    // tiles that are light or heavy, as others have several or not
     plan.choose_light(false);
 #pragma unroll 1
     for (int expert = begin; expert < end; ++expert) {
@@ -155,29 +197,50 @@ class TileScheduler {
       tables.count[expert] = rows.count;
       const bool is_heavy = plan.is_heavy(rows.count);
       const int tiles = Plan::token_tiles(rows.count);
-      (!is_heavy ? light : Plan::kLoneIsLight && tiles == 1 ? lone : heavy) += tiles;
-      if constexpr (Tile::kIsWide) widths |= is_heavy ? plan.widths_of(rows.count) : 0;
+      (!is_heavy ? own.light : Plan::kLoneIsLight && tiles == 1 ? lone : own.heavy) += tiles;
+      if constexpr (Tile::kIsWide) own.widths |= is_heavy ? plan.widths_of(rows.count) : 0;
     }
     if constexpr (Plan::kLoneIsLight) {
-      plan.choose_light(__any_sync(~0u, heavy > 0));
-      (plan.is_heavy(Tile::kTokens) ? heavy : light) += lone;
+      plan.choose_light(Team::any(own.heavy > 0));
+      (plan.is_heavy(Tile::kTokens) ? own.heavy : own.light) += lone;
     }
-    running_sum(heavy, plan.heavy.token_tiles);
-    plan.light.token_tiles = 0;  // known to the compiler where tiles are narrow
-    plan.is_uneven = false;
-    if constexpr (Tile::kIsWide) {
-      running_sum(light, plan.light.token_tiles);
-      plan.is_uneven = __popc(__reduce_or_sync(~0u, widths)) > 1;
-    }
-    __syncwarp();  // the ends take the place of what `tokens` reads
+    const Found all = add_up<Team>(own);
+    plan.heavy.token_tiles = all.heavy;
+    plan.light.token_tiles = all.light;
+    plan.is_uneven = __popc(all.widths) > 1;
+    // All have read `tokens`, whose place the ends take.
 #pragma unroll 1
     for (int expert = end - 1; expert >= begin; --expert) {
-      tables.heavy_end[expert] = heavy;
-      tables.light_end[expert] = light;
+      tables.heavy_end[expert] = own.heavy;
+      tables.light_end[expert] = own.light;
       const int count = tables.count[expert];
-      (plan.is_heavy(count) ? heavy : light) -= Plan::token_tiles(count);
+      (plan.is_heavy(count) ? own.heavy : own.light) -= Plan::token_tiles(count);
     }
-    __syncwarp();
+    Team::sync();
+  }
+
+  // Adds to `own` what the threads before have found; returns what all have. Waits for all of them. Narrow tiles are heavy,
+  // of one width.
+  template <class Team>
+  __device__ __forceinline__ Found add_up(Found& own) const {
+    Found all = {};
+    running_sum(own.heavy, all.heavy);
+    if constexpr (Tile::kIsWide) {
+      running_sum(own.light, all.light);
+      all.widths = __reduce_or_sync(~0u, own.widths);
+    }
+    if (!kIsOneWarp<Team> && lane() == 0) shared_.found[warp()] = all;
+    Team::sync();
+    if (kIsOneWarp<Team>) return all;
+    all = {};
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      const Found found = shared_.found[i];
+      if (i < warp()) own.heavy += found.heavy, own.light += found.light;
+      all.heavy += found.heavy;
+      if constexpr (Tile::kIsWide) all.light += found.light, all.widths |= found.widths;
+    }
+    return all;
   }
   __device__ __forceinline__ static void running_sum(int& number, int& total) {
     using Scan = cub::WarpScan<int>;
@@ -186,17 +249,30 @@ class TileScheduler {
   }
 
   // Gives the later experts low tiles where the cluster with the most work then has less: as many as
-  // possible tall ones. Each lane tries some numbers of experts with tall tiles.
-  __device__ static void lower_last_tiles(Plan& plan, const ExpertTables& tables) {
+  // possible tall ones. Each thread tries some numbers of experts with tall tiles.
+  template <class Team>
+  __device__ __forceinline__ void lower_last_tiles(Plan& plan, const ExpertTables& tables) const {
     unsigned least = ~0u, tall_experts = 0;
 #pragma unroll 1
-    for (int experts = lane(); experts <= plan.experts; experts += kLanes) {
+    for (int experts = thread(); experts <= plan.experts; experts += Team::kThreads) {
       const int tall_token_tiles = experts > 0 ? tables.heavy_end[experts - 1] : 0;
       const unsigned height = plan.most_sub_blocks(tall_token_tiles);
       if (height <= least) least = height, tall_experts = experts;
     }
     const unsigned least_of_all = __reduce_min_sync(~0u, least);
-    plan.tall_experts = __reduce_max_sync(~0u, least == least_of_all ? tall_experts : 0);
+    tall_experts = __reduce_max_sync(~0u, least == least_of_all ? tall_experts : 0);
+    plan.tall_experts = tall_experts;
+    if (kIsOneWarp<Team>) return;
+    if (lane() == 0) {
+      shared_.found[warp()].most_sub_blocks = least_of_all;
+      shared_.found[warp()].tall_experts = tall_experts;
+    }
+    Team::sync();
+    if (warp() > 0) return;
+    const Found found = shared_.found[lane() % kWarps];
+    least = __reduce_min_sync(~0u, found.most_sub_blocks);
+    plan.tall_experts =
+        __reduce_max_sync(~0u, found.most_sub_blocks == least ? found.tall_experts : 0);
   }
 
   // As the i-th of this block.

@@ -94,6 +94,22 @@ __device__ __forceinline__ void named_barrier_sync(uint32_t id, uint32_t threads
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The same; besides, whether `mine` is true for any of them.
+__device__ __forceinline__ bool named_barrier_any(uint32_t id, uint32_t threads, bool mine) {
+  uint32_t any;
+  asm volatile(
+      "{\n\t"
+      ".reg .pred mine, any;\n\t"
+      "setp.ne.u32 mine, %3, 0;\n\t"
+      "barrier.cta.red.or.pred any, %1, %2, mine;\n\t"
+      "selp.u32 %0, 1, 0, any;\n\t"
+      "}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(uint32_t{mine})
+      : "memory");
+  return any != 0;
+}
+
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
 }
