@@ -57,7 +57,7 @@ struct alignas(64) LaunchCounters {
 //
 // Launches that run at the same time have different ones. Eager ones take turns among 16384 of a process. A
 // launch that is captured in a graph keeps its own for good, as the graph may be replayed beside anything else;
-// after 65536 of these there are none left. A captured graph must not be replayed beside itself, by a second
+// after 262,144 of these on a device there are none left. A captured graph must not be replayed beside itself, by a second
 // executable graph, which would also write the same output.
 LaunchCounters* launch_counters(int device, cudaStream_t stream);
 

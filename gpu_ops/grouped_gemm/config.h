@@ -43,7 +43,8 @@ struct Widths {
 // The product runs transposed: outputs are the m of wgmma, 64 for each consumer warpgroup; tokens are
 // its n.
 template <int kConsumers_, class TileWidths, int kStages_, int kCluster_,
-          int kThreeQuarterTiles_ = 0, bool kTurnsSums_ = false, bool kMayPause_ = false>
+          int kThreeQuarterTiles_ = 0, bool kTurnsSums_ = false, bool kMayPause_ = false,
+          bool kMayHelp_ = false>
 struct TileShape {
   using Widths = TileWidths;
   static constexpr int kConsumers = kConsumers_;     // consumer warpgroups
@@ -66,6 +67,8 @@ struct TileShape {
   static constexpr bool kIsWide = kTokens >= 128;
   // Some may be in two parts, multiplied by different blocks (tile_plan.h).
   static constexpr bool kMayPause = kMayPause_;
+  // Where a tile has one sub-block, all warpgroups multiply some of its k blocks (main_loop.cuh).
+  static constexpr bool kMayHelp = kMayHelp_;
   static constexpr int kSubBlocks = kConsumers;
   static constexpr int kOut = 64 * kSubBlocks;
   // One more warpgroup: it takes four warps to give registers to the consumers, of which two or three have something to
@@ -93,6 +96,7 @@ struct TileShape {
   static_assert(Widths::are_valid(kCluster) && kTokens <= 256);
   static_assert(kThreeQuarterTiles == 0 || Widths::has(kThreeQuarters));
   static_assert(!kMayPause || (kIsWide && kCluster == 1 && Widths::has(kThreeQuarters)));
+  static_assert(!kMayHelp || (kConsumers == 4 && kTokens == 16 && kCluster == 1));
   static_assert(!kSplits || Widths::has(kTokens / 2));
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut,
@@ -118,8 +122,10 @@ W4AFP8_HOST_DEVICE constexpr TileWidth width_of(int num_tokens) {
   return {kIndex, kWidth};
 }
 
-// consumers, widths, stages, cluster, tiles of three quarters, turned sums, may pause
-using TileDecode = TileShape<4, Widths<16>, 5, 1>;         // 256 x 16
+// consumers, widths, stages, cluster, tiles of three quarters, turned sums, may pause, may help
+using TileDecode = TileShape<4, Widths<16>, 5, 1>;  // 256 x 16
+// For few tokens and outputs.
+using TileDecodeHelped = TileShape<4, Widths<16>, 5, 1, 0, false, false, true>;
 using TileSmall = TileShape<4, Widths<64, 32, 16>, 5, 1>;  // 256 x 64
 // From 64 tokens on a tile takes the longer the wider it is; narrower ones mostly wait for weights.
 using MediumWidths = Widths<128, 112, 96, 80, 72, 64, 32, 16>;
@@ -135,6 +141,9 @@ using TileLargeGroupedRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2>
 // For carried sums, which are in float32: registers do not suffice for one more main loop.
 using TileLargeCarried = TileShape<2, Widths<256, 128, 64>, 4, 2>;
 using TilePromoted = TileShape<2, Widths<128, 64>, 6, 1>;  // 128 x 128, sums in float32 fit
+
+// A low tile of fewer k blocks is over before they are shared out.
+constexpr int kLeastHelpedBlocks = 8;
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
 
@@ -185,6 +194,15 @@ inline bool has_few_tiles(const GroupGemmParams& params, int blocks) {
   const int64_t tiles = ceil_div(tokens, int64_t{TileMedium::kTokens}) *
                         ceil_div(params.out_features, int64_t{TileMedium::kOut});
   return tiles <= int64_t{4} * blocks;
+}
+
+// Whether decode tiles may be so few that each has one sub-block: if every expert has tokens, where rows are enough for
+// that; else as few as one expert in eight of those that may have some. With fewer k blocks there is little to share.
+inline bool may_help(const GroupGemmParams& params, int blocks) {
+  if (params.in_features < kLeastHelpedBlocks * kSubBlockIn) return false;
+  const int64_t sub_blocks = ceil_div(params.out_features, kSubBlockOut);
+  const int64_t rows = params.tokens.num_rows, experts = params.tokens.experts;
+  return rows < experts ? rows * sub_blocks <= int64_t{8} * blocks : experts * sub_blocks <= blocks;
 }
 
 // Parts of a tile are long, as its sums go to memory and back. Outputs are whole sub-blocks.

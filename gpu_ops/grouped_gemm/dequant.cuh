@@ -72,6 +72,12 @@ template <class Tile, class Format>
 constexpr bool kPauses = Tile::kMayPause && Format::kSummation == Summation::kHalves &&
                          Format::kGroupScaling != GroupScaling::kScaled && !Format::kIsGated;
 
+// Whether all warpgroups multiply some of the k blocks of a tile of one sub-block: what they hand over are the sums of k
+// blocks, in halves.
+template <class Tile, class Format>
+constexpr bool kHelps =
+    Tile::kMayHelp && Format::kSummation == Summation::kHalves && !Format::kIsGated;
+
 struct Int4PerChannel {
   static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;
   static constexpr Summation kSummation = Summation::kHalves;

@@ -12,9 +12,9 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The grouped GEMM kernel: set up, then one warp plans, one or two threads fetch tiles that kConsumers warpgroups
-// multiply, and another one finds those that are not listed from the start. docs/kernel.md follows one tile from
-// global memory to the output.
+// The grouped GEMM kernel: set up, then the warps of one warpgroup count the tokens and one of them plans; a thread of it
+// then finds the tiles that are not listed from the start, and one or two other warps fetch tiles that kConsumers
+// warpgroups multiply. docs/kernel.md follows one tile from global memory to the output.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -65,13 +65,15 @@ __device__ __forceinline__ void multiply(TileCoordinates tile, MainLoop<Tile, Fo
     if (kPauses<Tile, Format> && tile.pause > 0) counters->count_paused(tile.pause - 1);
     return;
   }
-  epilogue.prefetch(tile);
+  const bool helps = main_loop.helps();
+  if (!helps) epilogue.prefetch(tile);
   typename MainLoop<Tile, Format>::Sums sums;
   const bool begins = !kPauses<Tile, Format> || tile.k_begin == 0;
   if constexpr (kPauses<Tile, Format>) {
     if (!begins) epilogue.resume(tile, sums, main_loop.most());
   }
   main_loop.run(width_of<Tile>(tile.num_tokens).tokens, begins, sums);
+  if (helps) return;
   tile = main_loop.tile();  // no register has to hold it meanwhile
   if constexpr (kPauses<Tile, Format>) {
     if (tile.pause > 0) {
@@ -120,7 +122,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
     }
-    if (threadIdx.x % 32 == 0) {
+    if (threadIdx.x % 32 < (warp == 0 ? 1 : Storage::kFetchingLanes)) {
       constexpr bool kAlone = Tile::kProducers == 1;
       if (warp == 0) {
         scheduler.serve();

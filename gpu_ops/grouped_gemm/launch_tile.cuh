@@ -76,7 +76,14 @@ template <class Format>
 cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   const Device device = current_device();
   if (const cudaError_t error = ensure_context(device.index)) return error;
-  if (tile == TileKind::kDecode) return launch_tile<TileDecode, Format>(params, device, stream);
+  if (tile == TileKind::kDecode) {
+    if constexpr (kHelps<TileDecodeHelped, Format>) {
+      if (may_help(params, device.sm_count)) {
+        return launch_tile<TileDecodeHelped, Format>(params, device, stream);
+      }
+    }
+    return launch_tile<TileDecode, Format>(params, device, stream);
+  }
   if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, device, stream);
   if constexpr (Format::kSummation != Summation::kPromoted) {
     if (tile != TileKind::kLarge) {

@@ -55,7 +55,13 @@ class MainLoop {
     } while (tile.expert >= 0 && tile.num_tokens <= 0);
     if constexpr (Format::kIsGated && Tile::kVariesHeight) height_ = tile.sub_blocks;
     if constexpr (kPauses<Tile, Format>) k_blocks_ = tile.k_blocks;
+    if constexpr (kHelps<Tile, Format>) is_helped_ = is_helped<Tile, Format>(tile);
     return tile.expert >= 0;
+  }
+
+  // Whether this warpgroup multiplies k blocks of the tile for the first one, which has the outputs.
+  __device__ __forceinline__ bool helps() const {
+    return kHelps<Tile, Format> && is_helped_ && warpgroup_ > 0;
   }
 
   // The same again.
@@ -69,7 +75,7 @@ class MainLoop {
   // Empties the ring for a tile that has no outputs for this warpgroup; false where it has.
   __device__ __forceinline__ bool skips(const TileCoordinates& tile) {
     if constexpr (Tile::kVariesHeight) {
-      if (warpgroup_ < tile.sub_blocks) return false;
+      if (warpgroup_ < tile.sub_blocks || helps()) return false;
       for (int k = 0; k < k_blocks_; ++k) {
         ptx::mbarrier_wait(&shared_.full[ring_.stage], ring_.parity);
         __syncwarp();  // all lanes have seen the barrier, and which tile it is
@@ -98,6 +104,9 @@ class MainLoop {
     if constexpr (kInPairs<kWidth>) {
       run_by_pairs<kWidth>(sums);
     } else {
+      if constexpr (kHelps<Tile, Format>) {
+        if (is_helped_) return run_with_help<kWidth>(sums);
+      }
       run_by_blocks<kWidth>(sums);
     }
   }
@@ -131,6 +140,8 @@ class MainLoop {
       (kWidth + Tile::kStagedTokens - 1) / Tile::kStagedTokens * Tile::kStagedTokens;
   template <int kWidth>
   using Group = typename Sums::template Group<kWidth>;
+  // The barrier of all consumers; the scheduler has the one before.
+  static constexpr uint32_t kHandedOver = 2 + Tile::kConsumers;
   using Ring = RingPosition<Tile::kStages>;
 
   // The tensor cores sum one k block.
@@ -154,6 +165,85 @@ class MainLoop {
           if (k + 1 < k_blocks_) load(packed);
         });
       }
+    }
+  }
+
+  // The same where each stage has a k block for every warpgroup: the first one adds all their sums, in the order of k
+  // blocks. They wait for each other every other stage.
+  template <int kWidth>
+  __device__ __forceinline__ void run_with_help(Sums& sums) {
+    static_assert(kFragmentBuffers == 2);
+    const int stages = (k_blocks_ + Storage::kMostBlocks - 1) / Storage::kMostBlocks;
+    const uint32_t first_tokens = first_tokens_;
+    first_tokens_ += warpgroup_ * (Storage::kTokenBytes / 16);
+    Group<kWidth> group[2];
+    float scale[2][2];
+    Packed packed;
+    Fragments even, odd;
+    load(packed);
+    dequantise<Tables::kLookedUp>(packed, even);
+#pragma unroll 1
+    for (int i = 0; i < stages; i += 2) {
+      multiply_and_prepare<kWidth>(group[0], scale[0], even, packed, odd, i + 1 < stages);
+      hand_over<kWidth>(0, group[0], scale[0]);
+      if (i + 1 < stages) {
+        multiply_and_prepare<kWidth>(group[1], scale[1], odd, packed, even, i + 2 < stages);
+        hand_over<kWidth>(1, group[1], scale[1]);
+      }
+      ptx::named_barrier_sync(kHandedOver, Tile::kConsumerThreads);
+      if (warpgroup_ == 0) {
+        const int left = k_blocks_ - i * Storage::kMostBlocks;
+        collect<kWidth>(sums, 0, group[0], scale[0], left);
+        if (i + 1 < stages) {
+          collect<kWidth>(sums, 1, group[1], scale[1], left - Storage::kMostBlocks);
+        }
+      }
+      turn_ ^= 1;
+    }
+    first_tokens_ = first_tokens;
+  }
+
+  // The last stage may have no k block for this warpgroup; then it multiplies what lies there, for nobody.
+  template <int kWidth>
+  __device__ __forceinline__ void multiply_and_prepare(Group<kWidth>& group, float (&scale)[2],
+                                                       const Fragments& current, Packed& packed,
+                                                       Fragments& next, bool has_next) {
+    scale[0] = packed.scale[0], scale[1] = packed.scale[1];
+    const int stage = ring_.stage;
+    multiply<kWidth, 0>(group, current, stage, false);
+    ring_.advance();
+    if (has_next) {
+      load(packed);
+      dequantise<Tables::kLookedUp>(packed, next);
+    }
+    wgmma_wait<0>();
+    keep_in_place(group);
+    release(stage);
+  }
+
+  // To the first warpgroup, from another one. `stage`: 0 or 1 of this turn.
+  template <int kWidth>
+  __device__ __forceinline__ void hand_over(int stage, const Group<kWidth>& group,
+                                            const float (&scale)[2]) const {
+    if (warpgroup_ == 0) return;
+    auto& handed = shared_.handed[turn_][stage][warpgroup_ - 1];
+    handed.sum[thread_] = make_uint4(group[0], group[1], group[2], group[3]);
+    if constexpr (kHasScales) handed.scale[thread_] = make_float2(scale[0], scale[1]);
+  }
+
+  // Adds the sums of the stage's k blocks, of which there are `left` or fewer: its own and the others'.
+  template <int kWidth>
+  __device__ __forceinline__ void collect(Sums& sums, int stage, const Group<kWidth>& group,
+                                          const float (&scale)[2], int left) const {
+    add_group<kWidth>(sums, group, scale);
+#pragma unroll
+    for (int i = 0; i < Storage::kMostBlocks - 1; ++i) {
+      if (i + 1 >= left) break;
+      const auto& handed = shared_.handed[turn_][stage][i];
+      const uint4 sum = handed.sum[thread_];
+      float2 its_scale = {};
+      if constexpr (kHasScales) its_scale = handed.scale[thread_];
+      add_group<kWidth>(sums, {sum.x, sum.y, sum.z, sum.w}, {its_scale.x, its_scale.y});
     }
   }
 
@@ -355,7 +445,7 @@ class MainLoop {
                                                 int step, int stage, bool accumulate) const {
     constexpr int kPlaceBytes = kPlace * kWidth * static_cast<int>(kSubBlockIn);
     const uint32_t place =
-        first_tokens_ + stage * (Storage::kTokenBytes / 16) + kPlaceBytes / 16 + 2 * step;
+        first_tokens_ + stage * (Storage::kStageTokenBytes / 16) + kPlaceBytes / 16 + 2 * step;
     wgmma<kWidth, typename Format::Element>(sums, fragments.a[step], token_tile_at(place),
                                             accumulate);
   }
@@ -400,6 +490,8 @@ class MainLoop {
   int k_blocks_;                   // of the tile, or its part
   const float most_;               // see HalfSums
   int height_ = Tile::kSubBlocks;  // of the tile, in sub-blocks
+  bool is_helped_ = false;         // the tile (storage.cuh)
+  int turn_ = 0;                   // of `handed`
   uint32_t first_tokens_;          // place of the first stage's (wgmma.cuh)
   uint32_t listed_;  // the tile's address in the list, which begins at a multiple of its size
   Ring ring_;

@@ -141,10 +141,18 @@ struct ScaleSource {
     first += rows(0) * (row_bytes() / 16);
   }
 
-  // Of formats whose scales are folded: one row a k block.
+  // Of so many sub-blocks, of one row.
+  __device__ __forceinline__ uint32_t bytes_of(int sub_blocks) const {
+    return sub_blocks * static_cast<uint32_t>(kSubBlockOut) * bytes_per_out();
+  }
+
   __device__ __forceinline__ void advance(int k_blocks) {
-    static_assert(kIsFolded);
-    first += k_blocks * (row_bytes() / 16);
+    if constexpr (kIsFolded) {
+      first += k_blocks * (row_bytes() / 16);  // one row a k block
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < k_blocks; ++i) advance();
+    }
   }
 
  private:
@@ -171,6 +179,7 @@ struct ScaleSource {
 struct NoScaleSource {
   __device__ NoScaleSource(const GroupGemmParams&, int, int, int, int) {}
   __device__ __forceinline__ uint32_t total_bytes(int) const { return 0; }
+  __device__ __forceinline__ uint32_t bytes_of(int) const { return 0; }
   __device__ __forceinline__ void copy(int, uint8_t*, uint64_t*, ptx::CachePolicy) const {}
   __device__ __forceinline__ void advance(int = 1) {}
 };
@@ -193,10 +202,10 @@ class Producer {
 
   __device__ void run(TileScheduler<Tile> scheduler) {
     scheduler.wait_for_plan();
-    scheduler.ask();
+    ask(scheduler);
     while (const TileCoordinates* tile = scheduler.next()) load_tile(*tile, scheduler);
     wait_for_stage();  // consumers look at the end of the list too
-    ptx::mbarrier_arrive(full());
+    if (lane() == 0) ptx::mbarrier_arrive(full());
   }
 
  private:
@@ -235,14 +244,18 @@ class Producer {
     ptx::TensorPlace tokens = {0, Tile::kTokens - own, tile.row_begin + first + own};  // TokenMaps
     const uint32_t bytes = (kWeights ? weight.total_bytes() : 0) +
                            (kOthers ? static_cast<uint32_t>(copied * kBlock) : 0);
+    const bool is_helped = w4afp8::is_helped<Tile, Format>(tile);
+    const int most_blocks = is_helped ? Tile::kSubBlocks : width <= Tile::kDeepWidth ? 2 : 1;
+    // A helped tile's k blocks lie where a higher tile's sub-blocks do.
     const auto load_block = [&](int column, int place) {
+      const int deep = kHelps<Tile, Format> ? 0 : place, sub_block = place - deep;
       if constexpr (kWeights) {
-        weight.copy(shared_.weight_of(ring_.stage, place), full(), policy);
-        weight.advance();
+        weight.copy(shared_.weight_of(ring_.stage, deep) + sub_block * kSubBlockBytes, full(),
+                    policy);
       }
       if constexpr (kOthers) {
-        scales.copy(column, shared_.scale_of(ring_.stage, place), full(), policy);
-        scales.advance();
+        scales.copy(column, shared_.scale_of(ring_.stage, deep) + scales.bytes_of(sub_block),
+                    full(), policy);
         tokens[0] = column;
         uint8_t* const destination = shared_.tokens_of(ring_.stage, place, width) + first * kBlock;
         if (Tile::kCluster == 1 || own > 0) load_tokens(destination, map, tokens);
@@ -251,21 +264,46 @@ class Producer {
     // The next tile is listed once both have asked for it: so many k blocks before the end of this one, that the
     // ring lasts until it is found, and not earlier, as another block may have nothing left before.
     constexpr int kAskedBefore = 8 * kBlock;
-    const int asks = max(static_cast<int>(round_up(end, 2 * kBlock)) - kAskedBefore, column);
-    if (!kWeights) scheduler.ask();
+    const int asks =
+        max(static_cast<int>(round_up(end, max(most_blocks, 2) * kBlock)) - kAskedBefore, column);
+    if (!kWeights) ask(scheduler);
+    const auto advance = [&](int k_blocks) {
+      if constexpr (kWeights) weight.advance(k_blocks);
+      if constexpr (kOthers) scales.advance(k_blocks);
+    };
+    if constexpr (kLanes > 1) advance(lane());
 #pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
-    for (; column < end; column += kBlock) {
-      if (kWeights && column == asks) scheduler.ask();
+    while (column < end) {
+      if (kWeights && column == asks) ask(scheduler);
       wait_for_stage();
-      const bool has_second = width <= Tile::kDeepWidth && column + kBlock < end;
-      const uint32_t block_bytes = bytes + scales.total_bytes(column);
-      ptx::mbarrier_arrive_expect(full(), has_second ? 2 * block_bytes : block_bytes);
-      load_block(column, 0);
-      if constexpr (Tile::kDeepWidth > 0) {
-        if (has_second) load_block(column += kBlock, 1);
+      const int left = (end - column + kBlock - 1) / kBlock, blocks = min(most_blocks, left);
+      if (lane() == 0) {
+        ptx::mbarrier_arrive_expect(full(), blocks * (bytes + scales.total_bytes(column)));
       }
+      if constexpr (kLanes > 1) {
+        if (lane() < blocks) load_block(column + lane() * kBlock, lane());
+        advance(most_blocks);
+      } else {
+        load_block(column, 0);
+        advance(1);
+        if constexpr (Tile::kDeepWidth > 0) {
+          if (blocks > 1) {
+            load_block(column + kBlock, 1);
+            advance(1);
+          }
+        }
+      }
+      column += most_blocks * kBlock;
       ring_.advance();
     }
+  }
+
+  // Threads that fetch the same: where a stage has several k blocks, small ones, each has one of them.
+  static constexpr int kLanes = Storage::kFetchingLanes;
+  __device__ __forceinline__ static int lane() { return kLanes > 1 ? threadIdx.x % 32 : 0; }
+
+  __device__ __forceinline__ static void ask(const TileScheduler<Tile>& scheduler) {
+    if (lane() == 0) scheduler.ask();
   }
 
   // Until consumers have given it back.

@@ -104,7 +104,7 @@ class TileScheduler {
       if (next_ >= shared_.listed) ptx::mbarrier_wait(&desk_.answered, (found + 1) % 2);
       const TileCoordinates* const tile = &tiles_[next_++ % kListedTiles];
       if (tile->expert < 0) return nullptr;
-      if (tile->num_tokens > 0) return tile;
+      if (!Tile::kSplits || tile->num_tokens > 0) return tile;
       ask();  // it is half of a tile whose other half has all tokens
     }
   }

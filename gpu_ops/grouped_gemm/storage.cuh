@@ -15,6 +15,7 @@
 // Shared memory of one block, and the ring of stages that producers fill and consumers empty.
 #pragma once
 
+#include "grouped_gemm/dequant.cuh"
 #include "grouped_gemm/tile_plan.h"
 #include "ptx/barrier.cuh"
 
@@ -65,9 +66,18 @@ struct TicketMail {
   }
 };
 
+// A tile of one sub-block: each stage has a k block of it for every warpgroup. Kernels that help are launched for
+// kLeastHelpedBlocks k blocks or more.
+template <class Tile, class Format>
+__device__ __forceinline__ bool is_helped(const TileCoordinates& tile) {
+  return kHelps<Tile, Format> && tile.sub_blocks == 1;
+}
+
 template <class Tile, class Format>
 struct SharedStorage {
   static constexpr int kTokenBytes = Tile::kTokens * kSubBlockIn;
+  static constexpr int kStageTokenBytes =
+      kTokenBytes * (kHelps<Tile, Format> ? Tile::kSubBlocks : 1);
   static constexpr int kWeightBytes = Tile::kSubBlocks * kSubBlockBytes;
   static constexpr int kScaleBytes = Tile::kOut * Format::kScaleBytes;
   static constexpr int kHeightStep = Format::kIsGated ? 2 : 1;  // sub-blocks come in so many
@@ -78,12 +88,24 @@ struct SharedStorage {
   static constexpr int kStagedBuffers =
       !Tile::kTurnsSums && Tile::kTokens > Tile::kStagedTokens ? 2 : 1;
 
+  // k blocks in a stage, at most: of a helped tile one for each warpgroup, in the place of its sub-block.
+  static constexpr int kMostBlocks =
+      kHelps<Tile, Format> ? Tile::kSubBlocks : (Tile::kDeepWidth > 0 ? 2 : 1);
+  // Threads of a warp that fetch: each one of these k blocks, which are small.
+  static constexpr int kFetchingLanes = kHelps<Tile, Format> ? kMostBlocks : 1;
+  // What a warpgroup hands to the first one: the sum of a k block, of each thread, and its scale.
+  struct Handed {
+    static constexpr bool kIsScaled = Format::kGroupScaling == GroupScaling::kScaled;
+    uint4 sum[kHelps<Tile, Format> ? 128 : 1];  // all halves that a thread has of 16 tokens
+    float2 scale[kHelps<Tile, Format> && kIsScaled ? 128 : 1];
+  };
+
   // Where a stage has two k blocks, all of the second lies behind the tokens of both.
   static constexpr int kSecondWeight = 2 * Tile::kDeepWidth * kSubBlockIn;
   static constexpr int kSecondScale = Tile::kDeepWidth > 0 ? kSecondWeight + kWeightBytes : 0;
   static_assert(Tile::kDeepWidth == 0 || kSecondScale + kScaleBytes <= kTokenBytes);
 
-  alignas(1024) uint8_t tokens[Tile::kStages][kTokenBytes];  // 128-byte swizzle
+  alignas(1024) uint8_t tokens[Tile::kStages][kStageTokenBytes];  // 128-byte swizzle
   TileCoordinates tiles[kListedTiles];
   alignas(128) uint8_t weight[Tile::kStages][kWeightBytes];
   alignas(128) uint8_t scale[Tile::kStages][kScaleBytes > 0 ? kScaleBytes : 16];
@@ -92,6 +114,8 @@ struct SharedStorage {
   // Where sums are turned, room for their units behind the scales.
   float out_scale[Tile::kConsumers][kSubBlockOut * (Tile::kTurnsSums ? 2 : 1)];
   alignas(4) uint16_t bias[Tile::kConsumers][kSubBlockOut];  // bits
+  // Of two stages each, by turns: so that who hands on need not wait for the first warpgroup, which takes.
+  Handed handed[2][2][kHelps<Tile, Format> ? Tile::kConsumers - 1 : 1];
   uint2 e2m1_table[Format::kTableEntries > 0 ? Format::kTableEntries : 1];
   uint64_t full[Tile::kStages];  // arrives: the producers, then the copied bytes. Waits: consumers
   uint64_t

@@ -452,6 +452,13 @@ void group_gemm() {
     const Experts many = {std::vector<int32_t>(70, tokens), 0};
     for (const int format : {0, 3}) group_gemm_case(many, layouts[1], formats[format]);
   }
+  // Tiles of one sub-block, which all warpgroups multiply, 23 k blocks; and such ones behind tiles of two.
+  Experts few = {std::vector<int32_t>(26, 1), 0};
+  few.counts[3] = 75;
+  for (const int format : {0, 2, 3}) {
+    group_gemm_case({{1, 0, 3, 4}, 0}, {248, 2944}, formats[format]);
+    group_gemm_case(few, {320, 1152}, formats[format]);
+  }
   // So many in_features that sums for float16 are carried to shared memory.
   for (const GemmFormat& format : {formats[0], formats[3]}) {
     GemmFormat carried = format;

@@ -205,6 +205,41 @@ def test_bits_do_not_depend_on_tiles_being_in_two_parts(
             assert_bits_equal(whole[end - count : end], alone, f"expert {expert}")
 
 
+# k blocks: 9, the last one of 32 in_features; 23; 22; 8.
+@pytest.mark.parametrize(
+    ("form", "group_size", "ins"),
+    [("int4", -1, 1056), ("int4", 128, 2944), ("int4", 256, 2816), ("mxfp4", 32, 1024)],
+)
+def test_bits_do_not_depend_on_warpgroups_that_help(
+    place: Any, form: Any, group_size: int, ins: int
+) -> None:
+    """With a hint of 1 tiles have four sub-blocks or one, several for each block, or all have one."""
+    counts, outs = (1200, 900), 320
+    p = dataclasses.replace(inputs_of("int4").problem, counts=counts, weight_format=form)
+    p = dataclasses.replace(p, group_size=group_size, in_features=ins, out_features=outs)
+    inputs = random_inputs(p)
+    packed, source = pack(inputs.weight, place=place), inputs.x_scale
+    assert source is not None
+
+    def run(rows: slice, ends: Sequence[int], hint: int) -> Bits:
+        out = ops.group_gemm(
+            float8_tensor(inputs.x[rows], place),
+            packed.weight,
+            packed.weight_scale,
+            int_tensor([0, *ends], "int32", place),
+            group_scale=packed.group_scale,
+            x_scale=float_tensor(source[rows], "float32", place),
+            weight_format=form,
+            group_size=group_size,
+            max_tokens=hint,
+        )
+        return tensor_bits(out)
+
+    expected = run(slice(0, 2100), (1200, 2100), 64)
+    assert_bits_equal(run(slice(0, 2100), (1200, 2100), 1), expected, "several tiles a block")
+    assert_bits_equal(run(slice(1190, 1205), (10, 15), 1), expected[1190:1205], "tiles of one")
+
+
 @pytest.mark.parametrize("hint", [1, 128, 4096])
 @pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
 def test_outputs_so_many_that_they_are_streamed(place: Any, form: str, hint: int) -> None:

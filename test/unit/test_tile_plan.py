@@ -691,6 +691,27 @@ def test_few_tiles_if_tokens_are_split_evenly(program: str) -> None:
     assert dict(zip(cases, answers, strict=True)) == cases
 
 
+def test_tiles_of_one_sub_block_are_expected_of_few_tokens_and_outputs(program: str) -> None:
+    """Of all experts where there are rows for that, else of one in eight that may have some."""
+    cases = {  # in_features, out_features, experts, rows, multiprocessors
+        "7168 4096 2 2 132": "1",  # 128 sub-blocks
+        "7168 4096 2 1000 132": "1",
+        "7168 4096 3 3 132": "0",  # 192
+        "7168 4224 2 2 132": "1",  # 132
+        "7168 4225 2 2 132": "0",  # 134
+        "7168 4096 32 8 132": "1",  # 512 of 1056
+        "7168 4096 32 16 132": "1",
+        "7168 4096 32 17 132": "0",  # 1088
+        "7168 512 256 8 132": "1",
+        "7168 64 1024 1023 132": "1",  # 1023
+        "7168 64 1024 1024 132": "0",  # all 1024 have tokens
+        "1024 4096 2 2 132": "1",
+        "992 4096 2 2 132": "0",  # fewer than 8 k blocks
+    }
+    answers = ask(program, [f"helped {case}" for case in cases])
+    assert dict(zip(cases, answers, strict=True)) == cases
+
+
 @pytest.mark.parametrize("several", [0, 1, 20])
 def test_every_one_of_many_tiles_has_a_place(program: str, several: int) -> None:
     source = random.Random(several)

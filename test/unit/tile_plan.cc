@@ -17,6 +17,7 @@
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
 //          <bfloat16|float16> <default|half|float32>
 //   few <max_tokens> <padding> <rows> <experts> <in> <out> <multiprocessors>
+//   helped <in> <out> <experts> <rows> <blocks>
 //   first <tile> <in> <out> <experts> <rows> <blocks>
 //   divide <divisor> <dividend> ...
 //   recent <key> ...
@@ -225,6 +226,15 @@ void few(std::istream& words) {
   std::printf("%d %d\n", has_few_tiles(params, blocks), may_pause(params));
 }
 
+// Whether decode tiles may be helped.
+void helped(std::istream& words) {
+  GroupGemmParams params = {};
+  int blocks = 0;
+  words >> params.in_features >> params.out_features;
+  words >> params.tokens.experts >> params.tokens.num_rows >> blocks;
+  std::printf("%d\n", may_help(params, blocks));
+}
+
 // What each block asks for before it has a plan: where it begins in the weights, and its size.
 void first(std::istream& words) {
   GroupGemmParams params = {};
@@ -280,6 +290,7 @@ int main() {
     if (verb == "lower") lower(words);
     if (verb == "choose") choose(words);
     if (verb == "few") few(words);
+    if (verb == "helped") helped(words);
     if (verb == "first") first(words);
     if (verb == "plan") plan(words);
     std::puts("");
