@@ -213,7 +213,7 @@ def test_bits_do_not_depend_on_tiles_being_in_two_parts(
 def test_bits_do_not_depend_on_warpgroups_that_help(
     place: Any, form: Any, group_size: int, ins: int
 ) -> None:
-    """With a hint of 1 tiles have four sub-blocks or one, several for each block, or all have one."""
+    """With a hint of 1 tiles have four sub-blocks or one, several for each block, or all one."""
     counts, outs = (1200, 900), 320
     p = dataclasses.replace(inputs_of("int4").problem, counts=counts, weight_format=form)
     p = dataclasses.replace(p, group_size=group_size, in_features=ins, out_features=outs)
