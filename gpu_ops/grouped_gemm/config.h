@@ -50,7 +50,8 @@ struct TileShape {
   static constexpr int kConsumers = kConsumers_;     // consumer warpgroups
   static constexpr int kTokens = TileWidths::at(0);  // tokens of a tile, at most
   static constexpr int kNarrowest = TileWidths::at(TileWidths::kCount - 1);
-  static constexpr int kStages = kStages_;    // k blocks of 128 in flight, but see kDeepWidth
+  static constexpr int kStages =
+      kStages_;  // k blocks of 128 in flight, but see kDeepWidth and kMayHelp
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
   // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
   static constexpr bool kVariesHeight = kConsumers == 4;
@@ -142,9 +143,6 @@ using TileLargeGroupedRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2>
 using TileLargeCarried = TileShape<2, Widths<256, 128, 64>, 4, 2>;
 using TilePromoted = TileShape<2, Widths<128, 64>, 6, 1>;  // 128 x 128, sums in float32 fit
 
-// A low tile of fewer k blocks is over before they are shared out.
-constexpr int kLeastHelpedBlocks = 8;
-
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
 
 // int4 groups of one or two k steps.
@@ -197,9 +195,10 @@ inline bool has_few_tiles(const GroupGemmParams& params, int blocks) {
 }
 
 // Whether decode tiles may be so few that each has one sub-block: if every expert has tokens, where rows are enough for
-// that; else as few as one expert in eight of those that may have some. With fewer k blocks there is little to share.
+// that; else as few as one expert in eight of those that may have some. Fewer than 8 k blocks gain nothing by help
+// (kernel-log.md, run 140).
 inline bool may_help(const GroupGemmParams& params, int blocks) {
-  if (params.in_features < kLeastHelpedBlocks * kSubBlockIn) return false;
+  if (params.in_features < 8 * kSubBlockIn) return false;
   const int64_t sub_blocks = ceil_div(params.out_features, kSubBlockOut);
   const int64_t rows = params.tokens.num_rows, experts = params.tokens.experts;
   return rows < experts ? rows * sub_blocks <= int64_t{8} * blocks : experts * sub_blocks <= blocks;

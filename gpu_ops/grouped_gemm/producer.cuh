@@ -12,8 +12,9 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// The producers: one or two threads that walk the block's tiles and keep the ring of stages full, a k block of packed
-// weights, scales and tokens in each, with narrow tiles two. They run ahead across tiles.
+// The producers: a thread of one or two warps, or four threads of each, that walk the block's tiles and keep the ring of
+// stages full, a k block of packed weights, scales and tokens in each, with some narrow tiles two, of helped ones four.
+// They run ahead across tiles.
 #pragma once
 
 #include <type_traits>
@@ -202,8 +203,12 @@ class Producer {
 
   __device__ void run(TileScheduler<Tile> scheduler) {
     scheduler.wait_for_plan();
+    stay_together();
     ask(scheduler);
-    while (const TileCoordinates* tile = scheduler.next()) load_tile(*tile, scheduler);
+    while (const TileCoordinates* tile = scheduler.next()) {
+      stay_together();
+      load_tile(*tile, scheduler);
+    }
     wait_for_stage();  // consumers look at the end of the list too
     if (lane() == 0) ptx::mbarrier_arrive(full());
   }
@@ -272,10 +277,11 @@ class Producer {
       if constexpr (kOthers) scales.advance(k_blocks);
     };
     if constexpr (kLanes > 1) advance(lane());
-#pragma unroll 1  // one thread waits here most of the time; unrolled it would spill
+#pragma unroll 1  // the producer waits here most of the time; unrolled it would spill
     while (column < end) {
       if (kWeights && column == asks) ask(scheduler);
       wait_for_stage();
+      stay_together();
       const int left = (end - column + kBlock - 1) / kBlock, blocks = min(most_blocks, left);
       if (lane() == 0) {
         ptx::mbarrier_arrive_expect(full(), blocks * (bytes + scales.total_bytes(column)));
@@ -302,6 +308,10 @@ class Producer {
   static constexpr int kLanes = Storage::kFetchingLanes;
   __device__ __forceinline__ static int lane() { return kLanes > 1 ? threadIdx.x % 32 : 0; }
 
+  // Of these threads one arrives at barriers, and the others must see each of their phases too.
+  __device__ __forceinline__ static void stay_together() {
+    if constexpr (kLanes > 1) __syncwarp((1u << kLanes) - 1);
+  }
   __device__ __forceinline__ static void ask(const TileScheduler<Tile>& scheduler) {
     if (lane() == 0) scheduler.ask();
   }

@@ -15,7 +15,7 @@
 // Persistent tile scheduler: the producers' warps read the token counts on the device, so any skew works and nothing is
 // copied to the host, and count what there is of each expert; one of them makes the plan (tile_plan.h), and finds this
 // block's first tiles. Nothing else runs in the block meanwhile, so every instruction counts here. Later ones are found by
-// a thread of another warp, which the producers ask. Tiles that are taken, not dealt out, go by tickets from
+// a thread of the same warp, which the producers ask. Tiles that are taken, not dealt out, go by tickets from
 // a counter in global memory; in a cluster the first block takes them and tells the others.
 #pragma once
 
@@ -109,9 +109,8 @@ class TileScheduler {
     }
   }
 
-  // Lists tiles as the producers ask for them, until there is none; a thread of its own.
+  // Lists tiles as the producers ask for them, until there is none; a thread of the warp that made the plan.
   __device__ __forceinline__ void serve() {
-    wait_for_plan();
     uint32_t i = shared_.listed;
     for (int place = 0; place >= 0; ++i) {
       ptx::mbarrier_wait(&desk_.asked, (i - shared_.listed) % 2);
@@ -137,7 +136,10 @@ class TileScheduler {
   struct Warpgroup {
     static constexpr int kThreads = kWarps * kLanes;
     static constexpr uint32_t kBarrier = 1 + Tile::kConsumers;  // consumers have those before
-    __device__ __forceinline__ static void sync() { ptx::named_barrier_sync(kBarrier, kThreads); }
+    __device__ __forceinline__ static void sync() {
+      __syncwarp();
+      ptx::named_barrier_sync(kBarrier, kThreads);
+    }
     __device__ __forceinline__ static bool any(bool mine) {
       return ptx::named_barrier_any(kBarrier, kThreads, mine);
     }

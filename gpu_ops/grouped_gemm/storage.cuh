@@ -66,8 +66,7 @@ struct TicketMail {
   }
 };
 
-// A tile of one sub-block: each stage has a k block of it for every warpgroup. Kernels that help are launched for
-// kLeastHelpedBlocks k blocks or more.
+// A tile of one sub-block: each stage has a k block of it for every warpgroup.
 template <class Tile, class Format>
 __device__ __forceinline__ bool is_helped(const TileCoordinates& tile) {
   return kHelps<Tile, Format> && tile.sub_blocks == 1;
@@ -124,7 +123,7 @@ struct SharedStorage {
   TicketMail<Tile> mail;
   // The scheduler's tables follow.
 
-  // Of k block `place`, 0 or 1, of a stage.
+  // Of k block `place` of a stage: 0, or 1 too where it has two. The tokens also of those of a helped tile.
   __device__ __forceinline__ uint8_t* weight_of(int stage, int place) {
     return place == 0 ? weight[stage] : tokens[stage] + kSecondWeight;
   }

@@ -296,7 +296,8 @@ def test_exact_for_whole_rings(place: Any, form: str, in_features: int) -> None:
     check_exact(place, p, max_tokens=128)
 
 
-# The GPU counts the tokens of up to 32 experts with a thread each, those of more with several each.
+# The GPU counts the tokens of up to 32 experts by one warp, of up to 128 by four with a thread
+# each, of more with several each.
 @pytest.mark.parametrize("max_tokens", [1, 128, 4096])
 @pytest.mark.parametrize(
     ("experts", "form"),
@@ -304,6 +305,8 @@ def test_exact_for_whole_rings(place: Any, form: str, in_features: int) -> None:
         (31, "int4"),
         (32, "mxfp4"),
         (33, "int4"),
+        (128, "int4"),
+        (129, "mxfp4"),
         (130, "int4 groups of 32"),
         (1023, "mxfp4"),
         (1024, "int4"),
@@ -315,6 +318,17 @@ def test_exact_for_many_experts(place: Any, experts: int, form: str, max_tokens:
     counts[rng.permutation(experts)[:6]] = [70, 100, 128, 150, 270, 300]
     p = problem(tuple(counts), LinearShape(248, 96), form)
     check_exact(place, p, max_tokens=max_tokens)
+
+
+# So few tiles of the GPU have one sub-block, which all warpgroups multiply: 8, 9 and 23 k blocks.
+@pytest.mark.parametrize("in_features", [1024, 1152, 2944])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+@pytest.mark.parametrize("experts", [8, 64])
+def test_exact_for_few_tokens(place: Any, experts: int, form: str, in_features: int) -> None:
+    counts = np.zeros(experts, int)
+    counts[[1, 2, experts - 2]] = [1, 3, 4]
+    shape = LinearShape(136, in_features)
+    check_exact(place, problem(tuple(counts), shape, form, x_scale="token", has_bias=True))
 
 
 # Of fewer tiles than multiprocessors the GPU makes lower ones: here most have all their sub-blocks.
