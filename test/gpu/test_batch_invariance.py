@@ -130,6 +130,33 @@ class Batches:
         return x, scale, [int(begin) for begin in begins]
 
 
+class Rows:
+    """One weight, and any range of the tokens' rows, spread over experts as wanted."""
+
+    def __init__(self, place: Any, inputs: GemmInputs, **options: Any) -> None:
+        self._place, self._inputs, self._options = place, inputs, options
+        self._packed = pack(inputs.weight, place=place)
+
+    def run(self, begin: int, end: int, ends: Sequence[int], **options: Any) -> Bits:
+        """Bits ``[end - begin, out_features]``; ``ends``: where the rows of each expert do."""
+        scale, p = self._inputs.x_scale, self._inputs.problem
+        out = ops.group_gemm(
+            float8_tensor(self._inputs.x[begin:end], self._place),
+            self._packed.weight,
+            self._packed.weight_scale,
+            int_tensor([0, *ends], "int32", self._place),
+            group_scale=self._packed.group_scale,
+            x_scale=None
+            if scale is None
+            else float_tensor(scale[begin:end], "float32", self._place),
+            weight_format=p.weight_format,
+            group_size=p.group_size,
+            **self._options,
+            **options,
+        )
+        return tensor_bits(out)
+
+
 ALL = np.arange(TOKENS)
 NONE = ALL[:0]
 
@@ -178,30 +205,13 @@ def test_bits_do_not_depend_on_tiles_being_in_two_parts(
     """Some are where all experts have tokens, none where one of them has."""
     p = dataclasses.replace(inputs_of(form).problem, counts=counts, out_features=outs)
     inputs = random_inputs(dataclasses.replace(p, in_features=ins))
-    packed, source = pack(inputs.weight, place=place), inputs.x_scale
-    assert source is not None
-
-    def run(begin: int, end: int, prefix: NDArray[Any]) -> Bits:
-        out = ops.group_gemm(
-            float8_tensor(inputs.x[begin:end], place),
-            packed.weight,
-            packed.weight_scale,
-            int_tensor([0, *prefix], "int32", place),
-            group_scale=packed.group_scale,
-            x_scale=float_tensor(source[begin:end], "float32", place),
-            weight_format=p.weight_format,
-            group_size=p.group_size,
-            max_tokens=128,
-            accumulation="half",
-            out_dtype=out_dtype,
-        )
-        return tensor_bits(out)
-
+    rows = Rows(place, inputs, max_tokens=128, accumulation="half", out_dtype=out_dtype)
     ends = np.cumsum(counts)
-    whole = run(0, int(ends[-1]), ends)
+    whole = rows.run(0, int(ends[-1]), ends)
     for expert, (end, count) in enumerate(zip(map(int, ends), counts, strict=True)):
         if count > 0:
-            alone = run(end - count, end, np.where(np.arange(len(counts)) < expert, 0, count))
+            own = np.where(np.arange(len(counts)) < expert, 0, count)
+            alone = rows.run(end - count, end, own)
             assert_bits_equal(whole[end - count : end], alone, f"expert {expert}")
 
 
@@ -217,27 +227,12 @@ def test_bits_do_not_depend_on_warpgroups_that_help(
     counts, outs = (1200, 900), 320
     p = dataclasses.replace(inputs_of("int4").problem, counts=counts, weight_format=form)
     p = dataclasses.replace(p, group_size=group_size, in_features=ins, out_features=outs)
-    inputs = random_inputs(p)
-    packed, source = pack(inputs.weight, place=place), inputs.x_scale
-    assert source is not None
-
-    def run(rows: slice, ends: Sequence[int], hint: int) -> Bits:
-        out = ops.group_gemm(
-            float8_tensor(inputs.x[rows], place),
-            packed.weight,
-            packed.weight_scale,
-            int_tensor([0, *ends], "int32", place),
-            group_scale=packed.group_scale,
-            x_scale=float_tensor(source[rows], "float32", place),
-            weight_format=form,
-            group_size=group_size,
-            max_tokens=hint,
-        )
-        return tensor_bits(out)
-
-    expected = run(slice(0, 2100), (1200, 2100), 64)
-    assert_bits_equal(run(slice(0, 2100), (1200, 2100), 1), expected, "several tiles a block")
-    assert_bits_equal(run(slice(1190, 1205), (10, 15), 1), expected[1190:1205], "tiles of one")
+    rows = Rows(place, random_inputs(p))
+    expected = rows.run(0, 2100, (1200, 2100), max_tokens=64)
+    several = rows.run(0, 2100, (1200, 2100), max_tokens=1)
+    assert_bits_equal(several, expected, "several tiles a block")
+    one = rows.run(1190, 1205, (10, 15), max_tokens=1)
+    assert_bits_equal(one, expected[1190:1205], "tiles of one sub-block")
 
 
 @pytest.mark.parametrize("hint", [1, 128, 4096])
@@ -247,25 +242,14 @@ def test_outputs_so_many_that_they_are_streamed(place: Any, form: str, hint: int
     tokens, outs, ins = 16384, 4608, 128
     p = dataclasses.replace(inputs_of(form).problem, counts=(1, 1))
     p = dataclasses.replace(p, out_features=outs, in_features=ins)
-    packed = pack(random_inputs(p).weight, place=place)
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (EXPERTS * tokens, ins), np.uint8)
     x[x & 0x7F == NAN_BYTE & 0x7F] = 0
-
-    def run(rows: NDArray[np.uint8], ends: tuple[int, int]) -> Bits:
-        out = ops.group_gemm(
-            float8_tensor(rows, place),
-            packed.weight,
-            packed.weight_scale,
-            int_tensor([0, *ends], "int32", place),
-            group_scale=packed.group_scale,
-            weight_format=p.weight_format,
-            group_size=p.group_size,
-            max_tokens=hint,
-        )
-        return tensor_bits(out)
-
-    whole = run(x, (tokens, 2 * tokens))
+    inputs = dataclasses.replace(random_inputs(p), x=x, x_scale=None)
+    rows = Rows(place, inputs, max_tokens=hint)
+    whole = rows.run(0, 2 * tokens, (tokens, 2 * tokens))
     assert whole.size > 150e6
-    assert_bits_equal(whole[:tokens], run(x[:tokens], (tokens, tokens)), "first expert")
-    assert_bits_equal(whole[tokens:], run(x[tokens:], (0, tokens)), "second expert")
+    first = rows.run(0, tokens, (tokens, tokens))
+    assert_bits_equal(whole[:tokens], first, "first expert")
+    second = rows.run(tokens, 2 * tokens, (0, tokens))
+    assert_bits_equal(whole[tokens:], second, "second expert")

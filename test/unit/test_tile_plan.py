@@ -707,6 +707,13 @@ def test_tiles_of_one_sub_block_are_expected_of_few_tokens_and_outputs(program: 
         "7168 64 1024 1024 132": "0",  # all 1024 have tokens
         "1024 4096 2 2 132": "1",
         "992 4096 2 2 132": "0",  # fewer than 8 k blocks
+        # What tests of the GPU take to be helped.
+        "1024 320 2 2100 132": "1",
+        "1024 320 2 15 132": "1",
+        "2944 248 4 8 132": "1",
+        "1152 320 26 100 132": "1",
+        "1024 136 8 8 132": "1",
+        "1024 136 64 8 132": "1",
     }
     answers = ask(program, [f"helped {case}" for case in cases])
     assert dict(zip(cases, answers, strict=True)) == cases
