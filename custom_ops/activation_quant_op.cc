@@ -62,7 +62,8 @@ std::array<Tensor, 2> quant_per_token(const Tensor& x) {
 
 std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
                                        std::string_view activation, int64_t token_padding,
-                                       int64_t hadamard_block_size, Outputs outputs) {
+                                       int64_t hadamard_block_size, Outputs outputs,
+                                       bool consumes_h) {
   check_tensor(h, "h");
   check_dtype(h, "h", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   const Activation kind = activation_of(activation, "activation");
@@ -85,9 +86,9 @@ std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
     const TokenLayout layout{tokens.data(), tokens.dtype() == PaddleType::INT64,
                              false,         token_padding,
                              rows,          tokens.numel()};
-    const ActivationQuantParams params{h.data(), bytes_of(out),      scale.data<float>(),
-                                       layout,   features,           data_type_of(h),
-                                       kind,     hadamard_block_size};
+    const ActivationQuantParams params{
+        h.data(),        bytes_of(out), scale.data<float>(), layout,    features,
+        data_type_of(h), kind,          hadamard_block_size, consumes_h};
     W4AFP8_RUN(activation_quant, params, h);
   }
   return {out, scale};

@@ -124,9 +124,10 @@ Tensor moe_ffn(const MoeFfnArguments& a) {
   const std::string_view behind_it = is_fused(a) ? "none" : a.activation;
   const Tensor inner =
       product(a, a.up_gate, permuted, scale, tokens, in_product, at(layout.inner_rows));
+  constexpr bool kConsumesRows = true;
   const auto [activated, activated_scale] =
       activation_quant(inner, tokens, behind_it, 0, a.hadamard_block_size,
-                       {at(layout.activated), at(layout.activated_scale)});
+                       {at(layout.activated), at(layout.activated_scale)}, kConsumesRows);
   const Tensor y = product(a, a.down, activated, activated_scale, tokens, "none", at(layout.y));
   // The second product triggers at once, the activation before it behind its wait: what the router and
   // the dispatch wrote can be read when this starts. The output is new, and nothing in between uses it.

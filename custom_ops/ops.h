@@ -39,9 +39,11 @@ Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64
 
 // FP8 values, scale.
 std::array<Tensor, 2> quant_per_token(const Tensor& x);
+// `consumes_h`: see ActivationQuantParams.
 std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
                                        std::string_view activation, int64_t token_padding,
-                                       int64_t hadamard_block_size, Outputs outputs = {});
+                                       int64_t hadamard_block_size, Outputs outputs = {},
+                                       bool consumes_h = false);
 
 // topk_weights, topk_ids.
 std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_bias, int64_t topk,

@@ -21,6 +21,7 @@
 #include "activation_quant/token_rows.cuh"
 #include "common/grid_dependency.cuh"
 #include "common/row_quant.cuh"
+#include "ptx/discard.cuh"
 
 namespace w4afp8 {
 
@@ -42,6 +43,16 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) quant_per_token_kernel(Quan
 // Of an activated row: with 4 a thread has twice the registers, and a multiprocessor half the rows
 // at once (DeepSeek-V3's layer of 512 tokens took 1.3 us more on an H100).
 constexpr int kHeldActivated = 2;
+
+// By all threads of a block, which have read the row: it need not be written to memory where it still is in L2.
+__device__ __forceinline__ void discard_row(const void* row, int64_t bytes) {
+  if (reinterpret_cast<uintptr_t>(row) % ptx::kLineBytes != 0 || bytes % ptx::kLineBytes != 0)
+    return;
+  __syncthreads();
+  for (int64_t i = threadIdx.x * ptx::kLineBytes; i < bytes; i += blockDim.x * ptx::kLineBytes) {
+    ptx::discard_line(static_cast<const uint8_t*>(row) + i);
+  }
+}
 
 // kHadamard: the threads hold the whole row.
 template <int kWidth, typename T, Activation kActivation, bool kHadamard>
@@ -72,6 +83,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     const float scale = quantiser.run(
         held, p.features, load, [&](int64_t i, auto bytes) { store_fp8<kWidth>(out + i, bytes); });
     if (threadIdx.x == 0) p.scale[row] = scale;
+    if (p.consumes_h) discard_row(h, p.features * kHalves * sizeof(T));
   }
 }
 
