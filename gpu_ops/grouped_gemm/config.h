@@ -50,8 +50,8 @@ struct TileShape {
   static constexpr int kConsumers = kConsumers_;     // consumer warpgroups
   static constexpr int kTokens = TileWidths::at(0);  // tokens of a tile, at most
   static constexpr int kNarrowest = TileWidths::at(TileWidths::kCount - 1);
-  static constexpr int kStages =
-      kStages_;  // k blocks of 128 in flight, but see kDeepWidth and kMayHelp
+  // K blocks of 128 in flight, but see kDeepWidth and kMayHelp.
+  static constexpr int kStages = kStages_;
   static constexpr int kCluster = kCluster_;  // blocks along out that share their tokens
   // A tile may have fewer sub-blocks: the warpgroups beyond them have nothing to do.
   static constexpr bool kVariesHeight = kConsumers == 4;
@@ -195,8 +195,8 @@ inline bool has_few_tiles(const GroupGemmParams& params, int blocks) {
 }
 
 // Whether decode tiles may be so few that each has one sub-block: if every expert has tokens, where rows are enough for
-// that; else as few as one expert in eight of those that may have some. Fewer than 8 k blocks gain nothing by help
-// (kernel-log.md, run 140).
+// that; else as few as one expert in eight of those that may have some. 8 and 9 k blocks gain little by help, so fewer
+// are left without (kernel-log.md, run 140).
 inline bool may_help(const GroupGemmParams& params, int blocks) {
   if (params.in_features < 8 * kSubBlockIn) return false;
   const int64_t sub_blocks = ceil_div(params.out_features, kSubBlockOut);

@@ -173,7 +173,7 @@ class MainLoop {
   template <int kWidth>
   __device__ __forceinline__ void run_with_help(Sums& sums) {
     static_assert(kFragmentBuffers == 2);
-    const int stages = (k_blocks_ + Storage::kMostBlocks - 1) / Storage::kMostBlocks;
+    const int stages = (k_blocks_ + Storage::kHelpedBlocks - 1) / Storage::kHelpedBlocks;
     const uint32_t first_tokens = first_tokens_;
     first_tokens_ += warpgroup_ * (Storage::kTokenBytes / 16);
     Group<kWidth> group[2];
@@ -192,10 +192,10 @@ class MainLoop {
       }
       ptx::named_barrier_sync(kHandedOver, Tile::kConsumerThreads);
       if (warpgroup_ == 0) {
-        const int left = k_blocks_ - i * Storage::kMostBlocks;
+        const int left = k_blocks_ - i * Storage::kHelpedBlocks;
         collect<kWidth>(sums, 0, group[0], scale[0], left);
         if (i + 1 < stages) {
-          collect<kWidth>(sums, 1, group[1], scale[1], left - Storage::kMostBlocks);
+          collect<kWidth>(sums, 1, group[1], scale[1], left - Storage::kHelpedBlocks);
         }
       }
       turn_ ^= 1;
@@ -237,7 +237,7 @@ class MainLoop {
                                           const float (&scale)[2], int left) const {
     add_group<kWidth>(sums, group, scale);
 #pragma unroll
-    for (int i = 0; i < Storage::kMostBlocks - 1; ++i) {
+    for (int i = 0; i < Storage::kHelpedBlocks - 1; ++i) {
       if (i + 1 >= left) break;
       const auto& handed = shared_.handed[turn_][stage][i];
       const uint4 sum = handed.sum[thread_];

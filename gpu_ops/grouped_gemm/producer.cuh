@@ -250,7 +250,7 @@ class Producer {
     const uint32_t bytes = (kWeights ? weight.total_bytes() : 0) +
                            (kOthers ? static_cast<uint32_t>(copied * kBlock) : 0);
     const bool is_helped = w4afp8::is_helped<Tile, Format>(tile);
-    const int most_blocks = is_helped ? Tile::kSubBlocks : width <= Tile::kDeepWidth ? 2 : 1;
+    const int most_blocks = is_helped ? Storage::kHelpedBlocks : width <= Tile::kDeepWidth ? 2 : 1;
     // A helped tile's k blocks lie where a higher tile's sub-blocks do.
     const auto load_block = [&](int column, int place) {
       const int deep = kHelps<Tile, Format> ? 0 : place, sub_block = place - deep;

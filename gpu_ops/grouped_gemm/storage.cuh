@@ -87,11 +87,10 @@ struct SharedStorage {
   static constexpr int kStagedBuffers =
       !Tile::kTurnsSums && Tile::kTokens > Tile::kStagedTokens ? 2 : 1;
 
-  // k blocks in a stage, at most: of a helped tile one for each warpgroup, in the place of its sub-block.
-  static constexpr int kMostBlocks =
-      kHelps<Tile, Format> ? Tile::kSubBlocks : (Tile::kDeepWidth > 0 ? 2 : 1);
+  // A stage of a helped tile has a k block for each warpgroup, in the place of its sub-block.
+  static constexpr int kHelpedBlocks = Tile::kSubBlocks;
   // Threads of a warp that fetch: each one of these k blocks, which are small.
-  static constexpr int kFetchingLanes = kHelps<Tile, Format> ? kMostBlocks : 1;
+  static constexpr int kFetchingLanes = kHelps<Tile, Format> ? kHelpedBlocks : 1;
   // What a warpgroup hands to the first one: the sum of a k block, of each thread, and its scale.
   struct Handed {
     static constexpr bool kIsScaled = Format::kGroupScaling == GroupScaling::kScaled;
