@@ -63,7 +63,7 @@ std::array<Tensor, 2> quant_per_token(const Tensor& x) {
 std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
                                        std::string_view activation, int64_t token_padding,
                                        int64_t hadamard_block_size, Outputs outputs,
-                                       bool consumes_h) {
+                                       bool starts_early, bool consumes_h) {
   check_tensor(h, "h");
   check_dtype(h, "h", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   const Activation kind = activation_of(activation, "activation");
@@ -87,8 +87,8 @@ std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
                              false,         token_padding,
                              rows,          tokens.numel()};
     const ActivationQuantParams params{
-        h.data(),        bytes_of(out), scale.data<float>(), layout,    features,
-        data_type_of(h), kind,          hadamard_block_size, consumes_h};
+        h.data(),        bytes_of(out), scale.data<float>(), layout,     features,
+        data_type_of(h), kind,          hadamard_block_size, consumes_h, starts_early};
     W4AFP8_RUN(activation_quant, params, h);
   }
   return {out, scale};

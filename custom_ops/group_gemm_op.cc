@@ -28,13 +28,15 @@ Tensor group_gemm(const Tensor& x, const Tensor& weight, const Tensor& weight_sc
                   const Tensor& tokens, const Tensor* group_scale, const Tensor* x_scale,
                   const Tensor* bias, std::string_view weight_format, int64_t group_size,
                   int64_t token_padding, int64_t max_tokens, std::string_view out_dtype,
-                  std::string_view accumulation, std::string_view activation, Outputs outputs) {
+                  std::string_view accumulation, std::string_view activation, Outputs outputs,
+                  bool starts_early) {
   const PaddleType out_type = half_type_of(out_dtype, "out_dtype");
   GroupGemmParams params =
       read_arguments({x, weight, weight_scale, tokens, group_scale, x_scale, bias, weight_format,
                       group_size, token_padding, max_tokens, out_type, accumulation, activation});
   Tensor out = outputs.make(with_features(x, params.stored_features()), out_type, x.place());
   params.out = out.data();
+  params.starts_early = starts_early;
   if (params.tokens.num_rows > 0) W4AFP8_RUN(group_gemm, params, x);
   return out;
 }

@@ -25,7 +25,7 @@
 namespace w4afp8 {
 
 Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
-                   const Tensor* shared_output, bool is_settled) {
+                   const Tensor* shared_output, bool starts_early) {
   check_tensor(y, "y");
   check_dtype(y, "y", {PaddleType::BFLOAT16, PaddleType::FLOAT16});
   if (y.dims().size() != 3) check_rank(y, "y", 2, "[rows, hidden] or [experts, rows, hidden]");
@@ -57,7 +57,7 @@ Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& ro
                                   topk,
                                   data_type_of(y),
                                   shared_output ? shared_output->data() : nullptr,
-                                  is_settled};
+                                  starts_early};
     W4AFP8_RUN(moe_combine, params, y);
   }
   return out;

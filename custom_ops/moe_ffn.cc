@@ -90,13 +90,21 @@ WorkspaceLayout layout_of(const MoeFfnArguments& a) {
           is_fused(a) ? activated : outputs, activated, a.up_gate.weight_scale.dims()[0]};
 }
 
+// The launches overlap (common/grid_dependency.cuh): most read before their wait what they may. The router, the dispatch
+// and the products trigger behind their waits, the activation at once. So when blocks run
+// - of the first product, the router has ended: the prefix sums are the -1 that it writes or, once the dispatch has
+//   written them, right; weights and scales are older;
+// - of the activation or the second product, the dispatch has ended: the prefix sums are right;
+// - of the combine, the activation has ended: the routing can be read; the output is new, and nobody uses it.
+constexpr bool kStartsEarly = true;
+
 Tensor product(const MoeFfnArguments& a, const ProjectionArguments& projection, const Tensor& x,
                const Tensor& x_scale, const Tensor& tokens, std::string_view activation,
                void* out) {
   return group_gemm(x, projection.weight, projection.weight_scale, tokens, projection.group_scale,
                     &x_scale, projection.bias, a.weight_format, projection.group_size, 0,
                     a.max_tokens, a.x.dtype() == PaddleType::FLOAT16 ? "float16" : "bfloat16",
-                    projection.accumulation, activation, {out});
+                    projection.accumulation, activation, {out}, kStartsEarly);
 }
 
 }  // namespace
@@ -113,11 +121,13 @@ Tensor moe_ffn(const MoeFfnArguments& a) {
   Tensor workspace = paddle::empty({layout.bytes()}, PaddleType::UINT8, a.x.place());
   const auto at = [&](int64_t begin) -> void* { return workspace.data<uint8_t>() + begin; };
 
-  const auto [weights, ids] = moe_route(
-      a.logits, a.correction_bias, a.topk, a.score, a.norm_topk_prob, a.routed_scaling_factor,
-      a.n_group, a.topk_group, {at(layout.topk_weights), at(layout.topk_ids)});
+  const int64_t experts = a.up_gate.weight_scale.dims()[0];
+  const auto [weights, ids] =
+      moe_route(a.logits, a.correction_bias, a.topk, a.score, a.norm_topk_prob,
+                a.routed_scaling_factor, a.n_group, a.topk_group,
+                {at(layout.topk_weights), at(layout.topk_ids)}, {at(layout.tokens), experts + 1});
   const auto [permuted, scale, tokens, row_index] = moe_dispatch(
-      a.x, ids, a.up_gate.weight_scale.dims()[0], 0, a.first_expert,
+      a.x, ids, experts, 0, a.first_expert,
       {at(layout.permuted), at(layout.scale), at(layout.tokens), at(layout.row_index)});
   // The same bits whoever applies the activation.
   const std::string_view in_product = is_fused(a) ? a.activation : "none";
@@ -125,14 +135,11 @@ Tensor moe_ffn(const MoeFfnArguments& a) {
   const Tensor inner =
       product(a, a.up_gate, permuted, scale, tokens, in_product, at(layout.inner_rows));
   constexpr bool kConsumesRows = true;
-  const auto [activated, activated_scale] =
-      activation_quant(inner, tokens, behind_it, 0, a.hadamard_block_size,
-                       {at(layout.activated), at(layout.activated_scale)}, kConsumesRows);
+  const auto [activated, activated_scale] = activation_quant(
+      inner, tokens, behind_it, 0, a.hadamard_block_size,
+      {at(layout.activated), at(layout.activated_scale)}, kStartsEarly, kConsumesRows);
   const Tensor y = product(a, a.down, activated, activated_scale, tokens, "none", at(layout.y));
-  // The second product triggers at once, the activation before it behind its wait: what the router and
-  // the dispatch wrote can be read when this starts. The output is new, and nothing in between uses it.
-  constexpr bool kIsSettled = true;
-  return moe_combine(y, weights, row_index, a.shared_output, kIsSettled);
+  return moe_combine(y, weights, row_index, a.shared_output, kStartsEarly);
 }
 
 }  // namespace w4afp8

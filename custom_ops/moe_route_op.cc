@@ -43,7 +43,7 @@ void check_groups(int64_t experts, int64_t topk, int64_t n_group, int64_t topk_g
 std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_bias, int64_t topk,
                                 std::string_view score, bool norm_topk_prob,
                                 double routed_scaling_factor, int64_t n_group, int64_t topk_group,
-                                Outputs outputs) {
+                                Outputs outputs, UnknownSums unknown) {
   check_tensor(logits, "logits");
   check_dtype(logits, "logits", {PaddleType::FLOAT32, PaddleType::BFLOAT16, PaddleType::FLOAT16});
   check_rank(logits, "logits", 2, "[tokens, experts]");
@@ -76,7 +76,9 @@ std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_b
                                 norm_topk_prob,
                                 factor,
                                 n_group,
-                                topk_group};
+                                topk_group,
+                                static_cast<int32_t*>(unknown.sums),
+                                unknown.count};
     W4AFP8_RUN(moe_route, params, logits);
   }
   return {weights, ids};

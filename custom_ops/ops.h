@@ -27,11 +27,13 @@ namespace w4afp8 {
 
 using paddle::Tensor;
 
+// `starts_early`: see GroupGemmParams.
 Tensor group_gemm(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
                   const Tensor& tokens, const Tensor* group_scale, const Tensor* x_scale,
                   const Tensor* bias, std::string_view weight_format, int64_t group_size,
                   int64_t token_padding, int64_t max_tokens, std::string_view out_dtype,
-                  std::string_view accumulation, std::string_view activation, Outputs outputs = {});
+                  std::string_view accumulation, std::string_view activation, Outputs outputs = {},
+                  bool starts_early = false);
 
 Tensor pack_weight(const Tensor& codes, std::string_view weight_format);
 Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64_t out_features,
@@ -39,24 +41,30 @@ Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64
 
 // FP8 values, scale.
 std::array<Tensor, 2> quant_per_token(const Tensor& x);
-// `consumes_h`: see ActivationQuantParams.
+// `starts_early`, `consumes_h`: see ActivationQuantParams.
 std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
                                        std::string_view activation, int64_t token_padding,
                                        int64_t hadamard_block_size, Outputs outputs = {},
-                                       bool consumes_h = false);
+                                       bool starts_early = false, bool consumes_h = false);
+
+// Prefix sums that moe_route sets to -1 (MoeRouteParams).
+struct UnknownSums {
+  void* sums = nullptr;
+  int64_t count = 0;
+};
 
 // topk_weights, topk_ids.
 std::array<Tensor, 2> moe_route(const Tensor& logits, const Tensor* correction_bias, int64_t topk,
                                 std::string_view score, bool norm_topk_prob,
                                 double routed_scaling_factor, int64_t n_group, int64_t topk_group,
-                                Outputs outputs = {});
+                                Outputs outputs = {}, UnknownSums unknown = {});
 // permuted, scale, tokens, row_index.
 std::array<Tensor, 4> moe_dispatch(const Tensor& x, const Tensor& topk_ids, int64_t experts,
                                    int64_t token_padding, int64_t first_expert,
                                    Outputs outputs = {});
-// `is_settled`: see MoeCombineParams.
+// `starts_early`: see MoeCombineParams.
 Tensor moe_combine(const Tensor& y, const Tensor& topk_weights, const Tensor& row_index,
-                   const Tensor* shared_output, bool is_settled = false);
+                   const Tensor* shared_output, bool starts_early = false);
 
 // A mixture-of-experts layer's weights of one projection.
 struct ProjectionArguments {

@@ -126,6 +126,7 @@ class TokenRouter {
 }  // namespace
 
 void moe_route(const MoeRouteParams& params) {
+  std::fill_n(params.unknown_sums, params.num_unknown, -1);
   const int64_t grain = row_grain((8 + params.topk) * params.experts);
   parallel_for(params.num_tokens, grain, [&](int64_t begin, int64_t end) {
     TokenRouter router(params);

@@ -61,12 +61,13 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   __shared__ RowStorage storage;
   __shared__ int32_t row_sums[kMaxExperts];
   extern __shared__ float4 hadamard_exchange[];  // hadamard_bytes
-  wait_for_previous_grids();
-  launch_large_dependents();  // the second product; behind the wait, as the layer's combine relies on
+  if (!p.starts_early) wait_for_previous_grids();
+  launch_large_dependents();  // the second product
 
   constexpr int kHeld = kHadamard ? kHeldChunks : kHeldActivated;
   constexpr int kHalves = is_gated(kActivation) ? 2 : 1;
   const TokenRows rows(p.tokens, row_sums);
+  if (p.starts_early) wait_for_previous_grids();
   RowQuantiser<kWidth> quantiser(storage);
   for (int64_t number = blockIdx.x; number < rows.count(); number += gridDim.x) {
     const int64_t row = rows.row(number);

@@ -16,6 +16,7 @@
 // large the padding is. Counts are read on the device.
 #pragma once
 
+#include "common/chunk.cuh"
 #include "common/token_layout.h"
 
 namespace w4afp8 {
@@ -28,7 +29,7 @@ class TokenRows {
       : layout_(layout), sums_(sums) {
     if (is_prefix()) {
       const int64_t last = layout.experts - (layout.leading_zero ? 0 : 1);
-      count_ = clamped(layout.entry(last), layout.num_rows);
+      count_ = clamped(entry(last), layout.num_rows);
     } else if (has_sums()) {
       if (threadIdx.x < 32) add_up();
       __syncthreads();
@@ -62,6 +63,13 @@ class TokenRows {
   __device__ bool is_prefix() const { return layout_.padding == 0; }
   __device__ bool has_sums() const { return layout_.experts <= kMaxExperts; }
 
+  __device__ __forceinline__ int64_t entry(int64_t i) const {
+    if (layout_.is_int64) {
+      return load_word<Access::kPastL1>(static_cast<const int64_t*>(layout_.tokens) + i);
+    }
+    return load_word<Access::kPastL1>(static_cast<const int32_t*>(layout_.tokens) + i);
+  }
+
   __device__ static int64_t clamped(int64_t count, int64_t most) {
     return count < 0 ? 0 : (count > most ? most : count);
   }
@@ -74,7 +82,7 @@ class TokenRows {
       const int expert = first + lane;
       int32_t sum = 0;
       if (expert < experts) {
-        sum = static_cast<int32_t>(clamped(layout_.entry(expert), layout_.padding));
+        sum = static_cast<int32_t>(clamped(entry(expert), layout_.padding));
       }
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) {

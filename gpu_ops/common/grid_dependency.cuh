@@ -25,15 +25,16 @@
 // Asking for data to be brought into L2 is no access: L2 sees every write, so what is read later is
 // right.
 //
-// The exception: a kernel whose caller knows what runs before it may touch memory earlier. Say the
-// kernel before is B, before that come A and others. That this kernel's blocks run says that all of B's
-// have triggered: where B triggers behind its wait, A has ended. Where B triggers at once, all of its
-// blocks run, and the same goes for A as for B: if A triggers behind its wait, all that came before A
-// has ended. What these kernels wrote may then be read, and what only they used be written. The kernel
-// must still end after B: one of its blocks at least waits.
+// The exception: a kernel whose caller knows what runs before it may touch memory earlier (moe_ffn.cc). That its blocks
+// run says that all blocks of the kernel before have triggered. Where that one triggers behind its wait, all that came
+// before it has ended; where it triggers at once, its own blocks run, which says the same of the one before it. What
+// has ended wrote may then be read, and what only that used be written. A kernel must still end after the one before it:
+// one of its blocks at least waits. L1 may have what was there earlier: such reads go past it.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <cuda/atomic>
 
 namespace w4afp8 {
 
@@ -52,5 +53,16 @@ __device__ __forceinline__ void launch_large_dependents() {
 
 // Until every earlier kernel of the stream has ended and what it wrote can be read.
 __device__ __forceinline__ void wait_for_previous_grids() { cudaGridDependencySynchronize(); }
+
+// A word that a kernel writes while the next one may already be asking for it.
+template <class T>
+__device__ __forceinline__ T load_relaxed(const T* word) {
+  return cuda::atomic_ref<T, cuda::thread_scope_device>(*const_cast<T*>(word))
+      .load(cuda::memory_order_relaxed);
+}
+template <class T>
+__device__ __forceinline__ void store_relaxed(T* word, T value) {
+  cuda::atomic_ref<T, cuda::thread_scope_device>(*word).store(value, cuda::memory_order_relaxed);
+}
 
 }  // namespace w4afp8

@@ -56,6 +56,12 @@ template <class Tile, class Format>
 constexpr bool kIsForStreams = Format::kSummation == Summation::kHalves && !Format::kIsGated &&
                                Tile::kSplits && !Tile::kTurnsSums;
 
+// In this order, as a layer's next launch relies on it.
+__device__ __forceinline__ void wait_for_tokens() {
+  wait_for_previous_grids();
+  launch_dependents();
+}
+
 // One tile of this warpgroup, from its first stage to its outputs.
 template <class Tile, class Format>
 __device__ __forceinline__ void multiply(TileCoordinates tile, MainLoop<Tile, Format>& main_loop,
@@ -95,7 +101,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
   const uint32_t rank = blockIdx.x % Tile::kCluster;
 
-  launch_dependents();
   initialise(shared, token_maps);
   // All blocks of the cluster must see these barriers before anything is sent to them.
   if constexpr (Tile::kCluster > 1) {
@@ -115,10 +120,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       }
       __syncwarp();
     }
-    wait_for_previous_grids();
+    if (!params.starts_early) wait_for_previous_grids();
     TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),
                                   shared.tiles, shared.desk, shared.mail, counters);
-    scheduler.template build<Storage::kHeightStep>(params.tokens, plan);
+    scheduler.template build<Storage::kHeightStep>(params.tokens, params.starts_early, plan);
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
     }
@@ -127,9 +132,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       if (warp == 0) {
         scheduler.serve();
       } else if (warp == 1) {
+        if (kAlone) wait_for_tokens();
         using First = Producer<Tile, Format, kAlone ? Fetches::kAll : Fetches::kWeights>;
         First(params, token_maps, shared, rank).run(scheduler);
       } else if (!kAlone && warp == 2) {
+        wait_for_tokens();
         Producer<Tile, Format, Fetches::kOthers>(params, token_maps, shared, rank).run(scheduler);
       }
     }

@@ -50,6 +50,9 @@ struct GroupGemmParams {
   Accumulation accumulation;
   Activation activation =
       Activation::kNone;  // or a gated one; CUDA: out_features a multiple of 128
+  // The exception in common/grid_dependency.cuh holds: all but x and x_scale may be read while the kernel before is
+  // still running. Where that writes `tokens`, prefix sums with a leading 0, entries are negative until it has.
+  bool starts_early = false;
 
   W4AFP8_HOST_DEVICE int64_t stored_features() const {
     return is_gated(activation) ? out_features / 2 : out_features;

@@ -16,7 +16,7 @@
 // and sums are single IEEE float32 operations that the compiler may not contract, so that the CPU
 // gives the same bits.
 //
-// Where the routing is settled, the first blocks write the zeros of tokens without rows, of which a
+// Where the launch starts early, the first blocks write the zeros of tokens without rows, of which a
 // rank's share has many: multiprocessors that the product before has left do that while others are
 // still multiplying.
 #pragma once
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kCombineThreads)
   using Adder = RowAdder<kWidth, T>;
   constexpr int kFeatures = Adder::kStride * kCombineChunks;  // of a block at once
   __shared__ CombineStorage shared;
-  if (!p.is_settled) wait_for_previous_grids();
+  if (!p.starts_early) wait_for_previous_grids();
   const int block = static_cast<int>(blockIdx.x) - grid.zero_blocks;
   if (block < 0) {
     write_zeros<kWidth, T>(p);
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kCombineThreads)
   if (threadIdx.x < 32) find_slots(p, shared, token);
   __syncthreads();
   if (grid.zero_blocks > 0 && shared.count == 0) return;
-  if (p.is_settled) wait_for_previous_grids();
+  if (p.starts_early) wait_for_previous_grids();
   launch_dependents();
 
   const int first_of_thread = part * kFeatures + static_cast<int>(threadIdx.x) * kWidth;

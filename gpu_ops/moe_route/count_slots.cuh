@@ -21,6 +21,7 @@
 
 #include <cub/block/block_scan.cuh>
 
+#include "common/grid_dependency.cuh"
 #include "moe_route/params.h"
 #include "ptx/prefetch.cuh"
 
@@ -171,9 +172,10 @@ __device__ __forceinline__ void find_first_rows(const MoeDispatchParams& p, Coun
     if (expert >= p.experts) continue;
     shared.before[expert] = before[i] + (padded ? 0 : firsts[i]);
     if (blockIdx.x > 0) continue;
-    p.tokens[expert] = padded ? min(int64_t{totals[i]}, p.token_padding) : firsts[i];
+    const int64_t count = min(int64_t{totals[i]}, p.token_padding);
+    store_relaxed(p.tokens + expert, padded ? static_cast<int32_t>(count) : firsts[i]);
   }
-  if (blockIdx.x == 0 && threadIdx.x == 0 && !padded) p.tokens[p.experts] = sum;
+  if (blockIdx.x == 0 && threadIdx.x == 0 && !padded) store_relaxed(p.tokens + p.experts, sum);
   __syncthreads();
 }
 

@@ -183,7 +183,6 @@ __global__ void __launch_bounds__(kDispatchThreads, 1)
     moe_dispatch_kernel(const __grid_constant__ MoeDispatchParams p, DispatchGrid grid) {
   using Copier = RowCopier<kWidth, kTeamThreads, T>;
   __shared__ DispatchStorage shared;
-  launch_dependents();
   Copier copier(p, grid, shared);
   const TokenRange mine = grid.tokens(static_cast<int32_t>(p.num_tokens));
   const int topk = static_cast<int>(p.topk), batch = kBatchSlots / topk;
@@ -192,6 +191,7 @@ __global__ void __launch_bounds__(kDispatchThreads, 1)
                      prefetched_tokens<kWidth>(p, grid) * topk, shared.rows};
   clear_counts(p, shared.counts);
   wait_for_previous_grids();
+  launch_dependents();  // behind the wait, as the layer's products rely on
   __syncthreads();
   SlotCounter(p, shared.counts, own).count_all();
   find_first_rows(p, shared.counts);

@@ -68,7 +68,7 @@ int combine_parts(const MoeCombineParams& params) {
 
 // A shared output's tokens are not zeros.
 int combine_zero_blocks(const MoeCombineParams& params) {
-  const bool has_zeros = params.is_settled && params.shared_output == nullptr;
+  const bool has_zeros = params.starts_early && params.shared_output == nullptr;
   return has_zeros ? static_cast<int>(ceil_div(params.num_tokens, kZeroedTokens)) : 0;
 }
 

@@ -42,6 +42,10 @@ struct MoeRouteParams {
   float routed_scaling_factor;
   int64_t n_group = 1;  // divides experts, up to kMaxGroups
   int64_t topk_group = 1;
+  // nullptr or [num_unknown]: prefix sums that become -1 until the dispatch behind it writes them
+  // (GroupGemmParams::starts_early).
+  int32_t* unknown_sums = nullptr;
+  int64_t num_unknown = 0;
 
   W4AFP8_HOST_DEVICE int64_t group_experts() const { return experts / n_group; }
 };
@@ -90,7 +94,7 @@ struct MoeCombineParams {
   const void* shared_output = nullptr;  // nullptr or type [num_tokens, hidden]
   // The exception in common/grid_dependency.cuh holds: topk_weights and row_index may be read, and
   // `out` written, while the kernel before is still running.
-  bool is_settled = false;
+  bool starts_early = false;
 };
 
 }  // namespace w4afp8

@@ -232,6 +232,9 @@ __global__ void __launch_bounds__(kRouteWarps * 32)
   __shared__ float scores_of_warp[kRouteWarps][kPerLane * 32];
   wait_for_previous_grids();
   launch_large_dependents();  // the dispatch
+  if (blockIdx.x == 0) {
+    for (int64_t i = threadIdx.x; i < p.num_unknown; i += kRouteWarps * 32) p.unknown_sums[i] = -1;
+  }
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kRouteWarps + warp;
   if (token >= p.num_tokens) return;

@@ -33,7 +33,9 @@
 
 #include "activation_quant/launch.h"
 #include "common/driver_function.h"
+#include "common/grid_dependency.cuh"
 #include "common/launch_counter.h"
+#include "common/launch_kernel.cuh"
 #include "grouped_gemm/launch.h"
 #include "mla_up/launch.h"
 #include "moe_route/launch.h"
@@ -197,6 +199,45 @@ void run(const std::string& name, const Params& params,
   require_success(cudaDeviceSynchronize(), name);
 }
 
+// What the kernel before a launch that starts early writes, long after that has started.
+struct LateWords {
+  const void* from;
+  const void* to;
+  int64_t count;
+};
+
+__global__ void write_late(LateWords late, LateWords more) {
+  constexpr int64_t kCycles = 100000;
+  wait_for_previous_grids();
+  launch_dependents();
+  for (const int64_t begin = clock64(); clock64() - begin < kCycles;) {
+  }
+  const auto copy = [](const LateWords& words) {
+    for (int64_t i = threadIdx.x; i < words.count; i += blockDim.x) {
+      static_cast<uint32_t*>(const_cast<void*>(words.to))[i] =
+          static_cast<const uint32_t*>(words.from)[i];
+    }
+  };
+  copy(late);
+  copy(more);
+}
+
+// Launches what starts early behind a kernel that writes these words late. Before that they are negative sums, or NaN.
+template <typename Params>
+void run_early(const std::string& name, const Params& params,
+               cudaError_t (*launch)(const Params&, cudaStream_t), const LateWords& late,
+               const LateWords& more = {}) {
+  constexpr int kBefore = 0xFF;
+  for (const LateWords& words : {late, more}) {
+    if (words.count == 0) continue;
+    require_success(cudaMemset(const_cast<void*>(words.to), kBefore, words.count * 4), name);
+  }
+  require_success(cudaDeviceSynchronize(), name);
+  require_success(launch_dependent_kernel(write_late, 1, 256, nullptr, late, more), name);
+  require_success(launch(params, nullptr), name);
+  require_success(cudaDeviceSynchronize(), name);
+}
+
 // Tokens of the experts in either mode: prefix sums, or counts where padding > 0.
 struct Experts {
   std::vector<int32_t> counts;
@@ -275,13 +316,22 @@ void activation_quant() {
       const int64_t rows = experts.num_rows();
       const Tensor h(random_bytes(rows * features * 4)), tokens(bytes_of(experts.entries()));
       const Tensor out(poison(rows * features)), scale(poison(rows * 4));
-      run("activation_quant",
-          ActivationQuantParams{h.as<void>(), out.as<uint8_t>(), scale.as<float>(),
-                                experts.layout(tokens), features, DataType::kFloat16,
-                                Activation::kSwiglu, features == 4096 ? 2048 : -1},
-          launch_activation_quant);
-      check_rows("activation_quant, out", experts, out.read("activation_quant, out"));
+      ActivationQuantParams params{
+          h.as<void>(), out.as<uint8_t>(),  scale.as<float>(),   experts.layout(tokens),
+          features,     DataType::kFloat16, Activation::kSwiglu, features == 4096 ? 2048 : -1};
+      run("activation_quant", params, launch_activation_quant);
+      const std::vector<uint8_t> expected = out.read("activation_quant, out");
+      check_rows("activation_quant, out", experts, expected);
       check_rows("activation_quant, scale", experts, scale.read("activation_quant, scale"));
+
+      params.starts_early = params.consumes_h = true;
+      const Tensor late_h(h.read("h")), again(poison(rows * features));
+      params.out = again.as<uint8_t>();
+      run_early("activation_quant", params, launch_activation_quant,
+                {late_h.as<void>(), h.as<void>(), rows * features});
+      require(again.read("activation_quant, early") == expected,
+              "activation_quant: another result of a launch that starts early");
+      h.read("activation_quant, h that it consumed");
     }
   }
 }
@@ -291,11 +341,14 @@ void moe_route() {
     const int64_t tokens = 9, topk = 4;
     const Tensor logits(random_bytes(tokens * experts * 4));
     const Tensor weights(poison(tokens * topk * 4)), ids(poison(tokens * topk * 4));
+    const Tensor sums(poison((experts + 1) * 4));
     run("moe_route",
         MoeRouteParams{logits.as<void>(), nullptr, weights.as<float>(), ids.as<int32_t>(), tokens,
                        experts, topk, DataType::kFloat32, RouteScore::kSoftmax, true, 1.0f, 4,
-                       experts == 4 ? 4 : 2},
+                       experts == 4 ? 4 : 2, sums.as<int32_t>(), experts + 1},
         launch_moe_route);
+    require(sums.read("moe_route, sums") == std::vector<uint8_t>((experts + 1) * 4, 0xFF),
+            "moe_route: a sum is not -1");
     weights.read("moe_route, topk_weights");
     const std::vector<uint8_t> bytes = ids.read("moe_route, topk_ids");
     for (int64_t i = 0; i < tokens * topk; ++i) {
@@ -307,7 +360,7 @@ void moe_route() {
 }
 
 void dispatch_and_combine_case(int64_t num_tokens, int64_t hidden, int64_t padding,
-                               bool is_settled) {
+                               bool starts_early) {
   const int64_t experts = 9, topk = 3, slots = num_tokens * topk;
   const int64_t rows = padding > 0 ? experts * padding : slots;
   std::vector<int32_t> chosen(slots);
@@ -330,18 +383,18 @@ void dispatch_and_combine_case(int64_t num_tokens, int64_t hidden, int64_t paddi
   run("moe_combine",
       MoeCombineParams{y.as<void>(), weights.as<float>(), row_index.as<int32_t>(), out.as<void>(),
                        num_tokens, rows, hidden, topk, DataType::kBFloat16,
-                       is_settled ? nullptr : shared.as<void>(), is_settled},
+                       starts_early ? nullptr : shared.as<void>(), starts_early},
       launch_moe_combine);
   out.read("moe_combine, out");
 }
 
 void moe_dispatch_and_combine() {
-  for (const bool is_settled : {false, true}) {
+  for (const bool starts_early : {false, true}) {
     for (const int64_t padding : {0, 5}) {
-      dispatch_and_combine_case(70, 20, padding, is_settled);
-      dispatch_and_combine_case(70, 1024, padding, is_settled);
+      dispatch_and_combine_case(70, 20, padding, starts_early);
+      dispatch_and_combine_case(70, 1024, padding, starts_early);
       // Several tokens for each block.
-      dispatch_and_combine_case(3000, 64, padding, is_settled);
+      dispatch_and_combine_case(3000, 64, padding, starts_early);
     }
   }
 }
@@ -381,16 +434,38 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
   const bool has_groups = format.scale_type != GroupScaleType::kNone;
   const LaunchCounters* const counters =
       launch_counters(0, nullptr);  // the next ones are the launch's
-  run("group_gemm",
-      GroupGemmParams{x, weight.as<uint8_t>(), weight_scale.as<float>(),
-                      has_groups ? group_scale.as<void>() : nullptr, x_scale.as<float>(),
-                      bias.as<void>(), result.as<void>(), experts.layout(tokens), out, in,
-                      format.group_size, -1, format.weight_format, format.scale_type,
-                      ActivationScaleMode::kPerToken, format.out_type, format.accumulation,
-                      activation},
-      launch_group_gemm);
-  check_rows("group_gemm", experts, result.read("group_gemm"));
-  LaunchCounters after[2] = {}, zeros[2] = {};
+  GroupGemmParams params{x,
+                         weight.as<uint8_t>(),
+                         weight_scale.as<float>(),
+                         has_groups ? group_scale.as<void>() : nullptr,
+                         x_scale.as<float>(),
+                         bias.as<void>(),
+                         result.as<void>(),
+                         experts.layout(tokens),
+                         out,
+                         in,
+                         format.group_size,
+                         -1,
+                         format.weight_format,
+                         format.scale_type,
+                         ActivationScaleMode::kPerToken,
+                         format.out_type,
+                         format.accumulation,
+                         activation};
+  run("group_gemm", params, launch_group_gemm);
+  const std::vector<uint8_t> expected = result.read("group_gemm");
+  check_rows("group_gemm", experts, expected);
+  if (experts.padding == 0) {
+    params.starts_early = true;
+    const Tensor late_x(activations), late_tokens(bytes_of(experts.entries()));
+    const Tensor again(poison(expected.size()));
+    params.out = again.as<void>();
+    run_early("group_gemm", params, launch_group_gemm, {late_x.as<void>(), x, rows * in / 4},
+              {late_tokens.as<void>(), tokens.as<void>(), num_experts + 1});
+    require(again.read("group_gemm, early") == expected,
+            "group_gemm: another result of a launch that starts early");
+  }
+  LaunchCounters after[3] = {}, zeros[3] = {};
   require_success(cudaMemcpy(after, counters, sizeof(after), cudaMemcpyDeviceToHost), "counters");
   require(std::memcmp(after, zeros, sizeof(after)) == 0,
           "group_gemm: a launch did not put its counters back");

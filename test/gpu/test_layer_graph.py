@@ -72,8 +72,8 @@ def node_types(graph: int) -> list[int]:
     return found
 
 
-def captured(run: Callable[[], paddle.Tensor], stream: Any) -> tuple[Any, paddle.Tensor]:
-    """A CUDA graph that can be asked for its nodes, and the output that its replays write."""
+def captured(run: Callable[[], Any], stream: Any) -> tuple[Any, Any]:
+    """A CUDA graph that can be asked for its nodes, and what ``run`` gave, which replays write."""
     run()  # loads the code
     stream.synchronize()
     graph = torch.cuda.CUDAGraph(keep_graph=True)
@@ -193,6 +193,32 @@ def test_calls_ask_the_driver_for_no_memory(place: Any) -> None:
             for one in (layer, other):
                 assert_bits_equal(tensor_bits(one(**inputs.tensors)), expected)
         assert torch.cuda.mem_get_info()[0] == free
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 40, 3000])
+@pytest.mark.parametrize("name", CASES)
+def test_layers_one_behind_the_other_route_differently(name: str, tokens: int, place: Any) -> None:
+    """Launches begin before the routing is known: they must not take that of the layer before."""
+    layer, _, _, inputs = built(CASES[name], tokens, place)
+    batches = []
+    for skew in ROUTINGS.values():
+        inputs.values = inputs.draw(skew)
+        batches.append(inputs.on_gpu())
+    with torch_on_paddle_stream(place) as stream:
+        expected = []
+        for batch in batches:
+            expected.append(tensor_bits(layer(**batch)))
+            stream.synchronize()
+        graph, outs = captured(lambda: [layer(**batch) for batch in batches], stream)
+        for _ in range(20):
+            for out in outs:
+                as_torch(out).fill_(float("nan"))
+            graph.replay()
+            eager = [layer(**batch) for batch in batches]
+            stream.synchronize()
+            for found in (outs, eager):
+                for out, bits in zip(found, expected, strict=True):
+                    assert_bits_equal(tensor_bits(out), bits, name)
 
 
 def test_layers_in_one_graph_share_a_workspace(place: Any) -> None:
