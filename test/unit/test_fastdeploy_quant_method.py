@@ -26,6 +26,7 @@ from fastdeploy_block import EXPERTS, TOPK, Case, static_reference
 from fastdeploy_flow import values_of_codes
 from moe_reference import Routing, reference, route_tokens
 
+from w4afp8 import ops
 from w4afp8.fastdeploy import W4AFP8MoEMethod
 from w4afp8.quant.codes import join_nibbles
 from w4afp8.testing.compare import Accumulator
@@ -131,6 +132,18 @@ def test_apply_tp(place: Any, accumulator: Accumulator, name: str) -> None:
     expected.assert_matches(values_of(tensor_bits(out), "bfloat16"))
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].unit is None])
+@pytest.mark.parametrize("tokens", [1, 9, 200])
+def test_one_call_has_the_bits_of_the_operators(place: Any, name: str, tokens: int) -> None:
+    case = replace(CASES[name], tokens=tokens)
+    method, layer = loaded(case, place)
+    x, logits = tokens_of(case, place)
+    out = method.apply_tp(layer, x, gate_of(logits, place))
+    weights, ids = ops.moe_route(float_tensor(logits, "float32", place), topk=TOPK)
+    expected = method._local_experts(layer, x, ids, weights)
+    np.testing.assert_array_equal(tensor_bits(out), tensor_bits(expected))
+
+
 @pytest.mark.parametrize("name", ["dynamic", "static", "static, rotated"])
 def test_apply_tp_to_no_tokens(place: Any, name: str) -> None:
     case = replace(CASES[name], tokens=0)
@@ -214,8 +227,6 @@ class DecodeRunner(PrefillRunner):
 
     def dispatch(self, x: Any, ids: Any, weights: Any, **options: Any) -> Any:
         assert options == {"expertwise_scale": None, "use_fp8": True, "quant_group_size": -1}
-        from w4afp8 import ops
-
         values, scale = ops.quant_per_token(x)
         bits = np.zeros((EXPERTS, 8, x.shape[1]), np.uint8)
         scales = np.zeros((EXPERTS, 8), np.float32)

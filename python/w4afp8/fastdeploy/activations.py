@@ -35,7 +35,12 @@ _NAN = 0x7F
 
 def dequant_scale(scale: Tensor) -> Tensor:
     """A multiplier of FP8 values as FastDeploy's dequant_scale."""
-    return on_place_of(scale, scale * DYNAMIC_RANGE)
+    return times(scale, DYNAMIC_RANGE)
+
+
+def times(scale: Tensor, factor: float) -> Tensor:
+    """Scales times a number, where the scales are."""
+    return scale if factor == 1.0 else on_place_of(scale, scale * factor)
 
 
 def to_fp8(x: Tensor, in_scale: Tensor) -> Tensor:

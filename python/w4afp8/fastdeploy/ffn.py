@@ -18,18 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import paddle
 from paddle import Tensor
 
-from w4afp8 import ops
-from w4afp8.fastdeploy.activations import activate, dequant_scale, to_fp8
+from w4afp8.fastdeploy.activations import DYNAMIC_RANGE
+from w4afp8.fastdeploy.experts import ACTIVATIONS, Between, run_projections
 from w4afp8.fastdeploy.gemm import row_scale, stored_projection
 from w4afp8.incubate.nn.functional.moe import check_quant_method
 from w4afp8.layers.checks import check_hadamard
 from w4afp8.layers.experts import tokens_hint
-from w4afp8.layers.operands import contiguous, on_place_of
+from w4afp8.layers.operands import contiguous
 
-_ACTIVATIONS = {"swiglu": "swiglu", "swigluoai": "swiglu_oai"}
 _SETTINGS: dict[str, Any] = {
     "quant_method": None,
     "used_in_ep_low_latency": False,
@@ -51,9 +49,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_quant_method(self.quant_method)
-        if self.activation not in _ACTIVATIONS:
+        if self.activation not in ACTIVATIONS:
             raise ValueError(
-                f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}"
+                f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
             )
 
 
@@ -145,16 +143,21 @@ def moe_expert_ffn(
     )
     intermediate = up_gate.weight_scale.shape[1] // 2
     down = stored_projection("down_proj", down_proj_weight, down_proj_scale, intermediate)  # type: ignore[arg-type]
-    tokens = tokens_expert_prefix_sum
-    options = {"out_dtype": out_dtype, "token_padding": padding}
+    experts, max_tokens = up_gate_proj_weight.shape[0], -1
     if settings.estimate_total_token_nums > 0:
-        experts = up_gate_proj_weight.shape[0]
-        options["max_tokens"] = tokens_hint(settings.estimate_total_token_nums, experts)
+        max_tokens = tokens_hint(settings.estimate_total_token_nums, experts)
+    between = Between(
+        settings.activation,
+        block_size_of(settings.hadamard_block_size, intermediate),
+        padding,
+        down_proj_in_scale,
+        DYNAMIC_RANGE,
+    )
     in_scale = row_scale(up_proj_in_scale, permute_input)
-    hidden = up_gate(permute_input, tokens, in_scale, **options)
-    how = settings.activation, block_size_of(settings.hadamard_block_size, intermediate)
-    rows, scale = _quantised(hidden, tokens, how, padding, down_proj_in_scale)
-    return down(rows, tokens, scale, **options)
+    rows = permute_input, tokens_expert_prefix_sum, in_scale
+    return run_projections(
+        up_gate, down, *rows, between, max_tokens=max_tokens, out_dtype=out_dtype
+    )
 
 
 def _settings(arguments: tuple[Any, ...], named: dict[str, Any]) -> Settings:
@@ -179,35 +182,3 @@ def _padding(permute_input: Tensor, settings: Settings) -> int:
             f"with used_in_ep_low_latency={is_padded}, got {list(permute_input.shape)}"
         )
     return int(permute_input.shape[1]) if is_padded else 0
-
-
-def _quantised(
-    hidden: Tensor,
-    tokens: Tensor,
-    activation_and_block: tuple[str, int],
-    padding: int,
-    in_scale: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """up_gate_proj's output to down_proj's input and its scale; static: none."""
-    activation, block = activation_and_block
-    if activation == "swigluoai":
-        pairs = hidden.reshape([*hidden.shape[:-1], -1, 2])
-        halves = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
-        hidden = on_place_of(hidden, halves)
-    name = _ACTIVATIONS[activation]
-    if in_scale is None:
-        rows, scale = ops.activation_quant(
-            hidden,
-            tokens,
-            activation=name,  # type: ignore[arg-type]
-            token_padding=padding,
-            hadamard_block_size=block,
-        )
-        return rows, dequant_scale(scale)
-    gated = activate(hidden, name, block)
-    if padding:
-        return to_fp8(gated, in_scale.reshape([-1, 1, 1])), None
-    row = on_place_of(tokens, paddle.arange(hidden.shape[0], dtype=tokens.dtype))
-    expert = paddle.searchsorted(tokens[-in_scale.shape[0] :], row, right=True)
-    expert = expert.clip(max=in_scale.shape[0] - 1)
-    return to_fp8(gated, paddle.gather(in_scale, expert).unsqueeze(-1)), None

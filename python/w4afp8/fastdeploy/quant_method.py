@@ -25,16 +25,21 @@ import paddle
 from paddle import Tensor, nn
 
 from w4afp8 import ops
-from w4afp8.fastdeploy.activations import dequant_scale, to_fp8
-from w4afp8.fastdeploy.ffn import block_size_of, moe_expert_ffn
-from w4afp8.fastdeploy.scales import CODE_UNIT, GROUP_SIZE, w4afp8_gemm_scale_permute
-from w4afp8.fastdeploy.weights import w4afp8_gemm_weight_convert
+from w4afp8._extension import extension
+from w4afp8._routes import is_eager
+from w4afp8.fastdeploy.activations import DYNAMIC_RANGE, times, to_fp8
+from w4afp8.fastdeploy.experts import Between, run_projections
+from w4afp8.fastdeploy.ffn import block_size_of
+from w4afp8.fastdeploy.scales import GROUP_SIZE
+from w4afp8.fastdeploy.weights import packed_operand, w4afp8_gemm_weight_convert
+from w4afp8.incubate.nn.functional._projections import Projection
 from w4afp8.incubate.nn.functional._routing import gather_rows
 from w4afp8.layers.checks import check_same
+from w4afp8.layers.experts import tokens_hint
 from w4afp8.layers.operands import contiguous, on_place_of
 
 _DEFAULT_ROTATION = 128  # FastDeploy's, where a config names none
-_STATIC_RANGE, _DYNAMIC_RANGE = 448.0, 440.0  # what the largest activation becomes
+_STATIC_RANGE = 448.0  # what the largest activation becomes
 _LARGEST_CODE = 7.0  # a checkpoint's scale is the largest magnitude of the weights
 
 
@@ -57,13 +62,16 @@ class W4AFP8MoEMethod:
     def __init__(self, quant_config: Any) -> None:
         self.quant_config = quant_config
         self.hadamard_block_size = getattr(quant_config, "hadamard_block_size", _DEFAULT_ROTATION)
+        self._made_ones: dict[tuple[int, int, str], Tensor] = {}
 
     def create_weights(self, layer: nn.Layer, **extra_weight_attrs: Any) -> None:
         """Adds parameters of zeros to the layer.
 
         int8 ``[local experts, in / 2, out]`` (packed, out padded to 64, in to 128); the scales of
-        weights float32 ``[local experts, out]``, which loading replaces where they are grouped; for
-        static quantisation the scales of inputs float32 ``[local experts]``.
+        weights float32 ``[local experts, out]``, which loading replaces where they are grouped by
+        ``[local experts, groups, out]``: what multiplies a code, where FastDeploy's own method has
+        an order and factors of its kernel's; for static quantisation the scales of inputs float32
+        ``[local experts]``.
 
         Args:
             layer: read: num_local_experts, hidden_size, moe_intermediate_size, with_bias,
@@ -124,7 +132,7 @@ class W4AFP8MoEMethod:
                     [t.reshape([1]) for t in _popped(layer, state_dict, in_name, expert_ids)]
                 )
                 getattr(layer, in_name).set_value(in_scale)
-            scale = _operator_scale(largest, in_scale, features)
+            scale = _multiplier(largest, in_scale, features)
             place = getattr(layer, name).place
             _add_parameter(layer, scale_name, scale.shape, "float32", place)
             getattr(layer, scale_name).set_value(scale)
@@ -146,7 +154,10 @@ class W4AFP8MoEMethod:
             bfloat16 ``[tokens, hidden]``: softmax weights of the chosen, divided by their sum; with
             "noaux_tc" sigmoids of the chosen within the best groups.
         """
-        weights, ids = ops.moe_route(_logits(gate, x), topk=layer.top_k, **_routing(layer))
+        logits, routing = _logits(gate, x), _routing(layer)
+        if is_eager() and x.dtype == paddle.bfloat16 and self._is_a_layer(layer):
+            return self._in_one_call(layer, x, logits, routing)
+        weights, ids = ops.moe_route(logits, topk=layer.top_k, **routing)
         return self._local_experts(layer, x, ids, weights)
 
     def apply_ep_prefill(self, layer: nn.Layer, x: Tensor, gate: nn.Layer, **_: Any) -> Tensor:
@@ -185,10 +196,31 @@ class W4AFP8MoEMethod:
             x, topk_idx, topk_weights, expertwise_scale=static, **options
         )
         rows, scale = (rows, None) if static is not None else rows
+        scale = None if scale is None else times(scale, 1 / DYNAMIC_RANGE)
         # Every rank sends about as many copies of tokens as it gets.
-        copies = x.shape[0] * layer.top_k
-        y = self._experts(layer, rows, counts.cast("int64"), scale, copies=copies)
+        max_tokens = tokens_hint(x.shape[0] * layer.top_k, layer.num_local_experts)
+        y = self._experts(layer, rows, counts.cast("int64"), scale, max_tokens=max_tokens)
         return runner.combine(y, topk_idx, topk_weights, handle, quant_group_size=-1)
+
+    def _is_a_layer(self, layer: nn.Layer) -> bool:
+        """Whether the block is what `w4afp8.layers.W4AFP8MoEFFN` computes."""
+        return _in_scale(layer) is None and layer.activation == "swiglu"
+
+    def _in_one_call(
+        self, layer: nn.Layer, x: Tensor, logits: Tensor, routing: dict[str, Any]
+    ) -> Tensor:
+        """The bits of the operators one behind the other, in six launches that overlap."""
+        up_gate, down = self._projections(layer)
+        found = {**_DEFAULT_ROUTING, **routing}
+        out: Tensor = extension().moe_ffn(
+            *(contiguous(x), logits, None),
+            (found.pop("correction_bias"), layer.top_k, *found.values()),
+            *(up_gate.operands, down.operands, up_gate.weight_format, layer.activation),
+            block_size_of(self.hadamard_block_size, layer.moe_intermediate_size),
+            tokens_hint(x.shape[0] * layer.top_k, layer.num_local_experts),
+            0,
+        )
+        return out
 
     def _local_experts(self, layer: nn.Layer, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Received tokens through those of their experts that are here; others' ids are -1."""
@@ -201,7 +233,8 @@ class W4AFP8MoEMethod:
             order = paddle.argsort(paddle.where(slots < 0, slots + 2 * experts, slots), stable=True)
             row_scale = paddle.gather(in_scale, paddle.gather(slots, order).clip(0, experts - 1))
             rows = to_fp8(gather_rows(x, order // ids.shape[1]), row_scale.unsqueeze(-1))
-        y = self._experts(layer, rows, prefix_sums, dequant_scale(scale))
+            scale = None
+        y = self._experts(layer, rows, prefix_sums, scale)
         return ops.moe_combine(y, weights, row_index)
 
     def _experts(
@@ -211,16 +244,44 @@ class W4AFP8MoEMethod:
         tokens: Tensor,
         scale: Tensor | None,
         *,
-        copies: int = -1,
+        max_tokens: int = -1,
     ) -> Tensor:
-        weights = [getattr(layer, name) for name in self.added_weight_attrs]
-        scales = [getattr(layer, name) for name in self.added_scale_attrs]
-        down_in_scale = getattr(layer, "down_proj_in_scale", None)
-        return moe_expert_ffn(
-            *(x, tokens, *weights, scale if _in_scale(layer) is None else None, None, *scales),
-            *(down_in_scale, None, None),
-            *(self.moe_quant_type, x.ndim == 3, copies, self.hadamard_block_size, layer.activation),
+        """FP8 rows through the experts; `scale`: what multiplies each, static none."""
+        between = Between(
+            layer.activation,
+            block_size_of(self.hadamard_block_size, layer.moe_intermediate_size),
+            x.shape[1] if x.ndim == 3 else 0,
+            getattr(layer, "down_proj_in_scale", None),
         )
+        rows = x, tokens, scale
+        return run_projections(*self._projections(layer), *rows, between, max_tokens=max_tokens)
+
+    def _projections(self, layer: nn.Layer) -> tuple[Projection, Projection]:
+        """The layer's parameters as the grouped GEMM takes them, without a copy."""
+        up_gate, down = (
+            self._projection(weight, getattr(layer, weight), getattr(layer, scale), features)
+            for (_, features), weight, scale in zip(
+                _sizes(layer), self.added_weight_attrs, self.added_scale_attrs, strict=True
+            )
+        )
+        return up_gate, down
+
+    def _projection(self, name: str, weight: Tensor, scale: Tensor, features: int) -> Projection:
+        packed = packed_operand(name, weight, scale.shape[-1], features)
+        if scale.ndim == 2:
+            return Projection(packed, scale)
+        experts, groups, out = scale.shape
+        return Projection(
+            packed, self._ones(experts, out, scale), scale, None, "int4", features // groups
+        )
+
+    def _ones(self, experts: int, out: int, scale: Tensor) -> Tensor:
+        """Float32 where `scale` is, made once."""
+        key = experts, out, str(scale.place)
+        if key not in self._made_ones:
+            ones = paddle.ones([experts, out], dtype="float32")
+            self._made_ones[key] = on_place_of(scale, ones)
+        return self._made_ones[key]
 
 
 def _sizes(layer: nn.Layer) -> list[tuple[int, int]]:
@@ -230,7 +291,21 @@ def _sizes(layer: nn.Layer) -> list[tuple[int, int]]:
 
 
 def _logits(gate: nn.Layer, x: Tensor) -> Tensor:
-    return contiguous(on_place_of(x, gate(x).cast("float32")))
+    logits = gate(x)
+    if logits.dtype != paddle.float32:
+        logits = logits.cast("float32")
+    return contiguous(on_place_of(x, logits))
+
+
+# In the order of `w4afp8._ops.moe_ffn`, but for topk behind the first.
+_DEFAULT_ROUTING: dict[str, Any] = {
+    "correction_bias": None,
+    "score": "softmax",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "n_group": 1,
+    "topk_group": 1,
+}
 
 
 def _routing(layer: nn.Layer) -> dict[str, Any]:
@@ -271,23 +346,20 @@ def _popped(layer: nn.Layer, state: dict[str, Tensor], name: str, ids: list[int]
     return [state.pop(template.format(expert)) for expert in ids]
 
 
-def _operator_scale(largest: Tensor, in_scale: Tensor | None, in_features: int) -> Tensor:
-    """A checkpoint's scales as `w4afp8_gemm` reads them, the activations' range folded in."""
-    full = _DYNAMIC_RANGE if in_scale is None else _STATIC_RANGE
-    scale = largest / (full * _LARGEST_CODE / CODE_UNIT)
-    if scale.ndim == 2:
-        scale = scale if in_scale is None else scale / in_scale.unsqueeze(-1)
-        return w4afp8_gemm_scale_permute(scale)
-    # [experts, groups, out], as the permutation wants it
-    scale = scale.transpose([0, 2, 1]) if in_scale is None else scale / in_scale[:, None, None]
-    experts, groups, out = scale.shape
-    if in_features % (GROUP_SIZE * groups) or out % GROUP_SIZE:
+def _multiplier(largest: Tensor, in_scale: Tensor | None, in_features: int) -> Tensor:
+    """What multiplies a code, of a checkpoint's scales; static: the activations' unit folded in.
+
+    ``[experts, out]`` or ``[experts, groups, out]``.
+    """
+    if in_scale is None:
+        scale = largest / _LARGEST_CODE
+        scale = scale if scale.ndim == 2 else scale.transpose([0, 2, 1])
+    else:
+        scale = largest / (_STATIC_RANGE * _LARGEST_CODE)
+        scale = scale / in_scale.reshape([-1, *[1] * (scale.ndim - 1)])
+    groups = 1 if scale.ndim == 2 else scale.shape[1]
+    if scale.ndim == 3 and in_features % (GROUP_SIZE * groups):
         raise ValueError(
-            f"weight_scale: expected groups of 128 * n of {in_features} in_features and 128 * n "
-            f"outputs, got {groups} groups and {out} outputs"
+            f"weight_scale: expected groups of 128 * n of {in_features} in_features, got {groups}"
         )
-    blocks = in_features // GROUP_SIZE
-    scale = contiguous(scale.repeat_interleave(blocks // groups, axis=1))
-    scale = w4afp8_gemm_scale_permute(scale)
-    grouped = scale.reshape([experts, blocks, out // GROUP_SIZE, GROUP_SIZE])
-    return contiguous(grouped.transpose([0, 2, 1, 3]))
+    return contiguous(scale)

@@ -55,6 +55,12 @@ class Projection:
     weight_format: WeightFormat = "int4"
     group_size: int = -1
 
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str]:
+        """What `w4afp8._ops.moe_ffn` wants to know of the projection."""
+        scales = (self.weight_scale, self.group_scale)
+        return self.weight, *scales, self.bias, self.group_size, "default"
+
     def __call__(
         self,
         x: Tensor,
