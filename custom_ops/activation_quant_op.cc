@@ -87,8 +87,8 @@ std::array<Tensor, 2> activation_quant(const Tensor& h, const Tensor& tokens,
                              false,         token_padding,
                              rows,          tokens.numel()};
     const ActivationQuantParams params{
-        h.data(),        bytes_of(out), scale.data<float>(), layout,     features,
-        data_type_of(h), kind,          hadamard_block_size, consumes_h, starts_early};
+        h.data(),        bytes_of(out), scale.data<float>(), layout,       features,
+        data_type_of(h), kind,          hadamard_block_size, starts_early, consumes_h};
     W4AFP8_RUN(activation_quant, params, h);
   }
   return {out, scale};

@@ -46,10 +46,10 @@ struct ActivationQuantParams {
   DataType in_type;  // kBFloat16 or kFloat16
   Activation activation;
   int64_t hadamard_block_size = -1;  // -1: none; else a power of two, at least 8, dividing features
-  // Nobody reads h again: its rows become undefined.
-  bool consumes_h = false;
   // The exception in common/grid_dependency.cuh holds: `tokens` may be read while the kernel before is still running.
   bool starts_early = false;
+  // Nobody reads h again: its rows become undefined.
+  bool consumes_h = false;
 
   W4AFP8_HOST_DEVICE int64_t in_features() const {
     return is_gated(activation) ? 2 * features : features;

@@ -21,13 +21,13 @@
 // anywhere: the next kernel's blocks start once all of this one's have called it, and wait in their
 // turn. Right behind the wait, so that no more than two kernels are on the device at a time: where it
 // comes first, blocks of many waiting kernels crowd, and short kernels one behind the other each take
-// longer. A kernel that fills multiprocessors alone may call it first.
+// longer. A kernel may call it first where the one behind it needs whole multiprocessors: its blocks crowd nobody.
 // Asking for data to be brought into L2 is no access: L2 sees every write, so what is read later is
 // right.
 //
 // The exception: a kernel whose caller knows what runs before it may touch memory earlier (moe_ffn.cc). That its blocks
-// run says that all blocks of the kernel before have triggered. Where that one triggers behind its wait, all that came
-// before it has ended; where it triggers at once, its own blocks run, which says the same of the one before it. What
+// run says that all blocks of the kernel before have triggered or left. Where all of these wait before either, all that
+// came before it has ended; where they trigger at once, they run, which says the same of the one before it. What
 // has ended wrote may then be read, and what only that used be written. A kernel must still end after the one before it:
 // one of its blocks at least waits. L1 may have what was there earlier: such reads go past it.
 #pragma once

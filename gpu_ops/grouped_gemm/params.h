@@ -51,7 +51,8 @@ struct GroupGemmParams {
   Activation activation =
       Activation::kNone;  // or a gated one; CUDA: out_features a multiple of 128
   // The exception in common/grid_dependency.cuh holds: all but x and x_scale may be read while the kernel before is
-  // still running. Where that writes `tokens`, prefix sums with a leading 0, entries are negative until it has.
+  // still running. `tokens` are int32 prefix sums with a leading 0. Where that kernel writes them, entries are negative
+  // until it has: they are waited for, not clamped.
   bool starts_early = false;
 
   W4AFP8_HOST_DEVICE int64_t stored_features() const {

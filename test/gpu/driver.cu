@@ -201,39 +201,48 @@ void run(const std::string& name, const Params& params,
 
 // What the kernel before a launch that starts early writes, long after that has started.
 struct LateWords {
-  const void* from;
-  const void* to;
-  int64_t count;
+  const Tensor* from = nullptr;
+  void* to = nullptr;
+  int64_t count = 0;
+};
+constexpr int kLateTensors = 3;  // at most
+
+struct LateCopies {
+  struct {
+    const uint32_t* from;
+    uint32_t* to;
+    int64_t count;
+  } of[kLateTensors];
 };
 
-__global__ void write_late(LateWords late, LateWords more) {
+// One long after the other.
+__global__ void write_late(LateCopies copies) {
   constexpr int64_t kCycles = 100000;
   wait_for_previous_grids();
   launch_dependents();
-  for (const int64_t begin = clock64(); clock64() - begin < kCycles;) {
-  }
-  const auto copy = [](const LateWords& words) {
-    for (int64_t i = threadIdx.x; i < words.count; i += blockDim.x) {
-      static_cast<uint32_t*>(const_cast<void*>(words.to))[i] =
-          static_cast<const uint32_t*>(words.from)[i];
+  for (const auto& copy : copies.of) {
+    for (const int64_t begin = clock64(); clock64() - begin < kCycles;) {
     }
-  };
-  copy(late);
-  copy(more);
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < copy.count; i += blockDim.x) copy.to[i] = copy.from[i];
+  }
 }
 
-// Launches what starts early behind a kernel that writes these words late. Before that they are negative sums, or NaN.
+// Launches what starts early behind a kernel that writes these words late, in this order. Before that they are negative
+// sums, or NaN.
 template <typename Params>
 void run_early(const std::string& name, const Params& params,
-               cudaError_t (*launch)(const Params&, cudaStream_t), const LateWords& late,
-               const LateWords& more = {}) {
+               cudaError_t (*launch)(const Params&, cudaStream_t),
+               const std::vector<LateWords>& late) {
   constexpr int kBefore = 0xFF;
-  for (const LateWords& words : {late, more}) {
-    if (words.count == 0) continue;
-    require_success(cudaMemset(const_cast<void*>(words.to), kBefore, words.count * 4), name);
+  LateCopies copies = {};
+  for (size_t i = 0; i < late.size(); ++i) {
+    const LateWords& words = late[i];
+    copies.of[i] = {words.from->as<uint32_t>(), static_cast<uint32_t*>(words.to), words.count};
+    require_success(cudaMemset(words.to, kBefore, words.count * 4), name);
   }
   require_success(cudaDeviceSynchronize(), name);
-  require_success(launch_dependent_kernel(write_late, 1, 256, nullptr, late, more), name);
+  require_success(launch_dependent_kernel(write_late, 1, 256, nullptr, copies), name);
   require_success(launch(params, nullptr), name);
   require_success(cudaDeviceSynchronize(), name);
 }
@@ -325,11 +334,14 @@ void activation_quant() {
       check_rows("activation_quant, scale", experts, scale.read("activation_quant, scale"));
 
       params.starts_early = params.consumes_h = true;
-      const Tensor late_h(h.read("h")), again(poison(rows * features));
+      const Tensor late_h(h.read("h")), again(poison(rows * features)),
+          scale_again(poison(rows * 4));
       params.out = again.as<uint8_t>();
+      params.scale = scale_again.as<float>();
       run_early("activation_quant", params, launch_activation_quant,
-                {late_h.as<void>(), h.as<void>(), rows * features});
-      require(again.read("activation_quant, early") == expected,
+                {{&late_h, h.as<void>(), rows * features}});
+      require(again.read("activation_quant, early") == expected &&
+                  scale_again.read("activation_quant, early") == scale.read("scale"),
               "activation_quant: another result of a launch that starts early");
       h.read("activation_quant, h that it consumed");
     }
@@ -458,14 +470,21 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
   if (experts.padding == 0) {
     params.starts_early = true;
     const Tensor late_x(activations), late_tokens(bytes_of(experts.entries()));
-    const Tensor again(poison(expected.size()));
-    params.out = again.as<void>();
-    run_early("group_gemm", params, launch_group_gemm, {late_x.as<void>(), x, rows * in / 4},
-              {late_tokens.as<void>(), tokens.as<void>(), num_experts + 1});
-    require(again.read("group_gemm, early") == expected,
-            "group_gemm: another result of a launch that starts early");
+    const Tensor late_scale(x_scale.read("x_scale"));
+    const LateWords of_tokens = {&late_tokens, tokens.as<void>(), num_experts + 1};
+    const LateWords of_x = {&late_x, const_cast<uint8_t*>(x), rows * in / 4};
+    const LateWords of_scale = {&late_scale, x_scale.as<void>(), rows};
+    // As behind a dispatch, and behind an activation.
+    const std::vector<LateWords> orders[] = {{of_tokens, of_x, of_scale}, {of_scale, of_x}};
+    for (const std::vector<LateWords>& late : orders) {
+      const Tensor again(poison(expected.size()));
+      params.out = again.as<void>();
+      run_early("group_gemm", params, launch_group_gemm, late);
+      require(again.read("group_gemm, early") == expected,
+              "group_gemm: another result of a launch that starts early");
+    }
   }
-  LaunchCounters after[3] = {}, zeros[3] = {};
+  LaunchCounters after[4] = {}, zeros[4] = {};
   require_success(cudaMemcpy(after, counters, sizeof(after), cudaMemcpyDeviceToHost), "counters");
   require(std::memcmp(after, zeros, sizeof(after)) == 0,
           "group_gemm: a launch did not put its counters back");
