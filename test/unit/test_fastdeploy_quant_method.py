@@ -144,6 +144,31 @@ def test_one_call_has_the_bits_of_the_operators(place: Any, name: str, tokens: i
     np.testing.assert_array_equal(tensor_bits(out), tensor_bits(expected))
 
 
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("name", ["dynamic", "static"])
+def test_weights_that_change_between_calls(place: Any, name: str) -> None:
+    """In their memory, and by parameters that take the place of others."""
+    case = CASES[name]
+    method, layer = loaded(case, place)
+    x, logits = tokens_of(case, place)
+    before = tensor_bits(method.apply_tp(layer, x, gate_of(logits, place)))
+    scale, weight = layer.up_gate_proj_weight_scale, layer.down_proj_weight
+    scale.set_value(scale * 2)
+    inside = tensor_bits(method.apply_tp(layer, x, gate_of(logits, place)))
+    zeros = paddle.nn.initializer.Constant(0)
+    other = layer.create_parameter(weight.shape, dtype="int8", default_initializer=zeros)
+    other.set_value(np.roll(weight.numpy(), 1, axis=0))
+    layer.down_proj_weight = other
+    replaced = tensor_bits(method.apply_tp(layer, x, gate_of(logits, place)))
+    fresh, same = loaded(case, place)
+    same.up_gate_proj_weight_scale.set_value(scale)
+    same.down_proj_weight.set_value(other)
+    expected = tensor_bits(fresh.apply_tp(same, x, gate_of(logits, place)))
+    assert (before != inside).any()
+    assert (inside != replaced).any()
+    np.testing.assert_array_equal(replaced, expected)
+
+
 @pytest.mark.parametrize("name", ["dynamic", "static", "static, rotated"])
 def test_apply_tp_to_no_tokens(place: Any, name: str) -> None:
     case = replace(CASES[name], tokens=0)

@@ -40,6 +40,7 @@ from w4afp8.layers.operands import contiguous, on_place_of
 
 _DEFAULT_ROTATION = 128  # FastDeploy's, where a config names none
 _STATIC_RANGE = 448.0  # what the largest activation becomes
+_KNOWN = "_w4afp8_projections"  # a layer's, beside its parameters
 _LARGEST_CODE = 7.0  # a checkpoint's scale is the largest magnitude of the weights
 
 
@@ -257,14 +258,26 @@ class W4AFP8MoEMethod:
         return run_projections(*self._projections(layer), *rows, between, max_tokens=max_tokens)
 
     def _projections(self, layer: nn.Layer) -> tuple[Projection, Projection]:
-        """The layer's parameters as the grouped GEMM takes them, without a copy."""
-        up_gate, down = (
+        """The layer's parameters as the grouped GEMM takes them, without a copy.
+
+        Views are made once, and again where a parameter has other memory; that of a known one is
+        not given back before, so that no other parameter can have its address.
+        """
+        names = *self.added_weight_attrs, *self.added_scale_attrs
+        addresses = [getattr(layer, name).data_ptr() for name in names]
+        known = layer.__dict__.get(_KNOWN)
+        if known is None or known[0] != addresses:
+            known = layer.__dict__[_KNOWN] = addresses, self._new_projections(layer)
+        up_gate, down = known[1]
+        return up_gate, down
+
+    def _new_projections(self, layer: nn.Layer) -> list[Projection]:
+        return [
             self._projection(weight, getattr(layer, weight), getattr(layer, scale), features)
             for (_, features), weight, scale in zip(
                 _sizes(layer), self.added_weight_attrs, self.added_scale_attrs, strict=True
             )
-        )
-        return up_gate, down
+        ]
 
     def _projection(self, name: str, weight: Tensor, scale: Tensor, features: int) -> Projection:
         packed = packed_operand(name, weight, scale.shape[-1], features)
