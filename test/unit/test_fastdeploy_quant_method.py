@@ -27,7 +27,7 @@ from fastdeploy_flow import values_of_codes
 from moe_reference import Routing, reference, route_tokens
 
 from w4afp8 import ops
-from w4afp8.fastdeploy import W4AFP8MoEMethod
+from w4afp8.fastdeploy import W4AFP8MoEMethod, moe_expert_ffn
 from w4afp8.quant.codes import join_nibbles
 from w4afp8.testing.compare import Accumulator
 from w4afp8.testing.tensors import (
@@ -154,6 +154,7 @@ def test_weights_that_change_between_calls(place: Any, name: str) -> None:
     before = tensor_bits(method.apply_tp(layer, x, gate_of(logits, place)))
     scale, weight = layer.up_gate_proj_weight_scale, layer.down_proj_weight
     scale.set_value(scale * 2)
+    weight.set_value(np.roll(weight.numpy(), 1, axis=1))
     inside = tensor_bits(method.apply_tp(layer, x, gate_of(logits, place)))
     zeros = paddle.nn.initializer.Constant(0)
     other = layer.create_parameter(weight.shape, dtype="int8", default_initializer=zeros)
@@ -162,10 +163,13 @@ def test_weights_that_change_between_calls(place: Any, name: str) -> None:
     replaced = tensor_bits(method.apply_tp(layer, x, gate_of(logits, place)))
     fresh, same = loaded(case, place)
     same.up_gate_proj_weight_scale.set_value(scale)
+    same.down_proj_weight.set_value(weight)
+    between = tensor_bits(fresh.apply_tp(same, x, gate_of(logits, place)))
     same.down_proj_weight.set_value(other)
     expected = tensor_bits(fresh.apply_tp(same, x, gate_of(logits, place)))
     assert (before != inside).any()
     assert (inside != replaced).any()
+    np.testing.assert_array_equal(inside, between)
     np.testing.assert_array_equal(replaced, expected)
 
 
@@ -285,6 +289,18 @@ def test_apply_ep_decode(place: Any, accumulator: Accumulator) -> None:
     options = {"dtype": "bfloat16", "accumulator": accumulator}
     expected = reference(rows, case.weights(), weights, ids, activation="swiglu", **options)
     expected.assert_matches(out)
+
+
+@pytest.mark.cpu_only
+def test_the_layers_scales_are_no_arguments_of_the_operators() -> None:
+    _, layer = loaded(CASES["dynamic"], paddle.CPUPlace())
+    scales = layer.up_gate_proj_weight_scale, layer.down_proj_weight_scale
+    weights = layer.up_gate_proj_weight, layer.down_proj_weight
+    x = paddle.zeros([4, 128]).astype("float8_e4m3fn")
+    tokens = paddle.to_tensor([1, 2, 3, 4], dtype="int64")
+    settings = "w4afp8", False, -1, -1, "swiglu"
+    with pytest.raises(ValueError, match="up_gate_proj_scale: expected float32"):
+        moe_expert_ffn(x, tokens, *weights, None, None, *scales, None, None, None, *settings)
 
 
 @pytest.mark.cpu_only

@@ -30,18 +30,23 @@ from w4afp8._routes import is_eager
 from w4afp8.fastdeploy.activations import DYNAMIC_RANGE, times, to_fp8
 from w4afp8.fastdeploy.experts import Between, run_projections
 from w4afp8.fastdeploy.ffn import block_size_of
-from w4afp8.fastdeploy.scales import GROUP_SIZE
-from w4afp8.fastdeploy.weights import packed_operand, w4afp8_gemm_weight_convert
-from w4afp8.incubate.nn.functional._projections import Projection
+from w4afp8.fastdeploy.parameters import (
+    IN_SCALES,
+    SCALES,
+    WEIGHTS,
+    add_parameter,
+    multiplier,
+    popped,
+    projections,
+    sizes,
+)
+from w4afp8.fastdeploy.weights import w4afp8_gemm_weight_convert
 from w4afp8.incubate.nn.functional._routing import gather_rows
 from w4afp8.layers.checks import check_same
 from w4afp8.layers.experts import tokens_hint
 from w4afp8.layers.operands import contiguous, on_place_of
 
 _DEFAULT_ROTATION = 128  # FastDeploy's, where a config names none
-_STATIC_RANGE = 448.0  # what the largest activation becomes
-_KNOWN = "_w4afp8_projections"  # a layer's, beside its parameters
-_LARGEST_CODE = 7.0  # a checkpoint's scale is the largest magnitude of the weights
 
 
 class W4AFP8MoEMethod:
@@ -53,9 +58,9 @@ class W4AFP8MoEMethod:
             input is here.
     """
 
-    added_weight_attrs = ("up_gate_proj_weight", "down_proj_weight")
-    added_scale_attrs = ("up_gate_proj_weight_scale", "down_proj_weight_scale")
-    added_in_scale_attrs = ("up_gate_proj_in_scale", "down_proj_in_scale")
+    added_weight_attrs = WEIGHTS
+    added_scale_attrs = SCALES
+    added_in_scale_attrs = IN_SCALES
     moe_quant_type = "w4afp8"
     ep_prefill_runner: Any = None
     ep_decoder_runner: Any = None
@@ -63,16 +68,14 @@ class W4AFP8MoEMethod:
     def __init__(self, quant_config: Any) -> None:
         self.quant_config = quant_config
         self.hadamard_block_size = getattr(quant_config, "hadamard_block_size", _DEFAULT_ROTATION)
-        self._made_ones: dict[tuple[int, int, str], Tensor] = {}
 
     def create_weights(self, layer: nn.Layer, **extra_weight_attrs: Any) -> None:
         """Adds parameters of zeros to the layer.
 
         int8 ``[local experts, in / 2, out]`` (packed, out padded to 64, in to 128); the scales of
-        weights float32 ``[local experts, out]``, which loading replaces where they are grouped by
-        ``[local experts, groups, out]``: what multiplies a code, where FastDeploy's own method has
-        an order and factors of its kernel's; for static quantisation the scales of inputs float32
-        ``[local experts]``.
+        weights float32 ``[local experts, groups, out]``, 1 group until loading finds more: what
+        multiplies a code, where FastDeploy's own method has an order and factors of its kernel's;
+        for static quantisation the scales of inputs float32 ``[local experts]``.
 
         Args:
             layer: read: num_local_experts, hidden_size, moe_intermediate_size, with_bias,
@@ -88,17 +91,17 @@ class W4AFP8MoEMethod:
         check_same("layer.is_quantized", bool(layer.is_quantized), True)
         experts = layer.num_local_experts
         for (out, features), weight, scale, in_scale in zip(
-            _sizes(layer),
+            sizes(layer),
             self.added_weight_attrs,
             self.added_scale_attrs,
             self.added_in_scale_attrs,
             strict=True,
         ):
             padded = [-(-features // 128) * 64, -(-out // 64) * 64]
-            _add_parameter(layer, weight, [experts, *padded], "int8")
-            _add_parameter(layer, scale, [experts, out], "float32")
+            add_parameter(layer, weight, [experts, *padded], "int8")
+            add_parameter(layer, scale, [experts, 1, out], "float32")
             if not layer.moe_quant_config.moe_dynamic_quant:
-                _add_parameter(layer, in_scale, [experts], "float32")
+                add_parameter(layer, in_scale, [experts], "float32")
             for name, value in extra_weight_attrs.items():
                 setattr(getattr(layer, weight), name, value)
 
@@ -117,7 +120,7 @@ class W4AFP8MoEMethod:
         """
         *weights, expert_ids, _ = layer.extract_moe_ffn_weights(state_dict)
         for (_, features), experts, name, scale_name, in_name in zip(
-            _sizes(layer),
+            sizes(layer),
             weights,
             self.added_weight_attrs,
             self.added_scale_attrs,
@@ -126,16 +129,16 @@ class W4AFP8MoEMethod:
         ):
             packed = [w4afp8_gemm_weight_convert(expert) for expert in experts]
             getattr(layer, name).set_value(paddle.stack(packed))
-            largest = paddle.stack(_popped(layer, state_dict, scale_name, expert_ids))
+            largest = paddle.stack(popped(layer, state_dict, scale_name, expert_ids))
             in_scale = None
             if hasattr(layer, in_name):
                 in_scale = 1 / paddle.concat(
-                    [t.reshape([1]) for t in _popped(layer, state_dict, in_name, expert_ids)]
+                    [t.reshape([1]) for t in popped(layer, state_dict, in_name, expert_ids)]
                 )
                 getattr(layer, in_name).set_value(in_scale)
-            scale = _multiplier(largest, in_scale, features)
+            scale = multiplier(largest, in_scale, features)
             place = getattr(layer, name).place
-            _add_parameter(layer, scale_name, scale.shape, "float32", place)
+            add_parameter(layer, scale_name, scale.shape, "float32", place)
             getattr(layer, scale_name).set_value(scale)
 
     def process_weights_after_loading(self, layer: nn.Layer) -> None:
@@ -211,7 +214,7 @@ class W4AFP8MoEMethod:
         self, layer: nn.Layer, x: Tensor, logits: Tensor, routing: dict[str, Any]
     ) -> Tensor:
         """The bits of the operators one behind the other, in six launches that overlap."""
-        up_gate, down = self._projections(layer)
+        up_gate, down = projections(layer)
         found = {**_DEFAULT_ROUTING, **routing}
         out: Tensor = extension().moe_ffn(
             *(contiguous(x), logits, None),
@@ -255,52 +258,7 @@ class W4AFP8MoEMethod:
             getattr(layer, "down_proj_in_scale", None),
         )
         rows = x, tokens, scale
-        return run_projections(*self._projections(layer), *rows, between, max_tokens=max_tokens)
-
-    def _projections(self, layer: nn.Layer) -> tuple[Projection, Projection]:
-        """The layer's parameters as the grouped GEMM takes them, without a copy.
-
-        Views are made once, and again where a parameter has other memory; that of a known one is
-        not given back before, so that no other parameter can have its address.
-        """
-        names = *self.added_weight_attrs, *self.added_scale_attrs
-        addresses = [getattr(layer, name).data_ptr() for name in names]
-        known = layer.__dict__.get(_KNOWN)
-        if known is None or known[0] != addresses:
-            known = layer.__dict__[_KNOWN] = addresses, self._new_projections(layer)
-        up_gate, down = known[1]
-        return up_gate, down
-
-    def _new_projections(self, layer: nn.Layer) -> list[Projection]:
-        return [
-            self._projection(weight, getattr(layer, weight), getattr(layer, scale), features)
-            for (_, features), weight, scale in zip(
-                _sizes(layer), self.added_weight_attrs, self.added_scale_attrs, strict=True
-            )
-        ]
-
-    def _projection(self, name: str, weight: Tensor, scale: Tensor, features: int) -> Projection:
-        packed = packed_operand(name, weight, scale.shape[-1], features)
-        if scale.ndim == 2:
-            return Projection(packed, scale)
-        experts, groups, out = scale.shape
-        return Projection(
-            packed, self._ones(experts, out, scale), scale, None, "int4", features // groups
-        )
-
-    def _ones(self, experts: int, out: int, scale: Tensor) -> Tensor:
-        """Float32 where `scale` is, made once."""
-        key = experts, out, str(scale.place)
-        if key not in self._made_ones:
-            ones = paddle.ones([experts, out], dtype="float32")
-            self._made_ones[key] = on_place_of(scale, ones)
-        return self._made_ones[key]
-
-
-def _sizes(layer: nn.Layer) -> list[tuple[int, int]]:
-    """out_features and in_features of both projections."""
-    hidden, intermediate = layer.hidden_size, layer.moe_intermediate_size
-    return [(2 * intermediate, hidden), (hidden, intermediate)]
+        return run_projections(*projections(layer), *rows, between, max_tokens=max_tokens)
 
 
 def _logits(gate: nn.Layer, x: Tensor) -> Tensor:
@@ -339,40 +297,3 @@ def _routing(layer: nn.Layer) -> dict[str, Any]:
 
 def _in_scale(layer: nn.Layer) -> Tensor | None:
     return getattr(layer, "up_gate_proj_in_scale", None)
-
-
-def _add_parameter(
-    layer: nn.Layer, name: str, shape: list[int], dtype: str, place: Any = None
-) -> None:
-    """Zeros, on Paddle's current device where no place is given."""
-    zeros = nn.initializer.Constant(0)
-    parameter = layer.create_parameter(
-        shape=shape, dtype=dtype, default_initializer=zeros, device=place
-    )
-    parameter.stop_gradient = True
-    setattr(layer, name, parameter)
-
-
-def _popped(layer: nn.Layer, state: dict[str, Tensor], name: str, ids: list[int]) -> list[Tensor]:
-    """The tensors of each expert that fill the parameter `name`."""
-    template = layer.weight_key_map[name.replace("_proj_", "_proj_expert_") + "_key"]
-    return [state.pop(template.format(expert)) for expert in ids]
-
-
-def _multiplier(largest: Tensor, in_scale: Tensor | None, in_features: int) -> Tensor:
-    """What multiplies a code, of a checkpoint's scales; static: the activations' unit folded in.
-
-    ``[experts, out]`` or ``[experts, groups, out]``.
-    """
-    if in_scale is None:
-        scale = largest / _LARGEST_CODE
-        scale = scale if scale.ndim == 2 else scale.transpose([0, 2, 1])
-    else:
-        scale = largest / (_STATIC_RANGE * _LARGEST_CODE)
-        scale = scale / in_scale.reshape([-1, *[1] * (scale.ndim - 1)])
-    groups = 1 if scale.ndim == 2 else scale.shape[1]
-    if scale.ndim == 3 and in_features % (GROUP_SIZE * groups):
-        raise ValueError(
-            f"weight_scale: expected groups of 128 * n of {in_features} in_features, got {groups}"
-        )
-    return contiguous(scale)
