@@ -25,7 +25,6 @@ import paddle
 from paddle import Tensor, nn
 
 from w4afp8 import ops
-from w4afp8._extension import extension
 from w4afp8._routes import is_eager
 from w4afp8.fastdeploy.activations import DYNAMIC_RANGE, times, to_fp8
 from w4afp8.fastdeploy.experts import Between, run_projections
@@ -44,7 +43,9 @@ from w4afp8.fastdeploy.weights import w4afp8_gemm_weight_convert
 from w4afp8.incubate.nn.functional._routing import gather_rows
 from w4afp8.layers.checks import check_same
 from w4afp8.layers.experts import tokens_hint
+from w4afp8.layers.moe_launches import call_layer
 from w4afp8.layers.operands import contiguous, on_place_of
+from w4afp8.layers.router import Routing
 
 _DEFAULT_ROTATION = 128  # FastDeploy's, where a config names none
 
@@ -86,15 +87,15 @@ class W4AFP8MoEMethod:
             ValueError: the layer has biases, its checkpoint is not quantised, or the rotation's
                 blocks do not divide its intermediate features.
         """
-        block_size_of(self.hadamard_block_size, layer.moe_intermediate_size)
+        self._block_size(layer)  # refuses
         check_same("layer.with_bias", bool(layer.with_bias), False)
         check_same("layer.is_quantized", bool(layer.is_quantized), True)
         experts = layer.num_local_experts
         for (out, features), weight, scale, in_scale in zip(
             sizes(layer),
-            self.added_weight_attrs,
-            self.added_scale_attrs,
-            self.added_in_scale_attrs,
+            WEIGHTS,
+            SCALES,
+            IN_SCALES,
             strict=True,
         ):
             padded = [-(-features // 128) * 64, -(-out // 64) * 64]
@@ -122,9 +123,9 @@ class W4AFP8MoEMethod:
         for (_, features), experts, name, scale_name, in_name in zip(
             sizes(layer),
             weights,
-            self.added_weight_attrs,
-            self.added_scale_attrs,
-            self.added_in_scale_attrs,
+            WEIGHTS,
+            SCALES,
+            IN_SCALES,
             strict=True,
         ):
             packed = [w4afp8_gemm_weight_convert(expert) for expert in experts]
@@ -161,7 +162,7 @@ class W4AFP8MoEMethod:
         logits, routing = _logits(gate, x), _routing(layer)
         if is_eager() and x.dtype == paddle.bfloat16 and self._is_a_layer(layer):
             return self._in_one_call(layer, x, logits, routing)
-        weights, ids = ops.moe_route(logits, topk=layer.top_k, **routing)
+        weights, ids = routing.choose(logits)
         return self._local_experts(layer, x, ids, weights)
 
     def apply_ep_prefill(self, layer: nn.Layer, x: Tensor, gate: nn.Layer, **_: Any) -> Tensor:
@@ -202,29 +203,24 @@ class W4AFP8MoEMethod:
         rows, scale = (rows, None) if static is not None else rows
         scale = None if scale is None else times(scale, 1 / DYNAMIC_RANGE)
         # Every rank sends about as many copies of tokens as it gets.
-        max_tokens = tokens_hint(x.shape[0] * layer.top_k, layer.num_local_experts)
-        y = self._experts(layer, rows, counts.cast("int64"), scale, max_tokens=max_tokens)
+        hint = _tokens_hint(layer, x)
+        y = self._experts(layer, rows, counts.cast("int64"), scale, max_tokens=hint)
         return runner.combine(y, topk_idx, topk_weights, handle, quant_group_size=-1)
 
     def _is_a_layer(self, layer: nn.Layer) -> bool:
         """Whether the block is what `w4afp8.layers.W4AFP8MoEFFN` computes."""
         return _in_scale(layer) is None and layer.activation == "swiglu"
 
-    def _in_one_call(
-        self, layer: nn.Layer, x: Tensor, logits: Tensor, routing: dict[str, Any]
-    ) -> Tensor:
+    def _in_one_call(self, layer: nn.Layer, x: Tensor, logits: Tensor, routing: Routing) -> Tensor:
         """The bits of the operators one behind the other, in six launches that overlap."""
-        up_gate, down = projections(layer)
-        found = {**_DEFAULT_ROUTING, **routing}
-        out: Tensor = extension().moe_ffn(
-            *(contiguous(x), logits, None),
-            (found.pop("correction_bias"), layer.top_k, *found.values()),
-            *(up_gate.operands, down.operands, up_gate.weight_format, layer.activation),
-            block_size_of(self.hadamard_block_size, layer.moe_intermediate_size),
-            tokens_hint(x.shape[0] * layer.top_k, layer.num_local_experts),
-            0,
+        return call_layer(
+            *(contiguous(x), logits, None, routing, *projections(layer), "swiglu"),
+            hadamard_block_size=self._block_size(layer),
+            max_tokens=_tokens_hint(layer, x),
         )
-        return out
+
+    def _block_size(self, layer: nn.Layer) -> int:
+        return block_size_of(self.hadamard_block_size, layer.moe_intermediate_size)
 
     def _local_experts(self, layer: nn.Layer, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Received tokens through those of their experts that are here; others' ids are -1."""
@@ -253,7 +249,7 @@ class W4AFP8MoEMethod:
         """FP8 rows through the experts; `scale`: what multiplies each, static none."""
         between = Between(
             layer.activation,
-            block_size_of(self.hadamard_block_size, layer.moe_intermediate_size),
+            self._block_size(layer),
             x.shape[1] if x.ndim == 3 else 0,
             getattr(layer, "down_proj_in_scale", None),
         )
@@ -268,31 +264,25 @@ def _logits(gate: nn.Layer, x: Tensor) -> Tensor:
     return contiguous(on_place_of(x, logits))
 
 
-# In the order of `w4afp8._ops.moe_ffn`, but for topk behind the first.
-_DEFAULT_ROUTING: dict[str, Any] = {
-    "correction_bias": None,
-    "score": "softmax",
-    "norm_topk_prob": True,
-    "routed_scaling_factor": 1.0,
-    "n_group": 1,
-    "topk_group": 1,
-}
-
-
-def _routing(layer: nn.Layer) -> dict[str, Any]:
-    """How the layer's tokens choose, as `ops.moe_route` takes it."""
+def _routing(layer: nn.Layer) -> Routing:
+    """How the layer's tokens choose."""
     bias = layer.gate_correction_bias
     bias = None if bias is None else bias.reshape([-1])
     if getattr(layer, "topk_method", None) != "noaux_tc":
-        return {"correction_bias": bias}
-    return {
-        "correction_bias": bias,
-        "score": "sigmoid",
-        "norm_topk_prob": bool(getattr(layer, "renormalize", True)),
-        "routed_scaling_factor": float(layer.routed_scaling_factor),
-        "n_group": max(1, layer.n_group),
-        "topk_group": max(1, layer.topk_group),
-    }
+        return Routing(bias, layer.top_k)
+    return Routing(
+        bias,
+        layer.top_k,
+        score="sigmoid",
+        norm_topk_prob=bool(getattr(layer, "renormalize", True)),
+        routed_scaling_factor=float(layer.routed_scaling_factor),
+        n_group=max(1, layer.n_group),
+        topk_group=max(1, layer.topk_group),
+    )
+
+
+def _tokens_hint(layer: nn.Layer, x: Tensor) -> int:
+    return tokens_hint(x.shape[0] * layer.top_k, layer.num_local_experts)
 
 
 def _in_scale(layer: nn.Layer) -> Tensor | None:

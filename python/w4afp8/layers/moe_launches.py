@@ -15,14 +15,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8._extension import extension
 from w4afp8._routes import is_eager
-from w4afp8.layers.experts import run_experts, tokens_hint
+from w4afp8.layers.experts import Activation, run_experts, tokens_hint
+from w4afp8.layers.router import Routing
 
 if TYPE_CHECKING:
     from w4afp8.layers.moe_ffn import W4AFP8MoEFFN
@@ -50,11 +51,58 @@ def run_in_one_call(
     layer: W4AFP8MoEFFN, rows: Tensor, logits: Tensor, shared_output: Tensor | None
 ) -> Tensor:
     """The six operators with one workspace between them, on a GPU with :func:`fuses_activation`."""
-    out: Tensor = extension().moe_ffn(
+    return call_layer(
         *(rows, logits, shared_output, layer.router.routing),
-        *(layer.up_gate_proj.operands, layer.down_proj.operands),
-        *(layer.up_gate_proj.weight_format, layer.activation, layer.hadamard_block_size),
-        *(hint_of(layer, rows), layer.first_expert),
+        *(layer.up_gate_proj, layer.down_proj, layer.activation),
+        hadamard_block_size=layer.hadamard_block_size,
+        max_tokens=hint_of(layer, rows),
+        first_expert=layer.first_expert,
+    )
+
+
+class Weights(Protocol):
+    """A projection's."""
+
+    @property
+    def weight_format(self) -> str: ...
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str]:
+        """Weight, weight_scale, group_scale, bias, group_size, accumulation."""
+
+
+def call_layer(
+    rows: Tensor,
+    logits: Tensor,
+    shared_output: Tensor | None,
+    routing: Routing,
+    up_gate: Weights,
+    down: Weights,
+    activation: Activation,
+    *,
+    hadamard_block_size: int,
+    max_tokens: int,
+    first_expert: int = 0,
+) -> Tensor:
+    """`run_in_one_call` without a layer: eager tensors only, contiguous ones.
+
+    Args:
+        rows: as `run_layer` has them.
+        logits: likewise.
+        shared_output: likewise.
+        routing: how tokens choose.
+        up_gate: the first projection's weights.
+        down: the second one's, of the same format.
+        activation: between the projections.
+        hadamard_block_size: of the blocks that the second projection's input is rotated in, or -1.
+        max_tokens: that one expert probably has, -1 unknown; a hint for speed only.
+        first_expert: the router's number for the first expert.
+
+    Returns:
+        As `rows`.
+    """
+    out: Tensor = extension().moe_ffn(
+        *(rows, logits, shared_output, routing, up_gate.operands, down.operands),
+        *(down.weight_format, activation, hadamard_block_size, max_tokens, first_expert),
     )
     return out
 

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import paddle
 from paddle import Tensor
@@ -29,6 +29,22 @@ from w4afp8.quant.weights import check_choice
 
 Scoring = Literal["softmax", "sigmoid"]
 MAX_TOPK = 32
+
+
+class Routing(NamedTuple):
+    """How tokens choose experts: `w4afp8.ops.moe_route`'s arguments, as `_ops.moe_ffn` has them."""
+
+    correction_bias: Tensor | None
+    topk: int
+    score: Scoring = "softmax"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    n_group: int = 1
+    topk_group: int = 1
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights float32 and experts int32, both ``[tokens, topk]``."""
+        return ops.moe_route(logits, **self._asdict())
 
 
 def check_groups(num_experts: int, topk: int, n_group: int, topk_group: int) -> None:
@@ -127,25 +143,16 @@ class MoERouter(QuantizedLayer):
         Raises:
             ValueError: the logits do not fit, or are missing where the router has no weight.
         """
-        return ops.moe_route(
-            self.logits_of(x, logits),
-            topk=self.topk,
-            correction_bias=self.correction_bias,
-            score=self.scoring,
-            norm_topk_prob=self.norm_topk_prob,
-            routed_scaling_factor=self.routed_scaling_factor,
-            n_group=self.n_group,
-            topk_group=self.topk_group,
-        )
+        return self.routing.choose(self.logits_of(x, logits))
 
     def logits_of(self, x: Tensor, logits: Tensor | None) -> Tensor:
         """The given logits, checked, or the router's own; as `forward` takes them."""
         return self._logits(x) if logits is None else self._checked(logits, x)
 
     @property
-    def routing(self) -> tuple[Tensor | None, int, str, bool, float, int, int]:
-        """What `w4afp8._ops.moe_ffn` wants to know of the router."""
-        return (
+    def routing(self) -> Routing:
+        """How tokens choose."""
+        return Routing(
             *(self.correction_bias, self.topk, self.scoring, self.norm_topk_prob),
             *(self.routed_scaling_factor, self.n_group, self.topk_group),
         )
