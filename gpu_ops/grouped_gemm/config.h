@@ -125,7 +125,7 @@ W4AFP8_HOST_DEVICE constexpr TileWidth width_of(int num_tokens) {
 
 // consumers, widths, stages, cluster, tiles of three quarters, turned sums, may pause, may help
 using TileDecode = TileShape<4, Widths<16>, 5, 1>;  // 256 x 16
-// For few tokens and outputs.
+// The same, but that tiles of one sub-block are helped.
 using TileDecodeHelped = TileShape<4, Widths<16>, 5, 1, 0, false, false, true>;
 using TileSmall = TileShape<4, Widths<64, 32, 16>, 5, 1>;  // 256 x 64
 // From 64 tokens on a tile takes the longer the wider it is; narrower ones mostly wait for weights.
@@ -194,14 +194,10 @@ inline bool has_few_tiles(const GroupGemmParams& params, int blocks) {
   return tiles <= int64_t{4} * blocks;
 }
 
-// Whether decode tiles may be so few that each has one sub-block: if every expert has tokens, where rows are enough for
-// that; else as few as one expert in eight of those that may have some. 8 and 9 k blocks gain little by help, so fewer
-// are left without (kernel-log.md, run 140).
-inline bool may_help(const GroupGemmParams& params, int blocks) {
-  if (params.in_features < 8 * kSubBlockIn) return false;
-  const int64_t sub_blocks = ceil_div(params.out_features, kSubBlockOut);
-  const int64_t rows = params.tokens.num_rows, experts = params.tokens.experts;
-  return rows < experts ? rows * sub_blocks <= int64_t{8} * blocks : experts * sub_blocks <= blocks;
+// Whether decode tiles are those that may be helped: 8 and 9 k blocks gain little by it, so fewer are left without
+// (kernel-log.md, run 140).
+inline bool may_help(const GroupGemmParams& params) {
+  return params.in_features >= 8 * kSubBlockIn;
 }
 
 // Parts of a tile are long, as its sums go to memory and back. Outputs are whole sub-blocks.

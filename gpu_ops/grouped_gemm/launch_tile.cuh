@@ -21,33 +21,10 @@
 #include "common/large_kernel.cuh"
 #include "common/launch_counter.h"
 #include "grouped_gemm/kernel.cuh"
+#include "grouped_gemm/tile_bounds.h"
 #include "grouped_gemm/token_maps.h"
 
 namespace w4afp8 {
-
-// Tiles of one cluster that there can be, if blocks have `outs` outputs.
-template <class Tile>
-int64_t most_tiles(const GroupGemmParams& params, int64_t outs) {
-  const int64_t out_blocks = ceil_div(params.weight_layout().padded_out(), outs * Tile::kCluster);
-  const int64_t token_tiles = std::min(
-      params.tokens.num_rows, params.tokens.num_rows / Tile::kTokens + params.tokens.experts);
-  return token_tiles * out_blocks;
-}
-
-// One block a multiprocessor, fewer where there cannot be that many tiles.
-template <class Tile>
-int clusters_of(const GroupGemmParams& params, const Device& device) {
-  const int64_t lowest = Tile::kVariesHeight ? kSubBlockOut : Tile::kOut;
-  const int64_t most = device.sm_count / Tile::kCluster;
-  return static_cast<int>(std::min(most, most_tiles<Tile>(params, lowest)));
-}
-
-// Whether tiles may be taken, not dealt out (tile_plan.h): not worth the host's time where none can be.
-template <class Tile>
-bool may_take(const GroupGemmParams& params, const Device& device) {
-  return TilePlan<Tile>::can_take(ceil_div(params.in_features, kSubBlockIn)) &&
-         most_tiles<Tile>(params, Tile::kOut) > device.sm_count / Tile::kCluster;
-}
 
 template <class Tile, class Format>
 cudaError_t launch_tile(const GroupGemmParams& params, const Device& device, cudaStream_t stream) {
@@ -59,10 +36,10 @@ cudaError_t launch_tile(const GroupGemmParams& params, const Device& device, cud
   const TokenMaps<Tile>* const token_maps = recent_token_maps<Tile>(params);
   if (token_maps == nullptr) return cudaErrorInvalidValue;
 
-  const int clusters = clusters_of<Tile>(params, device);
+  const int clusters = clusters_of<Tile>(params, device.sm_count);
   auto plan = TilePlan<Tile>::template without_counts<Storage::kHeightStep>(params, clusters);
   LaunchCounters* const counters =
-      may_take<Tile>(params, device) ? launch_counters(device.index, stream) : nullptr;
+      may_take<Tile>(params, device.sm_count) ? launch_counters(device.index, stream) : nullptr;
   plan.may_take = counters != nullptr;
   plan.may_pause = kPauses<Tile, Format> && plan.may_take && may_pause(params);
   const LaunchShape shape = {dim3(clusters * Tile::kCluster), Tile::kThreads,
@@ -78,7 +55,7 @@ cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream
   if (const cudaError_t error = ensure_context(device.index)) return error;
   if (tile == TileKind::kDecode) {
     if constexpr (kHelps<TileDecodeHelped, Format>) {
-      if (may_help(params, device.sm_count)) {
+      if (may_help(params)) {
         return launch_tile<TileDecodeHelped, Format>(params, device, stream);
       }
     }

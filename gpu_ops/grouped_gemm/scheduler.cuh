@@ -157,7 +157,7 @@ class TileScheduler {
     if (plan.may_lower_last()) {
       lower_last_tiles<Team>(plan, tables);
     } else {
-      plan.template lower_all<kHeightStep>();
+      plan.template lower<kHeightStep>(tables);
     }
   }
 

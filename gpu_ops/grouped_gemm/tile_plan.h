@@ -34,7 +34,9 @@
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
 // have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
-// tiles than blocks, all are as low as still makes no more tiles than blocks.
+// tiles than blocks, all are as low as still makes no more tiles than blocks. But where tiles of one
+// sub-block are helped (main_loop.cuh), and tall ones would leave many blocks idle, the later experts
+// have helped ones instead: taken last, they even out what the tall ones before them leave.
 //
 // With a gated activation a tile's sub-blocks are pairs of one that makes gates and one that makes what
 // they let through, so heights are even, and a tile that begins at sub-block s has pairs from s / 2 on.
@@ -94,11 +96,12 @@ struct TilePlan {
   Divisor clusters;    // that share the tiles
   int32_t sub_blocks;  // of an expert
   int32_t k_blocks;
-  int32_t token_group;   // token tiles that are multiplied by all outputs before the next so many
-  int32_t tall_experts;  // the first so many experts have tall tiles
-  int32_t tall_height;   // sub-blocks of these
-  int32_t low_height;    // and of the tiles of the others, kStep fewer or less
-  int32_t light_most;    // tokens that a light expert may have
+  int32_t token_group;    // token tiles that are multiplied by all outputs before the next so many
+  int32_t tall_experts;   // the first so many experts have tall tiles
+  int32_t tall_height;    // sub-blocks of these
+  int32_t low_height;     // and of the tiles of the others, kStep fewer or less
+  int32_t enough_helped;  // token tiles whose helped tiles even out the others
+  int32_t light_most;     // tokens that a light expert may have
   TileCount heavy, light;
   bool is_uneven;        // heavy tiles are not all as wide as each other
   bool may_take;         // there is a counter to take tiles by
@@ -173,6 +176,10 @@ struct TilePlan {
       plan.tall_height = (even + kStep - 1) / kStep * kStep;
     }
     plan.low_height = plan.tall_height - kStep;
+    if (Tile::kMayHelp) {  // as many as make a wave and a half of tall tiles
+      const int wanted = clusters * Tile::kSubBlocks / 2 * 3;
+      plan.enough_helped = (wanted + plan.sub_blocks - 1) / plan.sub_blocks;
+    }
     return plan;
   }
 
@@ -202,6 +209,36 @@ struct TilePlan {
     const int tall_waves = clusters.quotient_rounded_up(tall);
     return tall_waves * tall_height +
            (clusters.quotient_rounded_up(tall + low) - tall_waves) * low_height;
+  }
+
+  // Makes tiles lower that would not be done at the same time.
+  template <int kStep>
+  W4AFP8_HOST_DEVICE void lower(const ExpertTables& tables) {
+    const int helped = Tile::kMayHelp ? helped_token_tiles() : 0;
+    if (helped == 0) return lower_all<kStep>();
+    low_height = 1;
+    tall_experts = 0;
+    const int others = heavy.token_tiles - helped;
+    if (others == 0) return;
+    // The expert that both the others and the helped ones reach into is helped, unless it has far too many.
+    const int shared = first_above(tables.heavy_end, others, 0, 1);
+    const int before = shared > 0 ? tables.heavy_end[shared - 1] : 0;
+    tall_experts = others - before > enough_helped ? shared + 1 : shared;
+  }
+
+  // So many token tiles, the last ones, should have helped tiles. None where tall tiles fill more than
+  // half of the last wave, as helped ones take longer for as many weights. But of many k blocks equal
+  // tiles are not equally fast, so that two waves, and most of one, are evened out too.
+  W4AFP8_HOST_DEVICE int helped_token_tiles() const {
+    const int tiles = heavy.token_tiles * out_blocks(true), wave = clusters.value;
+    const bool is_long = k_blocks >= kShortBlocks;
+    if (tiles <= wave) {
+      if (!is_long || 8 * tiles < 3 * wave || 6 * tiles > 5 * wave) return 0;
+    } else if (!is_long || tiles > 2 * wave) {
+      const int last = clusters.remainder(tiles);
+      if (last == 0 || 2 * last > wave) return 0;
+    }
+    return heavy.token_tiles < enough_helped ? heavy.token_tiles : enough_helped;
   }
 
   // Makes all tiles lower where there are few.

@@ -553,6 +553,15 @@ void group_gemm() {
     group_gemm_case({{1, 0, 3, 4}, 0}, {248, 2944}, formats[format]);
     group_gemm_case(few, {320, 1152}, formats[format]);
   }
+  // The same taken, with 132 multiprocessors: behind 36 tall tiles, and as many k blocks as make all of them so.
+  Experts helped = {{}, 0};
+  for (int i = 0; i < 50; ++i) {
+    for (const int32_t tokens : {1, 3, 0, 2}) helped.counts.push_back(tokens);
+  }
+  for (const int format : {0, 2, 3}) {
+    group_gemm_case(helped, {328, 1152}, formats[format]);
+    group_gemm_case({std::vector<int32_t>(30, 1), 0}, {328, 4224}, formats[format]);
+  }
   // So many in_features that sums for float16 are carried to shared memory.
   for (const GemmFormat& format : {formats[0], formats[3]}) {
     GemmFormat carried = format;

@@ -32,6 +32,7 @@ from w4afp8 import ops
 from w4afp8.quant import pack
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import (
+    HELPED,
     IN_PARTS,
     NAN_BYTE,
     GemmInputs,
@@ -233,6 +234,19 @@ def test_bits_do_not_depend_on_warpgroups_that_help(
     assert_bits_equal(several, expected, "several tiles a block")
     one = rows.run(1190, 1205, (10, 15), max_tokens=1)
     assert_bits_equal(one, expected[1190:1205], "tiles of one sub-block")
+
+
+@pytest.mark.parametrize(("counts", "outs", "ins"), HELPED, ids=["435", "60"])
+@pytest.mark.parametrize(("form", "group_size"), [("int4", -1), ("int4", 128), ("mxfp4", 32)])
+def test_bits_do_not_depend_on_helped_tiles_behind_others(
+    place: Any, form: Any, group_size: int, counts: tuple[int, ...], outs: int, ins: int
+) -> None:
+    """Beside small tiles, of which none are helped."""
+    p = dataclasses.replace(inputs_of("int4").problem, counts=counts, weight_format=form)
+    p = dataclasses.replace(p, group_size=group_size, in_features=ins, out_features=outs)
+    rows, ends = Rows(place, random_inputs(p)), np.cumsum(counts)
+    whole = rows.run(0, int(ends[-1]), ends, max_tokens=1)
+    assert_bits_equal(whole, rows.run(0, int(ends[-1]), ends, max_tokens=64))
 
 
 @pytest.mark.parametrize("hint", [1, 128, 4096])

@@ -23,7 +23,7 @@ import pytest
 
 from w4afp8 import ops
 from w4afp8.quant import pack
-from w4afp8.testing.gemm_inputs import IN_PARTS, GemmInputs, GemmProblem, random_inputs
+from w4afp8.testing.gemm_inputs import HELPED, IN_PARTS, GemmInputs, GemmProblem, random_inputs
 from w4afp8.testing.gpu import as_torch, torch_on_paddle_stream
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor
 
@@ -93,6 +93,14 @@ def test_same_bits_in_a_hundred_runs_of_tiles_in_parts(
     place: Any, form: str, shape: tuple[Any, ...]
 ) -> None:
     assert_same_bits(place, launcher(place, form, 128, *shape))
+
+
+@pytest.mark.parametrize("shape", HELPED, ids=["435", "60"])
+@pytest.mark.parametrize("form", ["int4", "mxfp4"])
+def test_same_bits_in_a_hundred_runs_of_helped_tiles(
+    place: Any, form: str, shape: tuple[Any, ...]
+) -> None:
+    assert_same_bits(place, launcher(place, form, 1, *shape))
 
 
 def assert_same_bits(place: Any, launch: Callable[[], Any]) -> None:

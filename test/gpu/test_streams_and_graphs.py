@@ -26,6 +26,7 @@ from w4afp8 import ops
 from w4afp8.quant import pack
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import (
+    HELPED,
     IN_PARTS,
     GemmProblem,
     exact_inputs,
@@ -52,7 +53,7 @@ UNEVEN_MEDIUM = (100, 20, 130, 64, 1, 0, 300, 40) * 10
 # Equal ones, a little more than a wave; of large ones two waves, and halves.
 EQUAL = {"decode": (3,) * 70, "small": (20,) * 70, "medium": (100,) * 70, "large": (256,) * 36}
 FEATURES = dict.fromkeys((UNEVEN, UNEVEN_MEDIUM, EQUAL["large"]), (1024, 640))
-FEATURES |= {counts: features for counts, *features in IN_PARTS}
+FEATURES |= {counts: features for counts, *features in (*IN_PARTS, *HELPED)}
 
 
 def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> GemmProblem:
@@ -128,19 +129,21 @@ def _with_counts(inputs: Any, p: GemmProblem) -> Any:
     return type(inputs)(p, inputs.x, inputs.weight, inputs.x_scale, inputs.bias)
 
 
-@pytest.mark.parametrize("part", [case[0] for case in IN_PARTS], ids=["215", "136"])
+@pytest.mark.parametrize(
+    "first", [case[0] for case in (*IN_PARTS, *HELPED)], ids=["215", "136", "435", "60"]
+)
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])
-def test_a_graph_with_tiles_in_parts_replays_with_other_counts(
-    place: Any, form: str, part: tuple[int, ...]
+def test_a_graph_with_parts_or_helped_tiles_replays_with_other_counts(
+    place: Any, form: str, first: tuple[int, ...]
 ) -> None:
-    p = problem(part, form)
+    p = problem(first, form)
     inputs = exact_inputs(p)
     launch, tokens = prepared(place, inputs)
     graph, out = captured(place, launch)
-    total, experts = sum(part), len(part)
+    total, experts = sum(first), len(first)
     even = tuple(total // experts + (i < total % experts) for i in range(experts))
-    one = (total - experts + 1,) + (1,) * (experts - 1)
-    for counts in (part, even, part[::-1], one, part):
+    one = (total - experts // 2,) + (1,) * (experts // 2) + (0,) * (experts - experts // 2 - 1)
+    for counts in (first, even, first[::-1], one, first):
         other = problem(counts, form, out_features=p.out_features, in_features=p.in_features)
         expected = bits_of(reference(_with_counts(inputs, other)), "bfloat16")
         with torch_on_paddle_stream(place) as stream:
@@ -179,6 +182,8 @@ SHARED |= {
 }
 SHARED |= {f"{form}, 215 in parts": (form, IN_PARTS[0][0]) for form in ("int4", "mxfp4")}
 SHARED |= {f"{form}, 136 in parts": (form, IN_PARTS[1][0]) for form in ("int4", "mxfp4")}
+SHARED |= {f"{form}, helped behind others": (form, HELPED[0][0]) for form in FORMATS}
+SHARED |= {f"{form}, all helped": (form, HELPED[1][0]) for form in FORMATS}
 
 
 @pytest.mark.parametrize(("form", "counts"), SHARED.values(), ids=SHARED)
@@ -215,7 +220,9 @@ def test_tiles_in_parts_of_padded_experts(place: Any, form: str) -> None:
     assert_bits_equal(out[holds_token], bits_of(expected, "bfloat16")[holds_token])
 
 
-@pytest.mark.parametrize("counts", [UNEVEN, IN_PARTS[1][0]], ids=["large", "in parts"])
+@pytest.mark.parametrize(
+    "counts", [UNEVEN, IN_PARTS[1][0], HELPED[0][0]], ids=["large", "in parts", "helped"]
+)
 def test_launches_that_run_at_the_same_time_have_counters_of_their_own(
     place: Any, counts: tuple[int, ...]
 ) -> None:

@@ -35,7 +35,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from w4afp8.testing.gemm_inputs import IN_PARTS
+from w4afp8.testing.gemm_inputs import HELPED, IN_PARTS
 
 pytestmark = pytest.mark.cpu_only
 
@@ -52,7 +52,7 @@ TILE = re.compile(
 )
 # Outputs x tokens.
 SIZES = "decode 256 x 16, small 256 x 64, medium 256 x 128, large 128 x 256, promoted 128 x 128"
-TILES = [*(size.split()[0] for size in SIZES.split(", ")), "grouped", "carried", "parts"]
+TILES = [*(size.split()[0] for size in SIZES.split(", ")), "grouped", "carried", "parts", "helped"]
 LARGE = ("large", "grouped", "carried")
 HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
 FEW = "decode decode small small"
@@ -199,6 +199,22 @@ class Plan:
     def token_tiles(self) -> int:
         return sum(-(-count // self.tokens) for count in self.case.counts)
 
+    @property
+    def enough_helped(self) -> int:
+        """Token tiles whose tiles of one sub-block make a wave and a half of tall ones."""
+        return -(-6 * self.case.clusters // self.case.sub_blocks)
+
+    @property
+    def helped_token_tiles(self) -> int:
+        """So many token tiles, the last ones, should have tiles of one sub-block, to even out."""
+        tiles, wave, is_long = self.tiles_of(4), self.case.clusters, self.case.k_blocks >= 32
+        if tiles <= wave:
+            evens = is_long and 3 * wave <= 8 * tiles and 6 * tiles <= 5 * wave
+        else:
+            evens = 0 < 2 * (tiles % wave) <= wave or (is_long and tiles <= 2 * wave)
+        helps = evens and "may help" in self.traits
+        return min(self.token_tiles, self.enough_helped) if helps else 0
+
     def tiles_of(self, height: int) -> int:
         """How many there would be, all with so many sub-blocks a block."""
         return self.token_tiles * -(-self.case.sub_blocks // (height * self.blocks))
@@ -339,7 +355,7 @@ def draw_case(random: random.Random) -> Case:
         counts = counts[:1] * len(counts)
     varies = tile in ("small", "medium", "parts") and random.random() < 0.5
     tall_experts = random.randint(0, len(counts)) if varies else len(counts)
-    activation = "swiglu" if random.random() < 0.3 else "none"
+    activation = "swiglu" if random.random() < 0.3 and tile != "helped" else "none"
     out_features = (
         8 * random.randint(1, 240) if activation == "none" else 128 * random.randint(1, 15)
     )
@@ -423,8 +439,11 @@ def test_wide_tiles_of_an_expert_are_equally_high(plans: list[Plan]) -> None:
 
 
 def test_few_tiles_are_as_low_as_still_makes_no_more_than_clusters(plans: list[Plan]) -> None:
+    """But for those that are helped."""
     heights = set()
     for plan in plans:
+        if plan.helped_token_tiles > 0:
+            continue
         heavy_or_light = plan.heavy + plan.light - (plan.heavy - plan.whole) // 2
         tall, least = plan.tall, plan.case.height_step
         steps = range(least, tall + 1, least) if "any height" in plan.traits else (least, 2, 4)
@@ -494,7 +513,7 @@ def test_all_but_the_first_wave_is_taken(plans: list[Plan]) -> None:
     kinds = set()
     for plan in plans:
         clusters, tiles = plan.case.clusters, plan.heavy + plan.light
-        is_short = plan.case.tile == "decode" and plan.case.in_features <= 3 * 128
+        is_short = plan.case.tile in ("decode", "helped") and plan.case.in_features <= 3 * 128
         halves = plan.heavy - plan.whole
         whole = tiles - halves
         if plan.paused > 0:
@@ -691,32 +710,152 @@ def test_few_tiles_if_tokens_are_split_evenly(program: str) -> None:
     assert dict(zip(cases, answers, strict=True)) == cases
 
 
-def test_tiles_of_one_sub_block_are_expected_of_few_tokens_and_outputs(program: str) -> None:
-    """Of all experts where there are rows for that, else of one in eight that may have some."""
-    cases = {  # in_features, out_features, experts, rows, multiprocessors
-        "7168 4096 2 2 132": "1",  # 128 sub-blocks
-        "7168 4096 2 1000 132": "1",
-        "7168 4096 3 3 132": "0",  # 192
-        "7168 4224 2 2 132": "1",  # 132
-        "7168 4225 2 2 132": "0",  # 134
-        "7168 4096 32 8 132": "1",  # 512 of 1056
-        "7168 4096 32 16 132": "1",
-        "7168 4096 32 17 132": "0",  # 1088
-        "7168 512 256 8 132": "1",
-        "7168 64 1024 1023 132": "1",  # 1023
-        "7168 64 1024 1024 132": "0",  # all 1024 have tokens
-        "1024 4096 2 2 132": "1",
-        "992 4096 2 2 132": "0",  # fewer than 8 k blocks
-        # What tests of the GPU take to be helped.
-        "1024 320 2 2100 132": "1",
-        "1024 320 2 15 132": "1",
-        "2944 248 4 8 132": "1",
-        "1152 320 26 100 132": "1",
-        "1024 136 8 8 132": "1",
-        "1024 136 64 8 132": "1",
+def test_tiles_of_eight_k_blocks_may_be_helped(program: str) -> None:
+    answers = ask(program, [f"helped {in_features}" for in_features in (992, 1024, 8192)])
+    assert answers == ["0", "1", "1"]
+
+
+@pytest.fixture(scope="session")
+def helped_tiles(program: str) -> list[Plan]:
+    """Plans of few tokens, whose tiles of one sub-block are helped."""
+    source = random.Random(4)
+    cases = []
+    for _ in range(800):
+        counts = [source.choice([0, 0, 1, 1, 2, 16, 17, 40]) for _ in range(source.randint(1, 99))]
+        counts += source.choice([[], [], [800], [800, 1, 2], [3000, 0, 5]])
+        # 8, 31, 32 and 64 k blocks.
+        in_features = source.choice([1024, 3968, 4000, 8192])
+        out_features = source.choice([64, 384, 1088, 3072, 5760])
+        sizes = (in_features, out_features, source.choice([5, 66, 132, 132]))
+        cases.append(Case("helped", "none", *sizes, len(counts), 1, 0, 0, tuple(counts)))
+    return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
+
+
+def test_the_last_experts_have_helped_tiles(helped_tiles: list[Plan]) -> None:
+    """As few of these as have enough token tiles together; the others have tall ones.
+
+    So has the first of these, if it has as many again as are enough, and more.
+    """
+    kinds = Counter[tuple[bool, bool, bool]]()
+    too_many = set()
+    for plan in helped_tiles:
+        wanted, tiles = plan.helped_token_tiles, plan.tiles_of(4)
+        kinds[plan.case.k_blocks >= 32, tiles > plan.case.clusters, wanted > 0] += tiles > 0
+        if wanted == 0:
+            continue
+        tall = list(plan.case.counts)  # of the experts that have tall tiles
+        while tall and sum(-(-count // 16) for count in tall) > plan.token_tiles - wanted:
+            tall.pop()
+        first = len(tall) if plan.token_tiles > wanted else 0
+        spare = plan.token_tiles - wanted - sum(-(-count // 16) for count in tall)
+        too_many.add(spare > plan.enough_helped)
+        assert plan.tall_experts == first + (spare > plan.enough_helped), plan.case.line
+        assert plan.low == 1, plan.case.line
+        last = [tile for tile in plan.tiles if tile.expert >= plan.tall_experts]
+        places = sorted(tile.place for tile in last)
+        assert places == list(range(plan.heavy - len(last), plan.heavy)), plan.case.line
+    assert too_many == {False, True}
+    assert kinds.keys() == {
+        *((is_long, True, helps) for is_long in (False, True) for helps in (False, True)),
+        *((False, False, False), (True, False, False), (True, False, True)),
     }
-    answers = ask(program, [f"helped {case}" for case in cases])
-    assert dict(zip(cases, answers, strict=True)) == cases
+    assert min(kinds.values()) > 10
+
+
+@pytest.mark.parametrize(
+    ("experts", "short", "long"),
+    [
+        (9, False, False),  # 45 tall tiles of 132, which are made lower as in other kernels
+        (10, False, True),  # 50: more than three eighths
+        (22, False, True),  # 110: five sixths
+        (23, False, False),
+        (26, False, False),  # 130
+        (27, True, True),  # 135
+        (39, True, True),  # 195: 63 in the last wave
+        (40, False, True),  # 200: 68
+        (52, False, True),  # 260
+        (53, True, True),  # 265: 1 in the third wave
+        (66, True, True),  # 330: 66
+        (67, False, False),
+        (132, False, False),  # 660: five full waves
+    ],
+)
+def test_tiles_are_helped_where_they_even_out(
+    program: str, experts: int, short: bool, long: bool
+) -> None:
+    """With 8 and 31 k blocks, and with 32."""
+    for in_features, helps in ((1024, short), (3968, short), (4096, long)):
+        sizes = (in_features, 1088, 132, experts)
+        case = Case("helped", "none", *sizes, 1, 0, 0, (1,) * experts)
+        plan = read_plan(case, ask(program, [case.line])[0])
+        assert (plan.tall_experts < experts and plan.low == 1) == helps, case.line
+        if helps:  # 47 token tiles of 17 sub-blocks: a wave and a half of tall tiles
+            assert plan.tall_experts == max(experts - 47, 0), case.line
+
+
+def test_counts_of_the_tests_on_a_gpu_are_helped(program: str) -> None:
+    heights = []
+    for counts, out_features, in_features in HELPED:
+        case = Case("helped", "none", in_features, out_features, 132, len(counts), 1, 0, 0, counts)
+        plan = read_plan(case, ask(program, [case.line])[0])
+        heights.append(Counter(tile.sub_blocks for tile in plan.tiles))
+        assert plan.tall_experts < len(counts), case.line
+    # Of 17 sub-blocks, so that the last one of four tall tiles is one high too.
+    assert heights == [{4: 4 * 40, 1: 40 + 17 * 47}, {1: 17 * 12}]
+
+
+def test_exactly_three_eighths_of_a_wave_is_helped(program: str) -> None:
+    for experts, low in ((3, 1), (2, 1)):  # 6 tall tiles of 16; 4 are made lower as ever
+        case = Case("helped", "none", 4096, 512, 16, experts, 1, 0, 0, (1,) * experts)
+        assert read_plan(case, ask(program, [case.line])[0]).low == low, case.line
+
+
+# What tests of the GPU take to be helped: few tiles of few k blocks, as low as makes one wave.
+@pytest.mark.parametrize(
+    ("in_features", "out_features", "counts", "heights"),
+    [
+        (1024, 320, (10, 15), {1}),
+        (2944, 248, (1, 0, 3, 4), {1}),
+        (1152, 320, (1, 1, 1, 75) + (1,) * 22, {1, 2}),
+        (1024, 136, (1,) * 8, {1}),
+        (1024, 136, (1,) * 8 + (0,) * 56, {1}),
+    ],
+)
+def test_few_tiles_are_helped(
+    program: str, in_features: int, out_features: int, counts: tuple[int, ...], heights: set[int]
+) -> None:
+    case = Case("helped", "none", in_features, out_features, 132, len(counts), 1, 0, 0, counts)
+    plan = read_plan(case, ask(program, [case.line])[0])
+    assert {tile.sub_blocks for tile in plan.tiles} == heights, case.line
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_tiles_can_be_taken_where_there_are_more_than_blocks(program: str, tile: str) -> None:
+    """And blocks are no more than tiles, if these are as low as they may be."""
+    source = random.Random(6)
+    drawn: list[tuple[tuple[int, int], tuple[int, ...]]] = []
+    for _ in range(200):
+        ranges = source.choice([[(0, 0), (1, 3)], [(0, 2), (1, 300)], [(60, 900)]])
+        counts = [source.randint(*source.choice(ranges)) for _ in range(source.randint(1, 40))]
+        counts[0] += sum(counts) == 0
+        sizes = 32 * source.randint(1, 200), 8 * source.randint(1, 300)
+        drawn.append((sizes, tuple(counts)))
+    launches = [
+        f"launch {tile} {inside} {out} {len(each)} {sum(each)} 132" for (inside, out), each in drawn
+    ]
+    cases = []
+    for (sizes, each), text in zip(drawn, ask(program, launches), strict=True):
+        clusters, may_take = map(int, text.split())
+        cases.append(Case(tile, "none", *sizes, clusters, len(each), may_take, 0, 0, each))
+    seen = set()
+    for plan in map(read_plan, cases, ask(program, [case.line for case in cases])):
+        clusters, may_take = plan.case.clusters, plan.case.may_take
+        is_short = tile in ("decode", "helped") and plan.case.k_blocks < 4
+        tiles = plan.heavy + plan.light - (plan.heavy - plan.whole) // 2
+        assert may_take or is_short or tiles <= clusters, plan.case.line
+        assert clusters <= 132 // plan.blocks, plan.case.line
+        seen.add((may_take, tiles > clusters))
+    assert seen >= {(0, False), (1, True)}
 
 
 @pytest.mark.parametrize("several", [0, 1, 20])
@@ -814,7 +953,7 @@ def test_the_weights_of_the_first_tiles_are_asked_for(program: str, tile: str) -
             asked[begin // 4096 : (begin + size) // 4096] += 1
         assert asked.max() <= 1, case.line
         assert {line.split()[1] for line in too_few.splitlines()} == {"0"}, case.line
-        if tile not in ("decode", "small", "medium", "parts"):
+        if tile not in ("decode", "small", "medium", "parts", "helped"):
             assert not asked.any(), case.line
             continue
         for read in read_plan(case, plan).tiles:

@@ -17,7 +17,8 @@
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
 //          <bfloat16|float16> <default|half|float32>
 //   few <max_tokens> <padding> <rows> <experts> <in> <out> <multiprocessors>
-//   helped <in> <out> <experts> <rows> <blocks>
+//   helped <in>
+//   launch <tile> <in> <out> <experts> <rows> <multiprocessors>
 //   first <tile> <in> <out> <experts> <rows> <blocks>
 //   divide <divisor> <dividend> ...
 //   recent <key> ...
@@ -39,15 +40,16 @@
 
 #include "common/recent.h"
 #include "grouped_gemm/first_weights.h"
+#include "grouped_gemm/tile_bounds.h"
 
 namespace {
 
 using namespace w4afp8;
 
-// The last three are what some formats have for large tiles, and for few medium ones (launch_tile.cuh); nothing
-// chooses them by name.
-const std::vector<std::string> kKinds = {"decode",   "small",   "medium",  "large",
-                                         "promoted", "grouped", "carried", "parts"};
+// The last four are what some formats have for large tiles, for few medium ones and for decode tiles
+// (launch_tile.cuh); nothing chooses them by name.
+const std::vector<std::string> kKinds = {"decode",  "small",   "medium", "large", "promoted",
+                                         "grouped", "carried", "parts",  "helped"};
 const std::vector<std::string> kFormats = {"int4", "mxfp4"};
 const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
 const std::vector<std::string> kOutTypes = {"bfloat16", "float16"};
@@ -77,6 +79,7 @@ void with_tile(TileKind kind, const Function& function) {
   const std::string name = kKinds[static_cast<int>(kind)];
   if (name == "grouped") return function(TileLargeGrouped{});
   if (name == "carried") return function(TileLargeCarried{});
+  if (name == "helped") return function(TileDecodeHelped{});
   function(TileMediumInParts{});
 }
 
@@ -85,9 +88,10 @@ void print_shape(TileKind kind, Tile) {
   std::printf("%s, %d x %d, widths", kKinds[static_cast<int>(kind)].c_str(), Tile::kOut,
               Tile::kTokens);
   for (int i = 0; i < Tile::Widths::kCount; ++i) std::printf(" %d", Tile::Widths::at(i));
-  std::printf(", cluster of %d%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
+  std::printf(", cluster of %d%s%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
-              Tile::kSplits ? ", splits" : "", Tile::kMayPause ? ", may pause" : "");
+              Tile::kSplits ? ", splits" : "", Tile::kMayPause ? ", may pause" : "",
+              Tile::kMayHelp ? ", may help" : "");
   std::printf(", %d of three quarters\n", Tile::kThreeQuarterTiles);
 }
 
@@ -136,7 +140,7 @@ void print_plan(const GroupGemmParams& params, int clusters, int tall_experts, b
   plan.tall_experts = tall_experts;
   plan.may_take = may_take;
   plan.may_pause = may_pause;
-  plan.template lower_all<kStep>();
+  plan.template lower<kStep>(tables);
   plan.finish(tables);
   std::printf("%d heavy, %d light, %d paused, halves from %d, taken from %d, token groups of %d, ",
               plan.heavy.all, plan.light.all, plan.paused, plan.whole, plan.taken_begin,
@@ -229,10 +233,22 @@ void few(std::istream& words) {
 // Whether decode tiles may be helped.
 void helped(std::istream& words) {
   GroupGemmParams params = {};
-  int blocks = 0;
-  words >> params.in_features >> params.out_features;
-  words >> params.tokens.experts >> params.tokens.num_rows >> blocks;
-  std::printf("%d\n", may_help(params, blocks));
+  words >> params.in_features;
+  std::printf("%d\n", may_help(params));
+}
+
+// How many clusters a launch has, and whether they may take tiles.
+void launch(std::istream& words) {
+  GroupGemmParams params = {};
+  std::string name;
+  int multiprocessors = 0;
+  words >> name >> params.in_features >> params.out_features;
+  words >> params.tokens.experts >> params.tokens.num_rows >> multiprocessors;
+  with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
+    using Tile = decltype(tile);
+    std::printf("%d %d\n", clusters_of<Tile>(params, multiprocessors),
+                may_take<Tile>(params, multiprocessors));
+  });
 }
 
 // What each block asks for before it has a plan: where it begins in the weights, and its size.
@@ -291,6 +307,7 @@ int main() {
     if (verb == "choose") choose(words);
     if (verb == "few") few(words);
     if (verb == "helped") helped(words);
+    if (verb == "launch") launch(words);
     if (verb == "first") first(words);
     if (verb == "plan") plan(words);
     std::puts("");

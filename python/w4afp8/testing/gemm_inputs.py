@@ -37,6 +37,12 @@ IN_PARTS = (
     ((300, 20, 130, 64, 1, 0, 257, 150) * 3 + (100, 90, 80, 70), 1088, 2080),
     ((300, 20, 130, 64, 1, 0, 257, 150) * 2 + (100,) * 8, 1024, 2048),
 )
+# The same of which decode tiles are helped, of one sub-block: the last ones of three waves and a
+# third, and all of less than one.
+HELPED = (
+    ((1, 3, 0, 2) * 27 + (40, 1, 2, 16), 1088, 1152),
+    ((2, 0, 1) * 6, 1088, 4224),
+)
 EXACT_SPREAD = 2  # binades between the scales that an exact channel's products meet in one sum
 
 
