@@ -553,7 +553,7 @@ void group_gemm() {
     group_gemm_case({{1, 0, 3, 4}, 0}, {248, 2944}, formats[format]);
     group_gemm_case(few, {320, 1152}, formats[format]);
   }
-  // The same taken, with 132 multiprocessors: behind 36 tall tiles, and as many k blocks as make all of them so.
+  // Helped tiles that are taken, with 132 multiprocessors: behind 36 tall ones; then, with 33 k blocks, all tiles.
   Experts helped = {{}, 0};
   for (int i = 0; i < 50; ++i) {
     for (const int32_t tokens : {1, 3, 0, 2}) helped.counts.push_back(tokens);

@@ -800,7 +800,7 @@ def test_counts_of_the_tests_on_a_gpu_are_helped(program: str) -> None:
         plan = read_plan(case, ask(program, [case.line])[0])
         heights.append(Counter(tile.sub_blocks for tile in plan.tiles))
         assert plan.tall_experts < len(counts), case.line
-    # Of 17 sub-blocks, so that the last one of four tall tiles is one high too.
+    # Of 17 sub-blocks, so that the last of five tall tiles is one high too.
     assert heights == [{4: 4 * 40, 1: 40 + 17 * 47}, {1: 17 * 12}]
 
 
