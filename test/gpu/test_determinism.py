@@ -87,20 +87,17 @@ def test_same_bits_in_a_hundred_runs_beside_load(place: Any, form: str, hint: in
     assert_same_bits(place, launcher(place, form, hint))
 
 
-@pytest.mark.parametrize("shape", IN_PARTS, ids=["215", "136"])
+# A hint of 128 chooses medium tiles, of 1 decode tiles.
+@pytest.mark.parametrize(
+    ("hint", "shape"),
+    [*((128, shape) for shape in IN_PARTS), *((1, shape) for shape in HELPED)],
+    ids=["215 in parts", "136 in parts", "435 helped", "60 helped"],
+)
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])
-def test_same_bits_in_a_hundred_runs_of_tiles_in_parts(
-    place: Any, form: str, shape: tuple[Any, ...]
+def test_same_bits_in_a_hundred_runs_of_tiles_in_parts_or_helped(
+    place: Any, form: str, hint: int, shape: tuple[Any, ...]
 ) -> None:
-    assert_same_bits(place, launcher(place, form, 128, *shape))
-
-
-@pytest.mark.parametrize("shape", HELPED, ids=["435", "60"])
-@pytest.mark.parametrize("form", ["int4", "mxfp4"])
-def test_same_bits_in_a_hundred_runs_of_helped_tiles(
-    place: Any, form: str, shape: tuple[Any, ...]
-) -> None:
-    assert_same_bits(place, launcher(place, form, 1, *shape))
+    assert_same_bits(place, launcher(place, form, hint, *shape))
 
 
 def assert_same_bits(place: Any, launch: Callable[[], Any]) -> None:

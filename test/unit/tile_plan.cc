@@ -237,30 +237,39 @@ void helped(std::istream& words) {
   std::printf("%d\n", may_help(params));
 }
 
+// What is known of a launch before its counts are.
+struct Launch {
+  TileKind tile;
+  GroupGemmParams params;
+  int blocks;  // one a multiprocessor
+};
+
+Launch read_launch(std::istream& words) {
+  Launch launch = {};
+  GroupGemmParams& params = launch.params;
+  std::string name;
+  words >> name >> params.in_features >> params.out_features;
+  words >> params.tokens.experts >> params.tokens.num_rows >> launch.blocks;
+  launch.tile = find<TileKind>(kKinds, name);
+  return launch;
+}
+
 // How many clusters a launch has, and whether they may take tiles.
 void launch(std::istream& words) {
-  GroupGemmParams params = {};
-  std::string name;
-  int multiprocessors = 0;
-  words >> name >> params.in_features >> params.out_features;
-  words >> params.tokens.experts >> params.tokens.num_rows >> multiprocessors;
-  with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
+  const Launch launch = read_launch(words);
+  with_tile(launch.tile, [&](auto tile) {
     using Tile = decltype(tile);
-    std::printf("%d %d\n", clusters_of<Tile>(params, multiprocessors),
-                may_take<Tile>(params, multiprocessors));
+    std::printf("%d %d\n", clusters_of<Tile>(launch.params, launch.blocks),
+                may_take<Tile>(launch.params, launch.blocks));
   });
 }
 
 // What each block asks for before it has a plan: where it begins in the weights, and its size.
 void first(std::istream& words) {
-  GroupGemmParams params = {};
-  std::string name;
-  int blocks = 0;
-  words >> name >> params.in_features >> params.out_features;
-  words >> params.tokens.experts >> params.tokens.num_rows >> blocks;
-  with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
-    for (int block = 0; block < blocks; ++block) {
-      const WeightPiece piece = first_weights<decltype(tile)>(params, block);
+  const Launch launch = read_launch(words);
+  with_tile(launch.tile, [&](auto tile) {
+    for (int block = 0; block < launch.blocks; ++block) {
+      const WeightPiece piece = first_weights<decltype(tile)>(launch.params, block);
       std::printf("%lld %lld\n", static_cast<long long>(piece.begin),
                   static_cast<long long>(piece.size));
     }
