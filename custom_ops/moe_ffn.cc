@@ -14,8 +14,8 @@
 
 // A mixture-of-experts layer in one call. What one operator hands to the next lies in a single
 // workspace from Paddle's allocator, which gets it back at once and so has it for the next layer. The
-// second product's rows lie over the tokens, which large tiles of the first product kept in L2: their
-// lines are used again instead of staying there, dead.
+// second product's rows lie over the tokens, which the first product kept in L2: their lines are used
+// again instead of staying there, dead.
 
 #include <algorithm>
 

@@ -178,7 +178,7 @@ inline int64_t expected_tokens(const GroupGemmParams& params) {
 }
 
 // Where most of what moves is outputs, many times the 50 MB of L2, they leave it first, so that weights
-// and activations stay. So do outputs of narrow tiles, whatever they are (epilogue.cuh).
+// and activations stay.
 W4AFP8_HOST_DEVICE bool streams_outputs(const GroupGemmParams& params) {
   constexpr int64_t kOutputs = 150000000;
   return params.in_features <= 256 && params.tokens.num_rows * params.out_features > kOutputs;

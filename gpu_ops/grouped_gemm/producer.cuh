@@ -238,7 +238,6 @@ class Producer {
     }
     // Weights are read once unless several token tiles share them.
     const auto policy = tile.alone ? ptx::CachePolicy::EVICT_FIRST : ptx::CachePolicy::EVICT_NORMAL;
-    const auto token_policy = token_policy_beside(policy);
     const TileWidth tile_width = width_of<Tile>(tile.num_tokens);
     const int width = tile_width.tokens;
     const CUtensorMap* const map = &token_maps_.of_width[tile_width.index];
@@ -264,7 +263,7 @@ class Producer {
                     full(), policy);
         tokens[0] = column;
         uint8_t* const destination = shared_.tokens_of(ring_.stage, place, width) + first * kBlock;
-        if (Tile::kCluster == 1 || own > 0) load_tokens(destination, map, tokens, token_policy);
+        if (Tile::kCluster == 1 || own > 0) load_tokens(destination, map, tokens);
       }
     };
     // The next tile is listed once both have asked for it: so many k blocks before the end of this one, that the
@@ -317,14 +316,6 @@ class Producer {
     if (lane() == 0) scheduler.ask();
   }
 
-  // How long L2 keeps tokens, which all tiles of an expert read. Narrow ones mostly do so at about the
-  // same time: as long as the weights beside them. Large ones take longer, unless outputs pass in bulk.
-  __device__ __forceinline__ ptx::CachePolicy token_policy_beside(ptx::CachePolicy weights) const {
-    if constexpr (!Tile::kIsWide) return weights;
-    const bool stay = !Tile::kVariesHeight && !streams_;
-    return stay ? ptx::CachePolicy::EVICT_LAST : ptx::CachePolicy::EVICT_NORMAL;
-  }
-
   // Until consumers have given it back.
   __device__ __forceinline__ void wait_for_stage() const {
     ptx::mbarrier_wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
@@ -333,8 +324,9 @@ class Producer {
   __device__ __forceinline__ uint64_t* full() const { return &shared_.full[ring_.stage]; }
 
   __device__ __forceinline__ void load_tokens(uint8_t* destination, const CUtensorMap* map,
-                                              const ptx::TensorPlace& place,
-                                              ptx::CachePolicy policy) const {
+                                              const ptx::TensorPlace& place) const {
+    // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk.
+    const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
     if constexpr (Tile::kCluster == 1) {
       ptx::tensor_copy(ptx::shared_address(destination), map, place, full(), policy);
     } else {
