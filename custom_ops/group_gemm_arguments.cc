@@ -88,9 +88,9 @@ void read_group_scale(const Tensor* group_scale, const Tensor& x, int64_t group_
     }
     params->group_size = kMxfp4Group;
     params->group_scale_type = GroupScaleType::kE8M0;
-    require_group_scale(group_scale, x, "[experts, padded_in / 128, out_features, 4]");
+    require_group_scale(group_scale, x, "[experts, in_features / 128 rounded up, out_features, 4]");
     check_dtype(*group_scale, "group_scale", {PaddleType::UINT8});
-    const int64_t k_blocks = ceil_div(params->in_features, kSubBlockIn);
+    const int64_t k_blocks = params->weight_layout().k_blocks();
     check_shape(*group_scale, "group_scale", {experts, k_blocks, out, kSubBlockIn / kMxfp4Group});
   } else if (group_size == kPerChannel) {
     if (group_scale == nullptr) return;

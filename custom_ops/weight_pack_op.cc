@@ -89,7 +89,7 @@ std::vector<Tensor> pack_weight_kernel(const Tensor& codes, const std::string& w
 
 std::vector<Shape> pack_weight_shape(const Shape& codes, const std::string& weight_format) {
   return {{size_at(codes, 0), rounded(size_at(codes, 1), kSubBlockOut),
-           rounded(size_at(codes, 2), kSubBlockIn / 2)}};
+           rounded(size_at(codes, 2), kHalfBlockIn / 2)}};
 }
 
 std::vector<PaddleType> pack_weight_type(PaddleType codes) { return {codes}; }

@@ -49,9 +49,11 @@ void Dequantizer::run(int64_t expert, int64_t sub_begin, int64_t sub_end, float*
   alignas(64) Tile tile;
   for (int64_t sub = sub_begin; sub < sub_end; ++sub) {
     float* rows = out + (sub - sub_begin) * kSubBlockOut * params_.in_features;
-    for (int64_t k = 0; k < params_.in_features; k += kSubBlockIn) {
-      load_scales(expert, sub, k / kSubBlockIn, &scales);
-      run_block(weight + layout.sub_block_offset(sub, k / kSubBlockIn), scales, tile);
+    for (int64_t block = 0; block < layout.k_blocks(); ++block) {
+      const int64_t k = block * kSubBlockIn;
+      load_scales(expert, sub, block, &scales);
+      run_block(weight + layout.sub_block_offset(sub, block), layout.sub_block_bytes(block), scales,
+                tile);
       const int64_t columns = std::min(kSubBlockIn, params_.in_features - k);
       for (int64_t row = 0; row < kSubBlockOut; ++row) {
         std::memcpy(rows + row * params_.in_features + k, tile[row], columns * sizeof(float));
@@ -75,7 +77,7 @@ void Dequantizer::load_scales(int64_t expert, int64_t sub, int64_t k_block,
 float Dequantizer::group_scale(int64_t expert, int64_t out, int64_t k) const {
   const int64_t out_features = params_.out_features;
   if (params_.group_scale_type == GroupScaleType::kE8M0) {
-    const int64_t k_blocks = params_.weight_layout().padded_in() / kSubBlockIn;
+    const int64_t k_blocks = params_.weight_layout().k_blocks();
     const int64_t word = (expert * k_blocks + k / kSubBlockIn) * out_features + out;
     const int byte = static_cast<const uint8_t*>(params_.group_scale)[word * 4 + k / 32 % 4];
     return e8m0_values_[byte];
@@ -88,12 +90,13 @@ float Dequantizer::group_scale(int64_t expert, int64_t out, int64_t k) const {
              : bfloat16_to_float(static_cast<const uint16_t*>(params_.group_scale)[index]);
 }
 
-void Dequantizer::run_block(const uint8_t* block, const BlockScales& scales, Tile& tile) const {
+void Dequantizer::run_block(const uint8_t* block, int64_t bytes, const BlockScales& scales,
+                            Tile& tile) const {
   const auto& places = word_places();
-  for (int i = 0; i < kWordsPerSubBlock; ++i) {
+  for (int i = 0; i < bytes / kWordBytes; ++i) {
     const int row = places[i].row, k = places[i].k;
     uint32_t word;
-    std::memcpy(&word, block + 4 * i, sizeof(word));
+    std::memcpy(&word, block + kWordBytes * i, sizeof(word));
     uint32_t codes = codec_.decode(word);
     for (int half = 0; half < 2; ++half, codes >>= 16) {
       const int here = row + 8 * half;

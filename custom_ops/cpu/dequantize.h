@@ -38,7 +38,7 @@ class Dequantizer {
 
   void load_scales(int64_t expert, int64_t sub, int64_t k_block, BlockScales* scales) const;
   float group_scale(int64_t expert, int64_t out, int64_t k) const;
-  void run_block(const uint8_t* block, const BlockScales& scales, Tile& tile) const;
+  void run_block(const uint8_t* block, int64_t bytes, const BlockScales& scales, Tile& tile) const;
 
   const GroupGemmParams& params_;
   const WordCodec codec_;

@@ -26,7 +26,8 @@
 
 namespace w4afp8::cpu {
 
-constexpr int kWordsPerSubBlock = kSubBlockBytes / 4;
+constexpr int kWordBytes = sizeof(uint32_t);
+constexpr int kWordsPerSubBlock = kSubBlockBytes / kWordBytes;
 
 struct WordPlace {
   int16_t row;  // of half 0; half 1 is row + 8

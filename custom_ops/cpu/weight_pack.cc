@@ -50,7 +50,10 @@ struct SubRow {
   }
 
   uint8_t* block(int64_t k_block) const { return packed + layout.sub_block_offset(sub, k_block); }
-  int64_t k_blocks() const { return layout.padded_in() / kSubBlockIn; }
+  // Of a sub-block of this k block.
+  int words(int64_t k_block) const {
+    return static_cast<int>(layout.sub_block_bytes(k_block) / kWordBytes);
+  }
 };
 
 uint32_t read_codes(const uint8_t* bytes) {
@@ -65,25 +68,25 @@ void write_codes(uint8_t* bytes, uint32_t codes) {
 
 void pack_sub_row(const SubRow& work, const WordCodec& codec) {
   const auto& places = word_places();
-  for (int64_t k_block = 0; k_block < work.k_blocks(); ++k_block) {
+  for (int64_t k_block = 0; k_block < work.layout.k_blocks(); ++k_block) {
     uint8_t* block = work.block(k_block);
-    for (int i = 0; i < kWordsPerSubBlock; ++i) {
+    for (int i = 0; i < work.words(k_block); ++i) {
       const int64_t row = places[i].row, k = k_block * kSubBlockIn + places[i].k;
       const uint32_t low = read_codes(work.four_codes(row, k));
       const uint32_t high = read_codes(work.four_codes(row + 8, k));
       const uint32_t word = codec.encode(low | high << 16);
-      std::memcpy(block + 4 * i, &word, sizeof(word));
+      std::memcpy(block + kWordBytes * i, &word, sizeof(word));
     }
   }
 }
 
 void unpack_sub_row(const SubRow& work, const WordCodec& codec) {
   const auto& places = word_places();
-  for (int64_t k_block = 0; k_block < work.k_blocks(); ++k_block) {
+  for (int64_t k_block = 0; k_block < work.layout.k_blocks(); ++k_block) {
     const uint8_t* block = work.block(k_block);
-    for (int i = 0; i < kWordsPerSubBlock; ++i) {
+    for (int i = 0; i < work.words(k_block); ++i) {
       uint32_t word;
-      std::memcpy(&word, block + 4 * i, sizeof(word));
+      std::memcpy(&word, block + kWordBytes * i, sizeof(word));
       const uint32_t eight_codes = codec.decode(word);
       const int64_t row = places[i].row, k = k_block * kSubBlockIn + places[i].k;
       write_codes(work.four_codes(row, k), eight_codes & 0xFFFF);

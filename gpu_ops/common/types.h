@@ -39,7 +39,7 @@ enum class GroupScaleType : int32_t {
   kNone,      // one scale per output channel only
   kFloat32,   // int4, [experts, in_features / group_size, out_features]
   kBFloat16,  // as kFloat32, where the checkpoint's scales are bfloat16
-  kE8M0,  // mxfp4, [experts, padded_in / 128, out_features, 4], relative to the channel's largest
+  kE8M0,      // mxfp4, [experts, k blocks, out_features, 4], relative to the channel's largest
 };
 
 enum class ActivationScaleMode : int32_t {

@@ -15,13 +15,15 @@
 // The packed weight, byte by byte. One definition for the CUDA packer, the CUDA GEMM's loads and the
 // CPU kernels; docs/formats.md draws it.
 //
-// [experts][band of up to 256 outputs][k block of 128][sub-block of 64 outputs][4096 bytes]
+// [experts][band of up to 256 outputs][k block of 128][sub-block of 64 outputs][4096 bytes, or 2048]
 //
 // A band keeps all tile heights (64, 128, 256 outputs) contiguous in memory for one k block, so that
 // one bulk copy fetches a tile; the last band of an expert is as short as padded_out asks. Inside a
 // sub-block, thread t of a warpgroup finds its wgmma A fragments for k steps 0-1 in the 16 bytes at
 // 16 * t and for k steps 2-3 in the 16 bytes at 2048 + 16 * t. Such a 32-bit word holds 8 codes:
 // output rows g and g + 8 ("half" 0 and 1), 4 neighbours along k each.
+//
+// A last k block of 64 in_features or fewer is half a one: its sub-blocks are their first 2048 bytes.
 #pragma once
 
 #include "common/types.h"
@@ -31,15 +33,29 @@ namespace w4afp8 {
 constexpr int64_t kSubBlockOut = 64;      // outputs of one sub-block: the m of one wgmma
 constexpr int64_t kSubBlockIn = 128;      // in_features of one k block
 constexpr int64_t kSubBlockBytes = 4096;  // 64 x 128 codes
-constexpr int64_t kBandOut = 256;         // outputs of one band
+constexpr int64_t kHalfBlockIn = kSubBlockIn / 2;
+constexpr int64_t kHalfBlockBytes = kSubBlockBytes / 2;
+constexpr int64_t kBandOut = 256;  // outputs of one band
 
 struct WeightLayout {
   int64_t out_features;
   int64_t in_features;
 
   W4AFP8_HOST_DEVICE int64_t padded_out() const { return round_up(out_features, kSubBlockOut); }
-  W4AFP8_HOST_DEVICE int64_t padded_in() const { return round_up(in_features, kSubBlockIn); }
+  W4AFP8_HOST_DEVICE int64_t padded_in() const { return round_up(in_features, kHalfBlockIn); }
+  W4AFP8_HOST_DEVICE int64_t k_blocks() const { return ceil_div(in_features, kSubBlockIn); }
   W4AFP8_HOST_DEVICE int64_t expert_bytes() const { return padded_out() * padded_in() / 2; }
+
+  // Whether a k block is half a one. `in_left`: in_features from its first one on.
+  template <class Int>
+  W4AFP8_HOST_DEVICE static bool is_half(Int in_left) {
+    return in_left <= static_cast<Int>(kHalfBlockIn);
+  }
+
+  // Of a sub-block of this k block.
+  W4AFP8_HOST_DEVICE int64_t sub_block_bytes(int64_t k_block) const {
+    return is_half(in_features - k_block * kSubBlockIn) ? kHalfBlockBytes : kSubBlockBytes;
+  }
 
   // Byte offset, inside one expert, of the sub-block with outputs [64 * sub, 64 * sub + 64) and
   // in_features [128 * k_block, 128 * k_block + 128).
@@ -48,8 +64,8 @@ struct WeightLayout {
     const int64_t band = sub / subs_per_band;
     const int64_t subs_left = padded_out() / kSubBlockOut - band * subs_per_band;
     const int64_t subs_here = subs_left < subs_per_band ? subs_left : subs_per_band;
-    return band * kBandOut * padded_in() / 2 +
-           (k_block * subs_here + sub % subs_per_band) * kSubBlockBytes;
+    return band * kBandOut * padded_in() / 2 + k_block * subs_here * kSubBlockBytes +
+           sub % subs_per_band * sub_block_bytes(k_block);
   }
 };
 

@@ -50,9 +50,10 @@ W4AFP8_HOST_DEVICE WeightPiece first_weights(const GroupGemmParams& params, int 
 
   const int first = (tile - expert * bands) * kPerBand;  // sub-block
   const int height = sub_blocks - first < kPerBand ? sub_blocks - first : kPerBand;
-  const int k_blocks = static_cast<int>(layout.padded_in() / kSubBlockIn);
+  const int64_t bytes = kSubBlockOut * layout.padded_in() / 2;  // of a sub-block's outputs
+  constexpr int64_t kMost = kFirstBlocks * kSubBlockBytes;
   return {expert * layout.expert_bytes() + layout.sub_block_offset(first, 0),
-          height * kSubBlockBytes * (k_blocks < kFirstBlocks ? k_blocks : kFirstBlocks)};
+          height * (bytes < kMost ? bytes : kMost)};
 }
 
 }  // namespace w4afp8

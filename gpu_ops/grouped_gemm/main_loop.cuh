@@ -36,7 +36,7 @@ class MainLoop {
         params_(params),
         thread_(threadIdx.x % 128),
         warpgroup_(cutlass::canonical_warp_group_idx()),
-        k_blocks_(static_cast<int>(ceil_div(params.in_features, kSubBlockIn))),
+        k_blocks_(static_cast<int>(params.weight_layout().k_blocks())),
         most_(Sums::largest_scale(k_blocks_, Format::kLargest)),
         first_tokens_(token_tile_place(ptx::shared_address(shared.tokens))),
         listed_(ptx::shared_address(shared.tiles + kListedTiles - 1)) {

@@ -43,7 +43,7 @@ int clusters_of(const GroupGemmParams& params, int multiprocessors) {
 template <class Tile>
 bool may_take(const GroupGemmParams& params, int multiprocessors) {
   constexpr int64_t kOuts = Tile::kMayHelp ? kSubBlockOut : Tile::kOut;
-  return TilePlan<Tile>::can_take(ceil_div(params.in_features, kSubBlockIn)) &&
+  return TilePlan<Tile>::can_take(params.weight_layout().k_blocks()) &&
          most_tiles<Tile>(params, kOuts) > multiprocessors / Tile::kCluster;
 }
 

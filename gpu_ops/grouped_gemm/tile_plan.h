@@ -167,7 +167,7 @@ struct TilePlan {
     plan.experts = plan.tall_experts = static_cast<int>(params.tokens.experts);
     plan.clusters = Divisor::of(clusters);
     plan.sub_blocks = static_cast<int>(params.weight_layout().padded_out() / kSubBlockOut);
-    plan.k_blocks = static_cast<int>(ceil_div(params.in_features, kSubBlockIn));
+    plan.k_blocks = static_cast<int>(params.weight_layout().k_blocks());
     plan.token_group = token_group_of(params.in_features);
     plan.tall_height = Tile::kSubBlocks;
     if (Tile::kAnyHeight && Tile::kIsWide && plan.sub_blocks > Tile::kSubBlocks) {

@@ -12,7 +12,7 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Packing and unpacking of one sub-block (64 outputs x 128 in_features, 4096 bytes) by one block.
+// Packing and unpacking of one sub-block (64 outputs x 128 in_features, 4096 bytes, or half of it) by one block.
 //
 // 128 threads: thread t holds rows r and r + 8 of a 16-row stripe over one k step of 32 codes, so
 // that every 32-bit word it builds is its own. Both sides of the shared buffer move 16 bytes a
@@ -27,8 +27,7 @@
 namespace w4afp8 {
 
 constexpr int kPackThreads = 128;
-constexpr int kPackPieces = kSubBlockBytes / 16;  // 16-byte pieces of a sub-block
-constexpr int kStepCodes = 32;                    // codes along k that a thread holds of a row
+constexpr int kStepCodes = 32;  // codes along k that a thread holds of a row
 constexpr int kSteps = kSubBlockIn / kStepCodes;
 constexpr int kWordColumns = 4;  // codes along k of a row in one 32-bit word
 
@@ -41,9 +40,9 @@ struct PackPlace {
   int k;            // first code inside the sub-block
 
   __device__ static PackPlace of_this_thread(const WeightLayout& layout) {
-    const int64_t k_blocks = layout.padded_in() / kSubBlockIn;
-    const int64_t subs = layout.padded_out() / kSubBlockOut;
-    const int64_t block = blockIdx.x;
+    const uint32_t k_blocks = static_cast<uint32_t>(layout.k_blocks());
+    const uint32_t subs = static_cast<uint32_t>(layout.padded_out() / kSubBlockOut);
+    const uint32_t block = blockIdx.x;  // fewer than 2^31
     const int pair = threadIdx.x / kSteps;
     const int step = threadIdx.x % kSteps;
     return {block / k_blocks / subs, block / k_blocks % subs, block % k_blocks,
@@ -52,6 +51,11 @@ struct PackPlace {
 
   __device__ int64_t packed_offset(const WeightLayout& layout) const {
     return expert * layout.expert_bytes() + layout.sub_block_offset(sub, k_block);
+  }
+
+  // 16-byte pieces of the sub-block.
+  __device__ int pieces(const WeightLayout& layout) const {
+    return static_cast<int>(layout.sub_block_bytes(k_block) / 16);
   }
 };
 
@@ -99,7 +103,8 @@ __global__ void __launch_bounds__(kPackThreads) pack_weight_kernel(WeightPackPar
   __syncthreads();
 
   uint4* out = reinterpret_cast<uint4*>(params.packed + at.packed_offset(layout));
-  for (int i = threadIdx.x; i < kPackPieces; i += kPackThreads) {
+  const int pieces = at.pieces(layout);
+  for (int i = threadIdx.x; i < pieces; i += kPackThreads) {
     out[i] = reinterpret_cast<const uint4*>(packed)[i];
   }
 }
@@ -111,7 +116,8 @@ __global__ void __launch_bounds__(kPackThreads) unpack_weight_kernel(WeightPackP
   const PackPlace at = PackPlace::of_this_thread(layout);
 
   const uint4* in = reinterpret_cast<const uint4*>(params.packed + at.packed_offset(layout));
-  for (int i = threadIdx.x; i < kPackPieces; i += kPackThreads) {
+  const int pieces = at.pieces(layout);
+  for (int i = threadIdx.x; i < pieces; i += kPackThreads) {
     reinterpret_cast<uint4*>(packed)[i] = in[i];
   }
   __syncthreads();

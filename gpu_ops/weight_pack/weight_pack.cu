@@ -23,7 +23,8 @@ namespace {
 using PackKernel = void (*)(WeightPackParams);
 
 int64_t sub_blocks(const WeightPackParams& params) {
-  return params.experts * (params.weight_layout().expert_bytes() / kSubBlockBytes);
+  const WeightLayout layout = params.weight_layout();
+  return params.experts * (layout.padded_out() / kSubBlockOut) * layout.k_blocks();
 }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }

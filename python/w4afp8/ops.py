@@ -98,7 +98,8 @@ def group_gemm(
         tokens: Prefix sums or counts, see the module.
         group_scale: None with ``group_size=-1``; int4 groups: float32 or bfloat16
             ``[experts, in_features / group_size, out_features]``; mxfp4: uint8
-            ``[experts, padded_in / 128, out_features, 4]``, value ``2 ** (byte - 254)``.
+            ``[experts, in_features / 128 rounded up, out_features, 4]``, value
+            ``2 ** (byte - 254)``.
         x_scale: Float32 ``[1]``, or one per token: the shape of x without in_features.
         bias: ``[experts, out_features]`` of ``out_dtype``.
         weight_format: ``"int4"`` (two's complement) or ``"mxfp4"`` (E2M1).
@@ -159,14 +160,14 @@ def pack_weight(codes: Tensor, *, weight_format: WeightFormat = "int4") -> Tenso
         weight_format: ``"int4"`` or ``"mxfp4"``.
 
     Returns:
-        Uint8 ``[experts, padded_out, padded_in / 2]``, padded to 64 and 128 with zero codes.
+        Uint8 ``[experts, padded_out, padded_in / 2]``, both padded to 64 with zero codes.
 
     Raises:
         ValueError: An argument is wrong.
 
     Examples:
         >>> pack_weight(paddle.zeros([8, 96, 96], dtype="uint8")).shape
-        paddle.Size([8, 128, 128])
+        paddle.Size([8, 128, 96])
     """
     return call("pack_weight", codes, weight_format)
 

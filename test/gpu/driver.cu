@@ -290,7 +290,7 @@ void check_rows(const std::string& name, const Experts& experts, const std::vect
 
 void weight_pack() {
   for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kMxfp4}) {
-    for (const auto& [out, in] : {std::pair<int64_t, int64_t>{72, 96}, {520, 640}}) {
+    for (const auto& [out, in] : {std::pair<int64_t, int64_t>{72, 96}, {264, 160}, {520, 640}}) {
       const WeightLayout layout = {out, in};
       const Tensor codes(random_bytes(2 * out * in / 2)), back(poison(2 * out * in / 2));
       const Tensor packed(poison(2 * layout.expert_bytes()));
@@ -421,7 +421,7 @@ struct GemmFormat {
   int64_t scale_bytes(const WeightLayout& layout) const {  // of one expert
     const int64_t out = layout.out_features;
     if (scale_type == GroupScaleType::kNone) return 0;
-    if (scale_type == GroupScaleType::kE8M0) return layout.padded_in() / kSubBlockIn * out * 4;
+    if (scale_type == GroupScaleType::kE8M0) return layout.k_blocks() * out * 4;
     const int64_t bytes = scale_type == GroupScaleType::kFloat32 ? 4 : 2;
     return layout.in_features / group_size * out * bytes;
   }
@@ -561,6 +561,16 @@ void group_gemm() {
   for (const int format : {0, 2, 3}) {
     group_gemm_case(helped, {328, 1152}, formats[format]);
     group_gemm_case({std::vector<int32_t>(30, 1), 0}, {328, 4224}, formats[format]);
+  }
+  // Half a k block at the end of all kinds of tiles: 704 are 5 and a half, 4160 are 32 and a half.
+  for (const int format : {0, 1, 3}) {
+    for (const int32_t tokens : {3, 20, 100, 300}) {
+      const Experts many = {std::vector<int32_t>(18, tokens), 0};
+      group_gemm_case(many, {328, 704}, formats[format]);
+      group_gemm_case(many, {384, 704}, formats[format], Activation::kSwiglu);
+    }
+    group_gemm_case({{300, 280, 20}, 0}, {248, 704}, formats[format]);  // 2 k blocks in a stage
+    group_gemm_case({std::vector<int32_t>(30, 1), 0}, {328, 4160}, formats[format]);  // helped
   }
   // So many in_features that sums for float16 are carried to shared memory.
   for (const GemmFormat& format : {formats[0], formats[3]}) {

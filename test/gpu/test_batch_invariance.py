@@ -249,6 +249,48 @@ def test_bits_do_not_depend_on_helped_tiles_behind_others(
     assert_bits_equal(whole, rows.run(0, int(ends[-1]), ends, max_tokens=64))
 
 
+# One k block, two (as many as a stage of a narrow large tile has), six, and nine, where some decode
+# tiles are tall and some helped; clusters whose second block has no outputs. 33: all are helped.
+@pytest.mark.parametrize(
+    ("outs", "ins"), [(1408, 64), (1408, 160), (1408, 704), (1408, 1056), (248, 4128)]
+)
+@pytest.mark.parametrize("form", [form for form in FORMATS if "128" not in form])
+def test_half_a_k_block_is_a_whole_one_of_zeros(place: Any, form: str, outs: int, ins: int) -> None:
+    """Whatever the launch before left in shared memory where the other half would be.
+
+    The tokens are the least numbers, and what is left the largest codes, so that no product of the
+    other half would be small beside those of this one.
+    """
+    options: dict[str, Any] = {"accumulation": "float32"} if form.endswith("in float32") else {}
+    options |= {"out_dtype": "float16"} if form.endswith("to float16") else {}
+    counts = (300, 0, 3, 70, 20)
+    p = dataclasses.replace(
+        inputs_of(form).problem, counts=counts, in_features=ins, out_features=outs
+    )
+    half = random_inputs(p)
+    half = dataclasses.replace(half, x=half.x & 0x81)  # 0 and 2^-9 with both signs
+    added = -(-ins // 128) * 128 - ins
+    widths = [(0, 0), (0, 0), (0, added // 2)]
+    scale = half.weight.scale
+    if scale.ndim == 3:
+        scale = np.pad(scale, [*widths[:2], (0, added // p.group_size)], mode="edge")
+    codes = np.pad(half.weight.codes, widths)
+    whole = dataclasses.replace(
+        half,
+        problem=dataclasses.replace(p, in_features=ins + added),
+        x=np.pad(half.x, [(0, 0), (0, added)]),
+        weight=dataclasses.replace(half.weight, codes=codes, scale=scale),
+    )
+    largest = 0x88 if p.weight_format == "int4" else 0x77  # -8 and 6
+    left = dataclasses.replace(whole.weight, codes=np.full_like(codes, largest))
+    left_before = dataclasses.replace(whole, weight=left)
+    rows = [Rows(place, inputs, **options) for inputs in (whole, left_before, half)]
+    ends = np.cumsum(counts)
+    for hint in HINTS:
+        expected, _, found = (each.run(0, int(ends[-1]), ends, max_tokens=hint) for each in rows)
+        assert_bits_equal(found, expected, f"hint {hint}")
+
+
 @pytest.mark.parametrize("hint", [1, 128, 4096])
 @pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
 def test_outputs_so_many_that_they_are_streamed(place: Any, form: str, hint: int) -> None:

@@ -23,7 +23,7 @@ from bad_input_tensors import FP8, Zeros
 from bad_mla_cases import K_UP, MLA_CASES, V_UP
 
 EXPERTS, OUT, IN, TOKENS, TOPK = 2, 72, 160, 6, 2
-PADDED_OUT, PADDED_IN = 128, 256
+PADDED_OUT, PADDED_IN = 128, 192
 
 GEMM = {
     "x": Zeros(FP8, (TOKENS, IN)),
@@ -118,17 +118,17 @@ CASES = [
         weight_scale=Zeros("float32", (1025, OUT)),
     ),
     bad_gemm("in_features of x: expected a positive multiple of 32", "0", x=Zeros(FP8, (6, 0))),
-    bad_gemm("weight: expected the shape [2, 128, 128]", "[2, 72, 80]",
+    bad_gemm("weight: expected the shape [2, 128, 96]", "[2, 72, 80]",
              weight=Zeros("uint8", (2, 72, 80))),
-    bad_gemm("weight: expected the shape [2, 128, 128]", "[3, 128, 128]",
-             weight=Zeros("uint8", (3, 128, 128))),
+    bad_gemm("weight: expected the shape [2, 128, 96]", "[3, 128, 96]",
+             weight=Zeros("uint8", (3, 128, 96))),
     bad_gemm("out_features of weight_scale: expected a positive multiple of 8", "60",
              weight_scale=Zeros("float32", (2, 60))),
     bad_gemm("out_features of weight_scale: expected a positive multiple of 8", "0",
              weight_scale=Zeros("float32", (2, 0))),
     bad_gemm("experts of weight_scale: expected at least 1", "0",
              weight_scale=Zeros("float32", (0, OUT))),
-    bad_gemm("weight: expected the shape [3, 128, 128]", "[2, 128, 128]",
+    bad_gemm("weight: expected the shape [3, 128, 96]", "[2, 128, 96]",
              weight_scale=Zeros("float32", (3, OUT))),
     # Tokens of the wrong length.
     bad_gemm("tokens: expected prefix sums of 2 experts", "1 entries", tokens=Zeros("int32", (1,))),
@@ -161,7 +161,8 @@ CASES = [
              group_scale=Zeros("float16", (2, 5, 72))),
     bad_gemm("group_size: expected 32 (or -1, the format's own) with mxfp4", "128", MXFP4,
              group_size=128),
-    bad_gemm("group_scale: expected a tensor [experts, padded_in / 128, out_features, 4]", "None",
+    bad_gemm("group_scale: expected a tensor "
+             "[experts, in_features / 128 rounded up, out_features, 4]", "None",
              weight_format="mxfp4"),
     bad_gemm("group_scale: expected dtype uint8", "float32", GROUPED, weight_format="mxfp4"),
     bad_gemm("group_scale: expected the shape [2, 2, 72, 4]", "[2, 1, 72, 4]", MXFP4,
@@ -195,9 +196,9 @@ CASES = [
     bad("pack_weight", "experts of codes: expected at least 1", "0",
         codes=Zeros("uint8", (0, 8, 16))),
     bad("pack_weight", "weight_format: expected 'int4' or 'mxfp4'", "''", weight_format=""),
-    bad("unpack_weight", "packed: expected the shape [2, 192, 128]", "[2, 128, 128]",
+    bad("unpack_weight", "packed: expected the shape [2, 192, 96]", "[2, 128, 96]",
         out_features=129),
-    bad("unpack_weight", "packed: expected the shape [2, 128, 192]", "[2, 128, 128]",
+    bad("unpack_weight", "packed: expected the shape [2, 128, 160]", "[2, 128, 96]",
         in_features=288),
     bad("unpack_weight", "in_features: expected a positive multiple of 32", "100",
         in_features=100),
@@ -205,7 +206,7 @@ CASES = [
     bad("unpack_weight", "out_features: expected at least 1", "0", out_features=0),
     bad("unpack_weight", "out_features: expected at least 1", str(BIG), out_features=BIG),
     bad("unpack_weight", "experts of packed: expected at least 1", "0",
-        packed=Zeros("uint8", (0, 128, 128))),
+        packed=Zeros("uint8", (0, 128, 96))),
     bad("unpack_weight", "weight_format: expected 'int4' or 'mxfp4'", "'fp4'",
         weight_format="fp4"),
     # Quantisation.

@@ -105,7 +105,7 @@ def test_the_file_holds_the_layers_own_tensors(weight_format: str, tmp_path: Pat
             assert np.array_equal(tensor_bits(got), tensor_bits(tensor))
         metadata = file.metadata()
     assert metadata["format"] == "w4afp8"
-    assert metadata["version"] == "1"
+    assert metadata["version"] == "2"
     assert json.loads(metadata["layer"])["hidden_size"] == 160
 
 

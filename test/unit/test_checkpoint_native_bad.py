@@ -50,8 +50,8 @@ def layer_with(path: Path, **changed: Any) -> str:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"version": "2"}, r"version: expected '1' \(convert the original checkpoint again\)"),
-        ({"version": None}, "version: expected '1'"),
+        ({"version": "1"}, r"version: expected '2' \(convert the original checkpoint again\)"),
+        ({"version": None}, "version: expected '2'"),
         ({"layer": None}, "layer: expected a JSON object, got None"),
         ({"layer": "{"}, "layer: expected JSON"),
         ({"layer": "[]"}, "layer: expected a JSON object"),

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ from w4afp8.checkpoint import (
     Checkpoint,
     CheckpointError,
     SafetensorsFiles,
+    convert,
     open_checkpoint,
 )
 from w4afp8.checkpoint.per_expert import PerExpertCheckpoint
@@ -168,6 +170,15 @@ def test_files_that_are_there_are_not_read_again(
     read = break_at(-1, PerExpertCheckpoint, monkeypatch)
     assert run(source, tmp_path / "new").reused == 1
     assert read == [3]
+
+
+def test_files_of_another_version_are_written_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[convert.__module__], "NATIVE_VERSION", "1")
+        leave_the_first_file(source, tmp_path, monkeypatch)
+    assert run(source, tmp_path / "new").reused == 0
 
 
 def test_a_damaged_file_is_written_again(

@@ -214,6 +214,13 @@ def test_in_features(place: Any, form: str, in_features: int, out_dtype: str) ->
     check(place, inputs, "swiglu", out_dtype=out_dtype)
 
 
+# The last k block is half a one; tiles lie in two bands of the weight.
+@pytest.mark.parametrize("out_features", [384, 640, 1152])
+@pytest.mark.parametrize("form", ["int4", "mxfp4"])
+def test_half_a_k_block(place: Any, form: str, out_features: int) -> None:
+    check(place, inputs_of(form, out_features, 192, (40, 0, 300)), "swiglu")
+
+
 # Of few tiles the GPU makes lower ones, of many it evens out the last wave.
 @pytest.mark.parametrize("out_features", OUT_FEATURES)
 @pytest.mark.parametrize(

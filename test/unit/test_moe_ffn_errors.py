@@ -87,7 +87,7 @@ def weights() -> dict[str, np.ndarray]:
         ({"up_gate": np.zeros((4, 256), np.float32)}, "up_gate: weight: expected .* got .4, 256"),
         ({"up_gate": np.zeros((4, 128, 64), np.float32)}, "up_gate.out_features: expected 256"),
         ({"activation": "gelu"}, "up_gate.out_features: expected 128, got 256"),
-        ({"up_gate": np.zeros((3, 256, 64), np.float32)}, "up_gate.weight: expected .*4, 256, 64"),
+        ({"up_gate": np.zeros((3, 256, 64), np.float32)}, "up_gate.weight: expected .*4, 256, 32"),
         ({"down": np.full((4, 64, 128), np.nan, np.float32)}, "down: weight: expected finite"),
         ({"down": np.zeros((4, 64, 100), np.float32)}, "down: in_features: expected .* got 100"),
         ({"down_bias": np.zeros((4, 63), np.float32)}, "down_bias: shape: expected .4, 64"),

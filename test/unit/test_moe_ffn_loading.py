@@ -139,6 +139,21 @@ def test_a_model_runs_again_after_the_right_state() -> None:
     assert list(model(make_x()).shape) == [3, 64]
 
 
+def test_weights_of_an_older_layout_are_refused() -> None:
+    """Where 64 in_features or fewer are left over, those have another shape: Paddle skips them."""
+    layer, model = make(), paddle.nn.Sequential(make())
+    older = make()
+    record = older.down_proj.format.clone()
+    record[0] -= 1
+    older.down_proj.register_buffer("format", record)
+    message = r"layout 2, got mxfp4 .* layout 1 \(pack or convert the weights again\)"
+    with pytest.raises(ValueError, match=message):
+        layer.set_state_dict(older.state_dict())
+    model.set_state_dict(paddle.nn.Sequential(older).state_dict())
+    with pytest.raises(ValueError, match=message):
+        model(make_x())
+
+
 def test_the_message_says_both_formats() -> None:
     message = (
         "weights: expected mxfp4 with group size 32, weights [8, 64, 32], layout 1, "

@@ -59,9 +59,9 @@ def test_groups_of_one_projection_may_be_cut() -> None:
 
 def test_counts_its_bytes() -> None:
     layer, _, _ = build(Case(weight_format="int4", group_size=32), np.random.default_rng(0))
-    # 4 experts: packed [128, 128 / 2] and [64, 128 / 2] codes (in padded to 128), a float32 scale
-    # for each channel and for each of two groups of it.
-    assert layer.weight_bytes == 4 * (128 + 64) * (64 + 4 + 2 * 4)
+    # 4 experts: packed [128, 64 / 2] and [64, 64 / 2] codes, a float32 scale for each channel and
+    # for each of two groups of it.
+    assert layer.weight_bytes == 4 * (128 + 64) * (32 + 4 + 2 * 4)
 
 
 def test_the_callers_tensors_are_not_the_layers() -> None:

@@ -142,6 +142,11 @@ class Case:
     def k_blocks(self) -> int:
         return -(-self.in_features // 128)
 
+    @property
+    def halves(self) -> int:
+        """Halves of k blocks."""
+        return -(-self.in_features // 64)
+
     def begin_of(self, expert: int) -> int:
         return expert * self.padding if self.padding else sum(self.counts[:expert])
 
@@ -924,11 +929,11 @@ def test_light_tiles_lie_evenly_between_heavy_ones_but_for_the_last(program: str
 
 
 def sub_block_begin(case: Case, expert: int, sub_block: int, k_block: int) -> int:
-    """Where a sub-block of 4 KB lies in the packed weights (docs/formats.md)."""
+    """Where a sub-block of 4 KB, or 2 KB, lies in the packed weights (docs/formats.md)."""
     band = sub_block // 4
     in_band = min(4, case.sub_blocks - 4 * band)
-    before = (expert * case.sub_blocks + 4 * band) * case.k_blocks
-    return 4096 * (before + k_block * in_band + sub_block % 4)
+    before = (expert * case.sub_blocks + 4 * band) * case.halves + 2 * k_block * in_band
+    return 2048 * (before + sub_block % 4 * min(case.halves - 2 * k_block, 2))
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -945,12 +950,12 @@ def test_the_weights_of_the_first_tiles_are_asked_for(program: str, tile: str) -
             [case.line, *(f"{first} {n} {case.clusters}" for n in (experts * tokens, experts - 1))],
         )
         pieces = [tuple(map(int, line.split())) for line in text.splitlines()]
-        asked = np.zeros(experts * case.sub_blocks * case.k_blocks, np.int8)  # for each 4 KB
+        asked = np.zeros(experts * case.sub_blocks * case.halves, np.int8)  # for each 2 KB
         for begin, size in pieces:
-            assert begin % 4096 == size % 4096 == 0, case.line
-            assert 0 <= begin <= begin + size <= 4096 * len(asked), case.line
+            assert begin % 2048 == size % 2048 == 0, case.line
+            assert 0 <= begin <= begin + size <= 2048 * len(asked), case.line
             assert size <= 64 << 10, case.line
-            asked[begin // 4096 : (begin + size) // 4096] += 1
+            asked[begin // 2048 : (begin + size) // 2048] += 1
         assert asked.max() <= 1, case.line
         assert {line.split()[1] for line in too_few.splitlines()} == {"0"}, case.line
         if tile not in ("decode", "small", "medium", "parts", "helped"):
@@ -960,8 +965,9 @@ def test_the_weights_of_the_first_tiles_are_asked_for(program: str, tile: str) -
             if read.place >= case.clusters or read.k_begin > 0:
                 continue
             for k_block in range(min(4, case.k_blocks)):
-                begin = sub_block_begin(case, read.expert, read.sub_block, k_block) // 4096
-                assert asked[begin], case.line
+                begin = sub_block_begin(case, read.expert, read.sub_block, k_block) // 2048
+                size = min(case.halves - 2 * k_block, 2)
+                assert asked[begin : begin + size].all(), case.line
 
 
 def test_halves_come_first(plans: list[Plan]) -> None:

@@ -142,7 +142,7 @@ PROGRAMS = {
         ops.pack_weight,
         lambda rng, tokens: [codes(rng, 8 * tokens)],
         ((0, 1),),
-        traced=([-1, -1, 128],),
+        traced=([-1, -1, 96],),
     ),
     "unpack_weight": Program(
         lambda packed: ops.unpack_weight(packed, out_features=OUT, in_features=IN),

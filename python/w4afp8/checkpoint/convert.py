@@ -38,6 +38,7 @@ from w4afp8.checkpoint.errors import CheckpointError
 from w4afp8.checkpoint.files import INDEX_NAME, read_json_object
 from w4afp8.checkpoint.header import Header, read_header
 from w4afp8.checkpoint.model import Checkpoint
+from w4afp8.checkpoint.native_layout import NATIVE_VERSION
 from w4afp8.checkpoint.native_writer import NativeWriter
 from w4afp8.checkpoint.progress import show_progress
 from w4afp8.checkpoint.rounding import log_rounding
@@ -154,7 +155,7 @@ def _job(checkpoint: Checkpoint, **options: Any) -> str:
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     states = [(file.name, file.stat()) for file in files if file.is_file()]
     content = {
-        "rules": _RULES_VERSION,
+        "rules": [_RULES_VERSION, NATIVE_VERSION],
         "source": [str(path.resolve()), [(n, s.st_size, s.st_mtime_ns) for n, s in states]],
         "layers": [asdict(layer) for layer in checkpoint.layers],
         "options": {name: str(value) for name, value in options.items()},

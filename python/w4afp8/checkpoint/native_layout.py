@@ -21,9 +21,10 @@ from __future__ import annotations
 
 from w4afp8.checkpoint.model import MoELayerInfo
 from w4afp8.checkpoint.shard_writer import TensorSpec
+from w4afp8.quant.packing import k_blocks_of, packed_shape
 
 NATIVE_FORMAT = "w4afp8"
-NATIVE_VERSION = "1"
+NATIVE_VERSION = "2"
 PROJECTIONS = ("up_gate_proj", "down_proj")
 ROUTER_TENSORS = ("weight", "bias", "correction_bias")
 
@@ -46,14 +47,13 @@ def projection_sizes(layer: MoELayerInfo, projection: str) -> tuple[int, int]:
 def packed_tensors(layer: MoELayerInfo, projection: str) -> dict[str, TensorSpec]:
     """The packed weight and its scales, by their names in a layer's state."""
     out, features = projection_sizes(layer, projection)
-    padded_out, padded_in = -(-out // 64) * 64, -(-features // 128) * 128
     experts = layer.experts
     tensors = {
-        "weight": TensorSpec("U8", (experts, padded_out, padded_in // 2)),
+        "weight": TensorSpec("U8", (experts, *packed_shape(out, features))),
         "weight_scale": TensorSpec("F32", (experts, out)),
     }
     if layer.weight_format == "mxfp4":
-        tensors["group_scale"] = TensorSpec("U8", (experts, padded_in // 128, out, 4))
+        tensors["group_scale"] = TensorSpec("U8", (experts, k_blocks_of(features), out, 4))
     elif layer.group_size != -1:
         shape = (experts, features // layer.group_size, out)
         tensors["group_scale"] = TensorSpec(_STORED_NAMES[layer.scale_dtype], shape)

@@ -25,6 +25,7 @@ from w4afp8.fastdeploy.scales import plain_scales
 from w4afp8.fastdeploy.weights import packed_operand
 from w4afp8.incubate.nn.functional._projections import Projection
 from w4afp8.layers.operands import contiguous
+from w4afp8.quant.packing import packed_shape
 
 _SETTINGS = ("token_padding_size", "max_tokens", "is_bfloat16")
 _OPERANDS = ("input_row_sum", "weight_scale", "input_dequant_scale", "max_tokens_per_expert")
@@ -163,6 +164,6 @@ def _may_be_scale(weight: Tensor, in_features: int, operand: Any) -> bool:
     shape = list(operand.shape) if isinstance(operand, Tensor) else []
     if len(shape) == 4:
         return True
-    padded_bytes = -(-in_features // 128) * 64
-    out = -(-shape[1] // 64) * 64 if len(shape) == 2 else 0
-    return out > 0 and out * padded_bytes * shape[0] == weight.size
+    if len(shape) != 2 or shape[1] == 0:
+        return False
+    return shape[0] * math.prod(packed_shape(shape[1], in_features)) == weight.size

@@ -46,6 +46,7 @@ from w4afp8.layers.experts import tokens_hint
 from w4afp8.layers.moe_launches import call_layer
 from w4afp8.layers.operands import contiguous, on_place_of
 from w4afp8.layers.router import Routing
+from w4afp8.quant.packing import packed_shape
 
 _DEFAULT_ROTATION = 128  # FastDeploy's, where a config names none
 
@@ -73,7 +74,7 @@ class W4AFP8MoEMethod:
     def create_weights(self, layer: nn.Layer, **extra_weight_attrs: Any) -> None:
         """Adds parameters of zeros to the layer.
 
-        int8 ``[local experts, in / 2, out]`` (packed, out padded to 64, in to 128); the scales of
+        int8 ``[local experts, in / 2, out]`` (packed, out and in padded to 64); the scales of
         weights float32 ``[local experts, groups, out]``, 1 group until loading finds more: what
         multiplies a code, where FastDeploy's own method has an order and factors of its kernel's;
         for static quantisation the scales of inputs float32 ``[local experts]``.
@@ -98,8 +99,8 @@ class W4AFP8MoEMethod:
             IN_SCALES,
             strict=True,
         ):
-            padded = [-(-features // 128) * 64, -(-out // 64) * 64]
-            add_parameter(layer, weight, [experts, *padded], "int8")
+            padded_out, half_in = packed_shape(out, features)
+            add_parameter(layer, weight, [experts, half_in, padded_out], "int8")
             add_parameter(layer, scale, [experts, 1, out], "float32")
             if not layer.moe_quant_config.moe_dynamic_quant:
                 add_parameter(layer, in_scale, [experts], "float32")

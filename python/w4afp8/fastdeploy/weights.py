@@ -15,9 +15,9 @@
 
 FastDeploy's converted bytes are an order for its own kernel, and cannot hold -8. Nobody but its
 kernel reads them, so the conversion here gives this package's packed bytes instead (what
-`w4afp8.ops.pack_weight` gives), in FastDeploy's shapes wherever those have as many bytes: out a
-multiple of 64 and in of 128. Other sizes come padded to these; the operators read the true sizes
-from the scales and the activations.
+`w4afp8.ops.pack_weight` gives), in FastDeploy's shapes wherever those have as many bytes: out and
+in multiples of 64. Other sizes come padded to these; the operators read the true sizes from the
+scales and the activations.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from paddle import Tensor
 from w4afp8 import ops
 from w4afp8._checks import dtype_name
 from w4afp8.quant.codes import join_nibbles
+from w4afp8.quant.packing import packed_shape
 
 _LARGEST_CODE = 15
 
@@ -48,8 +49,8 @@ def w4afp8_gemm_weight_convert(weight: Tensor) -> Tensor:
             Out is a multiple of 8, in of 32.
 
     Returns:
-        Packed bytes. Uint8 ``[experts, out, in / 2]`` or int8 ``[in / 2, out]``, with out padded
-        to 64 and in to 128.
+        Packed bytes. Uint8 ``[experts, out, in / 2]`` or int8 ``[in / 2, out]``, with out and in
+        padded to 64.
 
     Raises:
         ValueError: Type or shape is another, or the codes are not of one spelling.
@@ -87,7 +88,7 @@ def packed_operand(name: str, weight: Tensor, out_features: int, in_features: in
         ValueError: type or number of bytes is another.
     """
     kind, shape = dtype_name(weight.dtype), list(weight.shape)
-    padded = [-(-out_features // 64) * 64, -(-in_features // 128) * 64]
+    padded = packed_shape(out_features, in_features)
     if kind not in ("uint8", "int8") or len(shape) != 3 or shape[1] * shape[2] != np.prod(padded):
         raise ValueError(
             f"{name}: expected uint8 or int8 of w4afp8_gemm_weight_convert, "

@@ -27,6 +27,7 @@ from w4afp8.layers.checks import check_same
 from w4afp8.layers.format_record import RecordedLayer, check_record, format_record
 from w4afp8.layers.operands import alias
 from w4afp8.quant import PackedWeight, ScaleDtype, WeightFormat
+from w4afp8.quant.packing import k_blocks_of, packed_shape
 from w4afp8.quant.weights import check_choice, check_group_size, check_type
 
 
@@ -106,19 +107,18 @@ class ExpertLinear(RecordedLayer):
         )
 
     def _register_zeros(self, scale_dtype: ScaleDtype, has_bias: bool) -> None:
-        padded_out = -(-self.out_features // 64) * 64
-        padded_in = -(-self.in_features // 128) * 128
+        packed = packed_shape(self.out_features, self.in_features)
         per_channel = [self.num_experts, self.out_features]
-        weight = paddle.zeros([self.num_experts, padded_out, padded_in // 2], dtype="uint8")
+        weight = paddle.zeros([self.num_experts, *packed], dtype="uint8")
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", paddle.zeros(per_channel, dtype="float32"))
-        self.register_buffer("group_scale", self._zero_group_scale(padded_in, scale_dtype))
+        self.register_buffer("group_scale", self._zero_group_scale(scale_dtype))
         bias = paddle.zeros(per_channel, dtype=self.activation_dtype) if has_bias else None
         self.register_buffer("bias", bias)
 
-    def _zero_group_scale(self, padded_in: int, scale_dtype: ScaleDtype) -> Tensor | None:
+    def _zero_group_scale(self, scale_dtype: ScaleDtype) -> Tensor | None:
         if self.weight_format == "mxfp4":
-            shape = [self.num_experts, padded_in // 128, self.out_features, 4]
+            shape = [self.num_experts, k_blocks_of(self.in_features), self.out_features, 4]
             return paddle.zeros(shape, dtype="uint8")
         if self.group_size == -1:
             return None

@@ -28,7 +28,7 @@ from w4afp8.layers.checks import check_same
 from w4afp8.layers.precision import QuantizedLayer
 from w4afp8.quant import WeightFormat
 
-_VERSION = 1  # of the packed order of docs/formats.md
+_VERSION = 2  # of the packed order of docs/formats.md
 _FORMATS = get_args(WeightFormat)
 
 
@@ -88,7 +88,8 @@ def record_tensor(record: Sequence[int]) -> Tensor:
 def check_record(name: str, got: Sequence[int], expected: Sequence[int]) -> None:
     """Raises ValueError, in words, unless both records are equal."""
     if tuple(got) != tuple(expected):
-        raise ValueError(f"{name}: expected {_in_words(expected)}, got {_in_words(got)}")
+        advice = "" if got[0] == expected[0] else " (pack or convert the weights again)"
+        raise ValueError(f"{name}: expected {_in_words(expected)}, got {_in_words(got)}{advice}")
 
 
 def _in_words(record: Sequence[int]) -> str:

@@ -31,6 +31,16 @@ LARGEST_RELATIVE = 254  # byte of the largest group of a channel
 STEPS_PER_K_BLOCK = 4  # groups of 32 in a k block of 128
 
 
+def packed_shape(out_features: int, in_features: int) -> list[int]:
+    """``[padded_out, padded_in / 2]`` of a packed weight: both padded to 64."""
+    return [-(-out_features // 64) * 64, -(-in_features // 64) * 32]
+
+
+def k_blocks_of(in_features: int) -> int:
+    """K blocks of 128 in_features, rounded up: words of MXFP4's ``group_scale`` in a channel."""
+    return -(-in_features // 128)
+
+
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
     """The weight operands of `w4afp8.ops.group_gemm`. Layouts: docs/formats.md.
@@ -40,7 +50,7 @@ class PackedWeight:
         weight_scale: float32 ``[experts, out_features]``.
         group_scale: None (int4 per channel); float32 or bfloat16
             ``[experts, in_features / group_size, out_features]`` (int4 groups); uint8
-            ``[experts, padded_in / 128, out_features, 4]`` (mxfp4).
+            ``[experts, in_features / 128 rounded up, out_features, 4]`` (mxfp4).
         weight_format: "int4" or "mxfp4".
         group_size: -1, or weights along in_features that share a scale.
         out_features: without the padding.
@@ -74,7 +84,7 @@ def pack(weight: QuantizedWeight, *, place: Any = None) -> PackedWeight:
         >>> from w4afp8.quant import pack, quantize
         >>> packed = pack(quantize(paddle.randn([2, 96, 160]), weight_format="mxfp4"))
         >>> list(packed.weight.shape), list(packed.group_scale.shape)
-        ([2, 128, 128], [2, 2, 96, 4])
+        ([2, 128, 96], [2, 2, 96, 4])
     """
     check_type("weight", weight, QuantizedWeight)
     weight_scale, group_scale = _pack_scales(weight)
@@ -173,7 +183,7 @@ def pack_e8m0(scale: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
     """
     experts, out, groups = scale.shape
     largest = scale.max(axis=2).astype(np.int32)
-    k_blocks = -(-groups // STEPS_PER_K_BLOCK)
+    k_blocks = k_blocks_of(32 * groups)
     padded = (experts, out, k_blocks * STEPS_PER_K_BLOCK)
     relative = np.full(padded, LARGEST_RELATIVE, dtype=np.uint8)
     relative[..., :groups] = LARGEST_RELATIVE + scale.astype(np.int32) - largest[..., None]

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from w4afp8.quant.codes import split_nibbles
 
 SUB_OUT, SUB_IN, SUB_BYTES, BAND_OUT = 64, 128, 4096, 256
+HALF_IN = SUB_IN // 2  # of a last k block that is half a one
 
 
 def naive_pack(codes: NDArray[np.uint8], weight_format: str) -> NDArray[np.uint8]:
     """Codes ``[experts, out, in / 2]`` to the packed ``[experts, padded_out, padded_in / 2]``."""
     experts, out, half_in = codes.shape
-    padded_out, padded_in = -(-out // SUB_OUT) * SUB_OUT, -(-half_in * 2 // SUB_IN) * SUB_IN
+    padded_out, padded_in = -(-out // SUB_OUT) * SUB_OUT, -(-half_in * 2 // HALF_IN) * HALF_IN
     padded = np.zeros((experts, padded_out, padded_in), np.uint8)
     padded[:, :out, : half_in * 2] = split_nibbles(codes)
     words = np.zeros((experts, padded_out * padded_in // 8), np.uint32)
@@ -44,8 +45,9 @@ def _places(
     """Index of the 32-bit word of each code, and (half, lane) inside it."""
     band = row // BAND_OUT
     subs_here = np.minimum(BAND_OUT, padded_out - band * BAND_OUT) // SUB_OUT
-    block = k // SUB_IN * subs_here + row % BAND_OUT // SUB_OUT
-    byte = band * BAND_OUT * (padded_in // 2) + block * SUB_BYTES
+    sub_bytes = np.where(padded_in - k // SUB_IN * SUB_IN < SUB_IN, SUB_BYTES // 2, SUB_BYTES)
+    byte = band * BAND_OUT * (padded_in // 2) + k // SUB_IN * subs_here * SUB_BYTES
+    byte += row % BAND_OUT // SUB_OUT * sub_bytes
 
     step, column = k % SUB_IN // 32, k % 32
     thread = row % SUB_OUT // 16 * 32 + row % 8 * 4 + column % 16 // 4
