@@ -48,7 +48,9 @@ from w4afp8.quant.weights import check_choice
 _WRITTEN_SUFFIX = ".written"  # a whole file that no reader opens yet
 _NOTE_SUFFIX = ".note.json"
 _OWN_SUFFIXES = (".safetensors", _NOTE_SUFFIX, _WRITTEN_SUFFIX, UNFINISHED_SUFFIX)
-_RULES_VERSION = 1  # of what the writers make of the same source: raise it when that changes
+# Of what the writers make of the same source: raise it when that changes, NATIVE_VERSION with a
+# native file's tensors.
+_RULES_VERSION = 1
 
 
 @dataclass(frozen=True)
