@@ -46,6 +46,8 @@ from w4afp8.testing.tensors import tensor_bits
 
 pytestmark = pytest.mark.cpu_only
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
+
 
 def whole(source: MemoryCheckpoint, name: str) -> QuantizedWeight:
     """All experts of the first layer in one."""
@@ -106,6 +108,7 @@ def test_the_file_holds_the_layers_own_tensors(weight_format: str, tmp_path: Pat
         metadata = file.metadata()
     assert metadata["format"] == "w4afp8"
     assert metadata["version"] == "2"
+    assert "| `version` | `2` |" in DOCUMENT.read_text(encoding="utf-8")
     assert json.loads(metadata["layer"])["hidden_size"] == 160
 
 

@@ -147,6 +147,10 @@ class Case:
         """Halves of k blocks."""
         return -(-self.in_features // 64)
 
+    def halves_of(self, k_block: int) -> int:
+        """The last k block may be half a one."""
+        return min(self.halves - 2 * k_block, 2)
+
     def begin_of(self, expert: int) -> int:
         return expert * self.padding if self.padding else sum(self.counts[:expert])
 
@@ -933,7 +937,7 @@ def sub_block_begin(case: Case, expert: int, sub_block: int, k_block: int) -> in
     band = sub_block // 4
     in_band = min(4, case.sub_blocks - 4 * band)
     before = (expert * case.sub_blocks + 4 * band) * case.halves + 2 * k_block * in_band
-    return 2048 * (before + sub_block % 4 * min(case.halves - 2 * k_block, 2))
+    return 2048 * (before + sub_block % 4 * case.halves_of(k_block))
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -966,8 +970,7 @@ def test_the_weights_of_the_first_tiles_are_asked_for(program: str, tile: str) -
                 continue
             for k_block in range(min(4, case.k_blocks)):
                 begin = sub_block_begin(case, read.expert, read.sub_block, k_block) // 2048
-                size = min(case.halves - 2 * k_block, 2)
-                assert asked[begin : begin + size].all(), case.line
+                assert asked[begin : begin + case.halves_of(k_block)].all(), case.line
 
 
 def test_halves_come_first(plans: list[Plan]) -> None:

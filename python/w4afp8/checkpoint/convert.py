@@ -48,8 +48,8 @@ from w4afp8.quant.weights import check_choice
 _WRITTEN_SUFFIX = ".written"  # a whole file that no reader opens yet
 _NOTE_SUFFIX = ".note.json"
 _OWN_SUFFIXES = (".safetensors", _NOTE_SUFFIX, _WRITTEN_SUFFIX, UNFINISHED_SUFFIX)
-# Of what the writers make of the same source: raise it when that changes, NATIVE_VERSION with a
-# native file's tensors.
+# Of what the writers make of the same source: raise it when that changes, but NATIVE_VERSION where
+# the native format does.
 _RULES_VERSION = 1
 
 

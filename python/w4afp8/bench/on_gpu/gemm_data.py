@@ -24,7 +24,7 @@ import torch
 from w4afp8 import ops
 from w4afp8.bench.cases import GemmCase
 from w4afp8.bench.on_gpu.random_fp8 import random_fp8
-from w4afp8.quant.packing import k_blocks_of
+from w4afp8.quant.packing import LARGEST_RELATIVE, k_blocks_of
 from w4afp8.testing.gpu import as_torch, from_torch
 from w4afp8.testing.timing import num_rotations
 
@@ -49,10 +49,11 @@ def make_weights(case: GemmCase, *, keep_codes: bool) -> WeightSet:
     group_scale = None
     if case.weight_format == "mxfp4":
         words = (experts, k_blocks_of(inside), out, 4)
-        lowest = 254 - case.scale_binades
-        bytes_ = torch.randint(lowest, 255, words, dtype=torch.uint8, device="cuda")
-        bytes_[:, 0, :, 0] = 254  # the largest group of a channel is always 254
-        bytes_[:, -1, :, 1 + (inside // 32 - 1) % 4 :] = 254  # past in_features
+        largest = LARGEST_RELATIVE
+        ends = (largest - case.scale_binades, largest + 1)
+        bytes_ = torch.randint(*ends, words, dtype=torch.uint8, device="cuda")
+        bytes_[:, 0, :, 0] = largest  # of some group of each channel
+        bytes_[:, -1, :, 1 + (inside // 32 - 1) % 4 :] = largest  # past in_features
         group_scale = from_torch(bytes_)
     elif case.has_groups():
         shape = (experts, inside // case.group_size, out)
