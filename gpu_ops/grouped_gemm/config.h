@@ -96,7 +96,7 @@ struct TileShape {
 
   static_assert(Widths::are_valid(kCluster) && kTokens <= 256);
   static_assert(kThreeQuarterTiles == 0 || Widths::has(kThreeQuarters));
-  static_assert(!kMayPause || (kIsWide && kCluster == 1 && Widths::has(kThreeQuarters)));
+  static_assert(!kMayPause || (kIsWide && Widths::has(kThreeQuarters)));
   static_assert(!kMayHelp || (kConsumers == 4 && kTokens == 16 && kCluster == 1));
   static_assert(!kSplits || Widths::has(kTokens / 2));
   static_assert(kConsumers == 2 || kConsumers == 4, "register budgets are given for 2 and 4");
@@ -136,6 +136,9 @@ using TileMediumInParts = TileShape<4, MediumWidths, 5, 1, 0, false, true>;
 using TileLarge = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3, true>;  // 128 x 256
 // For formats with group scales: two whole tiles and a narrow one take less time than three of three quarters.
 using TileLargeGrouped = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2, true>;
+// For few tiles, as above: where none are in parts they take up to 0.4% longer (kernel-log.md, run 172).
+using TileLargeInParts = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3, true, true>;
+using TileLargeGroupedInParts = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2, true, true>;
 // For gated activations and streamed outputs, which mostly lose by sums that are turned.
 using TileLargeRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3>;
 using TileLargeGroupedRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2>;
@@ -184,14 +187,17 @@ W4AFP8_HOST_DEVICE bool streams_outputs(const GroupGemmParams& params) {
   return params.in_features <= 256 && params.tokens.num_rows * params.out_features > kOutputs;
 }
 
-// Whether there are so few medium tiles, if all were full, that no block has more than four.
-inline bool has_few_tiles(const GroupGemmParams& params, int blocks) {
+// Whether there are so few tiles, if all were full, that the kernel for parts pays: four a block of medium ones, 16 a
+// cluster of large ones (kernel-log.md, runs 117 and 173).
+template <class Tile>
+bool has_few_tiles(const GroupGemmParams& params, int multiprocessors) {
+  constexpr int kMost = Tile::kCluster == 1 ? 4 : 16;
   const int64_t rows = params.tokens.num_rows;
   const int64_t each = std::min(expected_tokens(params), rows);
   const int64_t tokens = std::min(each * params.tokens.experts, rows);
-  const int64_t tiles = ceil_div(tokens, int64_t{TileMedium::kTokens}) *
-                        ceil_div(params.out_features, int64_t{TileMedium::kOut});
-  return tiles <= int64_t{4} * blocks;
+  const int64_t tiles = ceil_div(tokens, int64_t{Tile::kTokens}) *
+                        ceil_div(params.out_features, int64_t{Tile::kOut * Tile::kCluster});
+  return tiles <= int64_t{kMost} * (multiprocessors / Tile::kCluster);
 }
 
 // Whether decode tiles are those that may be helped: 8 and 9 k blocks gain little by it, so fewer are left without
@@ -200,9 +206,11 @@ inline bool may_help(const GroupGemmParams& params) {
   return params.in_features >= 8 * kSubBlockIn;
 }
 
-// Parts of a tile are long, as its sums go to memory and back. Outputs are whole sub-blocks.
-inline bool may_pause(const GroupGemmParams& params) {
-  return params.in_features >= 16 * kSubBlockIn && params.in_features <= int64_t{1} << 20 &&
+// Parts of a tile are long, as its sums go to memory and back: those of large tiles longer. Outputs are whole sub-blocks.
+template <class Tile>
+bool may_pause(const GroupGemmParams& params) {
+  constexpr int64_t kLeast = (Tile::kCluster == 1 ? 16 : 32) * kSubBlockIn;
+  return params.in_features >= kLeast && params.in_features <= int64_t{1} << 20 &&
          params.out_features % kSubBlockOut == 0;
 }
 

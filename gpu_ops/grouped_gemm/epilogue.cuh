@@ -75,12 +75,10 @@ class Epilogue {
     __pipeline_commit();
   }
 
-  // Sets `sums` to what the first part of the tile has stored. `most`: see HalfSums.
-  template <class Sums>
-  __device__ __forceinline__ void resume(const TileCoordinates& tile, Sums& sums,
-                                         float most) const {
-    sums.template clear<Tile::kTokens>(most);
-    constexpr int kPieces = Tile::kTokens / 16;
+  // Sets `sums`, which are zeros, to what the first part of the tile has stored.
+  template <int kTokens, class Sums>
+  __device__ __forceinline__ void resume(const TileCoordinates& tile, Sums& sums) const {
+    constexpr int kPieces = kTokens / 16;
     uint4 pieces[kPieces];  // as in store_chunk
     const uint16_t* source = first_piece(tile, 0);
     const int tokens = tokens_of(tile, 0);

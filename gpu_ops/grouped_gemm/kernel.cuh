@@ -75,10 +75,12 @@ __device__ __forceinline__ void multiply(TileCoordinates tile, MainLoop<Tile, Fo
   if (!helps) epilogue.prefetch(tile);
   typename MainLoop<Tile, Format>::Sums sums;
   const bool begins = !kPauses<Tile, Format> || tile.k_begin == 0;
-  if constexpr (kPauses<Tile, Format>) {
-    if (!begins) epilogue.resume(tile, sums, main_loop.most());
-  }
-  main_loop.run(width_of<Tile>(tile.num_tokens).tokens, begins, sums);
+  const auto resume = [&](auto tokens) {
+    if constexpr (kPauses<Tile, Format>) {
+      epilogue.template resume<decltype(tokens)::value>(tile, sums);
+    }
+  };
+  main_loop.run(width_of<Tile>(tile.num_tokens).tokens, begins, sums, resume);
   if (helps) return;
   tile = main_loop.tile();  // no register has to hold it meanwhile
   if constexpr (kPauses<Tile, Format>) {

@@ -41,7 +41,7 @@ cudaError_t launch_tile(const GroupGemmParams& params, const Device& device, cud
   LaunchCounters* const counters =
       may_take<Tile>(params, device.sm_count) ? launch_counters(device.index, stream) : nullptr;
   plan.may_take = counters != nullptr;
-  plan.may_pause = kPauses<Tile, Format> && plan.may_take && may_pause(params);
+  plan.may_pause = kPauses<Tile, Format> && plan.may_take && may_pause<Tile>(params);
   const LaunchShape shape = {dim3(clusters * Tile::kCluster), Tile::kThreads,
                              static_cast<int64_t>(shared_bytes(params.tokens.experts)),
                              Tile::kCluster, /*starts_early=*/true};
@@ -66,7 +66,7 @@ cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream
     if (tile != TileKind::kLarge) {
       // Also where no tile pauses, as in_features are few, say: a layer's two products then have one kernel.
       if constexpr (kPauses<TileMediumInParts, Format>) {
-        if (has_few_tiles(params, device.sm_count)) {
+        if (has_few_tiles<TileMediumInParts>(params, device.sm_count)) {
           return launch_tile<TileMediumInParts, Format>(params, device, stream);
         }
       }
@@ -78,7 +78,15 @@ cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream
       constexpr bool kHasGroups = Format::kGroupScaling != GroupScaling::kNone;
       if constexpr (!Format::kIsGated) {
         using Large = std::conditional_t<kHasGroups, TileLargeGrouped, TileLarge>;
-        if (!streams_outputs(params)) return launch_tile<Large, Format>(params, device, stream);
+        using InParts = std::conditional_t<kHasGroups, TileLargeGroupedInParts, TileLargeInParts>;
+        if (!streams_outputs(params)) {
+          if constexpr (kPauses<InParts, Format>) {
+            if (may_pause<InParts>(params) && has_few_tiles<InParts>(params, device.sm_count)) {
+              return launch_tile<InParts, Format>(params, device, stream);
+            }
+          }
+          return launch_tile<Large, Format>(params, device, stream);
+        }
       }
       using Rounded = std::conditional_t<kHasGroups, TileLargeGroupedRounded, TileLargeRounded>;
       static_assert(kIsForStreams<Rounded, Format> != Format::kIsGated);

@@ -69,9 +69,6 @@ class MainLoop {
     return *static_cast<const TileCoordinates*>(__cvta_shared_to_generic(listed_));
   }
 
-  // See HalfSums.
-  __device__ __forceinline__ float most() const { return most_; }
-
   // Empties the ring for a tile that has no outputs for this warpgroup; false where it has.
   __device__ __forceinline__ bool skips(const TileCoordinates& tile) {
     if constexpr (Tile::kVariesHeight) {
@@ -88,16 +85,35 @@ class MainLoop {
   }
 
   // The warpgroup's sums over in_features for the first `width` tokens of the tile, still in the
-  // fixed exponent of Format::kFactor. They begin with what `sums` are, or with zeros.
-  template <int kIndex = 0>
-  __device__ __forceinline__ void run(int width, bool begins, Sums& sums) {
+  // fixed exponent of Format::kFactor. Where they do not begin with zeros, `resume` sets those of a
+  // constant number of tokens.
+  template <class Resume>
+  __device__ __forceinline__ void run(int width, bool begins, Sums& sums, Resume resume) {
+    if constexpr (!kResumesByWidth) {
+      if (!begins) begin<Tile::kTokens>(begins, sums, resume);
+    }
+    run_width<0>(width, begins, sums, resume);
+  }
+
+ private:
+  // Whether there is code to resume for each width, not one before the choice among them. That one needs all widths to
+  // have their sums in the same registers, of which large tiles have too few; medium ones have eight widths, and with
+  // so much more code a layer took 2% longer (kernel-log.md, runs 170 and 172).
+  static constexpr bool kResumesByWidth = Tile::kConsumers == 2;
+
+  template <int kTokens, class Resume>
+  __device__ __forceinline__ void begin(bool begins, Sums& sums, Resume resume) const {
+    sums.template clear<kTokens>(kHasScales ? Sums::kNoUnit : most_);
+    if (!begins) resume(std::integral_constant<int, kTokens>());
+  }
+
+  template <int kIndex, class Resume>
+  __device__ __forceinline__ void run_width(int width, bool begins, Sums& sums, Resume resume) {
     constexpr int kWidth = Tile::Widths::at(kIndex);
     if constexpr (kWidth > Tile::kNarrowest) {
-      if (width < kWidth) return run<kIndex + 1>(width, begins, sums);
+      if (width < kWidth) return run_width<kIndex + 1>(width, begins, sums, resume);
     }
-    if (begins) {
-      sums.template clear<kCleared<kWidth>>(kHasScales ? Sums::kNoUnit : most_);
-    }
+    if (begins || kResumesByWidth) begin<kCleared<kWidth>>(begins, sums, resume);
     if constexpr (Format::kSummation == Summation::kPromoted) {
       if (has_short_groups(params_)) return run_by_steps<kWidth>(sums);
     }
@@ -111,7 +127,6 @@ class MainLoop {
     }
   }
 
- private:
   struct Packed {
     PackedWords words;
     typename Format::RowScales scales;

@@ -119,8 +119,8 @@ class Producer {
     // The next tile is listed once both have asked for it: so many k blocks before the end of this one, that the
     // ring lasts until it is found, and not earlier, as another block may have nothing left before.
     constexpr int kAskedBefore = 8 * kBlock;
-    const int asks =
-        max(static_cast<int>(round_up(end, max(most_blocks, 2) * kBlock)) - kAskedBefore, column);
+    const int rest = static_cast<int>(round_up(end - column, max(most_blocks, 2) * kBlock));
+    const int asks = column + max(rest - kAskedBefore, 0);
     if (!kWeights) ask(scheduler);
     const auto advance = [&](int k_blocks) {
       if constexpr (kWeights) weight.advance(k_blocks);

@@ -35,7 +35,8 @@ class TileScheduler {
  public:
   using Plan = TilePlan<Tile>;
   static constexpr int kLanes = 32;
-  static_assert(Plan::kMostPaused == LaunchCounters::kMostPaused && Tile::kConsumers < 16);
+  static_assert(Plan::kMostPaused == LaunchCounters::kMostPaused &&
+                Tile::kConsumers * Tile::kCluster < 16);
   static_assert(kListedTiles == kLanes && kListedTiles > Tile::kStages);
   static constexpr int kWarps = 4;  // of the producers' warpgroup
   static_assert(Tile::kThreads == Tile::kConsumerThreads + kWarps * kLanes);
@@ -310,6 +311,15 @@ class TileScheduler {
     }
   }
 
+  // Each block that asks anything of the counters draws one ticket in vain, the last thing that it asks, as all before was
+  // answered. The last one puts them back.
+  __device__ __forceinline__ uint32_t draw(const Plan& plan) const {
+    constexpr int kBlocks = Tile::kMayPause ? Tile::kCluster : 1;  // of a cluster
+    const uint32_t ticket = atomicAdd(&counters_->tickets, 1);
+    if (ticket + 1 >= plan.taken() + kBlocks * plan.clusters.value) *counters_ = {};
+    return ticket;
+  }
+
   // The place of the next of the tiles that are taken, or -1.
   __device__ __forceinline__ int take() {
     const Plan& plan = shared_.plan;
@@ -317,18 +327,19 @@ class TileScheduler {
     if (tiles == 0) return -1;
     uint32_t ticket;
     if (Tile::kCluster == 1 || blockIdx.x % Tile::kCluster == 0) {
-      ticket = atomicAdd(&counters_->tickets, 1);
-      // Each cluster draws one in vain, the last thing that it asks of the counters, as all before was answered. The
-      // last one puts them back.
-      if (ticket + 1 >= tiles + plan.clusters.value) *counters_ = {};
+      ticket = draw(plan);
       mail_.send(taken_, ticket);
     } else {
       ticket = mail_.receive(taken_);
+      // The first block may be ahead of the last part that this one has waited for.
+      if (Tile::kMayPause && ticket >= tiles) draw(plan);
     }
     ++taken_;
     const int place = plan.taken_place(static_cast<int>(ticket));
     // First parts were taken before, by blocks that run, so this ends.
-    if (plan.is_last_part(place)) counters_->wait_for_paused(place - plan.all(), Tile::kConsumers);
+    if (plan.is_last_part(place)) {
+      counters_->wait_for_paused(place - plan.all(), Tile::kConsumers * Tile::kCluster);
+    }
     return place;
   }
 

@@ -26,14 +26,14 @@
 // taken, one by one, by blocks that have nothing left (scheduler.cuh). Not so where a tile is over before the next one
 // can be found.
 //
-// Where there are few waves of tiles that differ, some are in two parts. The first k blocks of each are multiplied
-// before anything else, and the others at the end, by whichever block has nothing left, from where the first block left
-// the sums: in the tile's outputs. So the order of a sum stays what it is. Then all parts and tiles are taken, none
-// dealt out: a block that has not begun yet owes nobody a first part. What is taken last gets ever shorter: heavy tiles
-// without light ones between them, the light ones that are left, and last parts.
+// Where there are few waves of tiles that differ, or of equal large ones whose last wave is far from full, some are in two
+// parts. The first k blocks of each are multiplied before anything else, and the others at the end, by whichever block
+// has nothing left, from where the first block left the sums: in the tile's outputs. So the order of a sum stays what it
+// is. Then all parts and tiles are taken, none dealt out: a block that has not begun yet owes nobody a first part. What is
+// taken last gets ever shorter: heavy tiles without light ones between them, the light ones that are left, and last parts.
 //
 // Where all are heavy, the last wave is evened out without splitting a sum: the later experts may
-// have tiles a sub-block lower, or the last tiles are halved along the tokens. Where there are fewer
+// have tiles a sub-block lower, or the last tiles, if none are in parts, are halved along the tokens. Where there are fewer
 // tiles than blocks, all are as low as still makes no more tiles than blocks. But where tiles of one
 // sub-block are helped (main_loop.cuh), and tall ones would leave many blocks idle, the later experts
 // have helped ones instead: taken last, they even out what the tall ones before them leave.
@@ -112,8 +112,9 @@ struct TilePlan {
   int32_t paused;        // so many tiles, the first ones, are in two parts
   int32_t taken_begin;   // tiles from this place on are taken
 
-  // With more waves the last tiles are short beside what a block does; with few k blocks they are anyway.
-  static constexpr int kPausedWaves = 8, kPausedShortWaves = 4;
+  // With more waves the last tiles are short beside what a block does; with few k blocks they are anyway. Tiles of 256
+  // tokens are longer.
+  static constexpr int kPausedWaves = Tile::kSplits ? 24 : 8, kPausedShortWaves = 4;
   static constexpr int kShortBlocks = 32;
   static constexpr int kMostPaused = 120;
   // Activations that stay in L2 while all outputs are multiplied with them.
@@ -267,10 +268,10 @@ struct TilePlan {
     const bool differ = is_uneven || light.all > 0;
     if (may_take && can_take(k_blocks) && all() > clusters.value) {
       taken_begin = clusters.value;
-      if (Tile::kMayPause && may_pause && differ) pause();
+      if (Tile::kMayPause && may_pause && (differ || Tile::kSplits)) pause(differ);
     }
     mix();
-    if (!Tile::kSplits || differ) return;
+    if (!Tile::kSplits || differ || paused > 0) return;
     const int last = clusters.remainder(heavy.all);
     if (2 * last > clusters.value) return;
     whole -= last;
@@ -348,12 +349,13 @@ struct TilePlan {
 
   // The first tiles are in parts, and all are taken. Not where two waves would leave less than an eighth of the time idle
   // if tiles took equally long, as these end together anyway; nor any that would, where k blocks are few and parts take as
-  // long as they save.
-  W4AFP8_HOST_DEVICE void pause() {
+  // long as they save; nor equal ones that leave less than a tenth.
+  W4AFP8_HOST_DEVICE void pause(bool differ) {
     const int waves = clusters.quotient_rounded_up(all()), idle = waves * clusters.value - all();
     const bool is_short = k_blocks < kShortBlocks;
     if (waves > (is_short ? kPausedShortWaves : kPausedWaves)) return;
     if ((is_short || waves <= 2) && 8 * idle < waves * clusters.value) return;
+    if (!differ && 10 * idle < waves * clusters.value) return;
     const int wanted = clusters.value * 3 / 5;  // more cost what they even out (kernel-log.md)
     paused = wanted < kMostPaused ? wanted : kMostPaused;
     if (paused > 0) taken_begin = 0;

@@ -14,7 +14,8 @@
 
 // The epilogue of tiles whose threads have registers enough for eight rows at once: sums, in halves, are
 // turned around in shared memory as they are; the thread that stores 16 bytes scales, biases and rounds
-// them. So it waits for shared memory twice a tile instead of every 16 tokens.
+// them. So it waits for shared memory twice a tile instead of every 16 tokens. A first part's sums are stored and loaded
+// by the same rows.
 #pragma once
 
 #include <type_traits>
@@ -43,6 +44,43 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
  public:
   using Base::Base;
   using typename Base::Storage;
+
+  // Stores `sums` as they are, for `resume`.
+  template <class Sums>
+  __device__ __forceinline__ void pause(const TileCoordinates& tile, const Sums& sums) const {
+    __pipeline_wait_prior(0);
+#pragma unroll
+    for (int first = 0; first < Tile::kTokens; first += Tile::kStagedTokens) {
+      if (first >= tile.num_tokens) break;
+      stage(sums, first);
+      sync();
+      for_each_row(tile, first, [](int, uint4* out, bool exists, const uint4* staged) {
+        if (exists) __stcg(out, *staged);
+      });
+      sync();
+    }
+  }
+
+  // Sets `sums`, which are zeros, to what the first part of the tile has stored.
+  template <int kTokens, class Sums>
+  __device__ __forceinline__ void resume(const TileCoordinates& tile, Sums& sums) const {
+#pragma unroll
+    for (int first = 0; first < kTokens; first += Tile::kStagedTokens) {
+      uint4 pieces[kRows];
+      for_each_row(tile, first, [&](int i, const uint4* out, bool exists, uint4*) {
+        pieces[i] = exists ? __ldcg(out) : uint4{};
+      });
+      for_each_row(tile, first,
+                   [&](int i, const uint4*, bool, uint4* staged) { *staged = pieces[i]; });
+      sync();
+#pragma unroll
+      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
+        ptx::ldmatrix_x4_transposed(sums.matrices(first + token),
+                                    staged_matrix() + token * Storage::kStagedRowBytes);
+      }
+      sync();
+    }
+  }
 
   template <class Sums>
   __device__ __forceinline__ void store(const TileCoordinates& tile, const Sums& sums) const {
@@ -91,13 +129,39 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
   // Matrix i of 16 tokens x 16 outputs of each warp holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
   template <class Sums>
   __device__ __forceinline__ void stage(const Sums& sums, int first) const {
-    const int row = lane() / 16 * 8 + lane() % 8;
-    uint8_t* const staged = shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
-                            swizzled(warp() * 2 + lane() / 8 % 2, row);
 #pragma unroll
     for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-      ptx::stmatrix_x4_transposed(staged + token * Storage::kStagedRowBytes,
+      ptx::stmatrix_x4_transposed(staged_matrix() + token * Storage::kStagedRowBytes,
                                   sums.matrices(first + token));
+    }
+  }
+
+  // What this lane gives the address of among the first 16 tokens.
+  __device__ __forceinline__ uint8_t* staged_matrix() const {
+    const int row = lane() / 16 * 8 + lane() % 8;
+    return shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
+           swizzled(warp() * 2 + lane() / 8 % 2, row);
+  }
+
+  static constexpr int kStep = 16, kRows = Tile::kStagedTokens / kStep;
+
+  // Each thread has 16 bytes of every 16th row: calls `visit` with the row's index, where the bytes are stored, whether
+  // that exists, and where they are staged.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_row(const TileCoordinates& tile, int first,
+                                               Visit visit) const {
+    const int64_t features = params_.out_features;
+    const int out = out_of(tile, column()), row = thread_ / 8;
+    const int tokens = out < features ? tile.num_tokens - first - row : 0;
+    uint16_t* destination = static_cast<uint16_t*>(params_.out) +
+                            (int64_t{tile.row_begin} + first + row) * features + out;
+    uint8_t* const staged = shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
+                            swizzled(column() / 8, row);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      visit(i, reinterpret_cast<uint4*>(destination), i * kStep < tokens,
+            reinterpret_cast<uint4*>(staged + i * kStep * Storage::kStagedRowBytes));
+      destination += kStep * features;
     }
   }
 
@@ -106,36 +170,23 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
     return (piece ^ row % 8) * 16;
   }
 
-  // Each thread has 16 bytes of every 16th row.
   template <class Out>
   __device__ __forceinline__ void round_rows(const TileCoordinates& tile, int first,
                                              const EightChannels& channels) const {
-    constexpr int kStep = 16, kRows = Tile::kStagedTokens / kStep;
-    const int64_t features = params_.out_features;
-    const int out = out_of(tile, column());
-    const int row = thread_ / 8;
-    const int tokens = out < features ? tile.num_tokens - first - row : 0;
-    uint16_t* destination = static_cast<uint16_t*>(params_.out) +
-                            (int64_t{tile.row_begin} + first + row) * features + out;
-    const uint8_t* const staged = shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
-                                  swizzled(column() / 8, row);
-    const float* const token_scales = token_scale() + first + row;
+    const float* const token_scales = token_scale() + first + thread_ / 8;
     uint4 sums[kRows];
     float scale[kRows];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      sums[i] = *reinterpret_cast<const uint4*>(staged + i * kStep * Storage::kStagedRowBytes);
+    for_each_row(tile, first, [&](int i, const uint4*, bool, const uint4* staged) {
+      sums[i] = *staged;
       scale[i] = token_scales[i * kStep];
-    }
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
+    });
+    for_each_row(tile, first, [&](int i, uint4* out, bool exists, const uint4*) {
       const uint4 rounded = {round_two<Out>(sums[i].x, scale[i], channels, 0),
                              round_two<Out>(sums[i].y, scale[i], channels, 2),
                              round_two<Out>(sums[i].z, scale[i], channels, 4),
                              round_two<Out>(sums[i].w, scale[i], channels, 6)};
-      if (i * kStep < tokens) *reinterpret_cast<uint4*>(destination) = rounded;
-      destination += kStep * features;
-    }
+      if (exists) *out = rounded;
+    });
   }
 
   // Outputs `i` and `i` + 1 of one token.

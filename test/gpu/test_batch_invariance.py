@@ -34,6 +34,7 @@ from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import (
     HELPED,
     IN_PARTS,
+    LARGE_IN_PARTS,
     NAN_BYTE,
     GemmInputs,
     GemmProblem,
@@ -198,15 +199,20 @@ def test_bits_do_not_depend_on_how_many_tokens_there_are(
 
 
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(("counts", "outs", "ins"), IN_PARTS, ids=["215", "136"])
+@pytest.mark.parametrize(
+    ("hint", "shape"),
+    [*((128, shape) for shape in IN_PARTS), *((256, shape) for shape in LARGE_IN_PARTS)],
+    ids=["215", "136", "70 large", "96 large", "108 large"],
+)
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])
 def test_bits_do_not_depend_on_tiles_being_in_two_parts(
-    place: Any, form: str, counts: tuple[int, ...], outs: int, ins: int, out_dtype: str
+    place: Any, form: str, hint: int, shape: tuple[Any, ...], out_dtype: str
 ) -> None:
     """Some are where all experts have tokens, none where one of them has."""
+    counts, outs, ins = shape
     p = dataclasses.replace(inputs_of(form).problem, counts=counts, out_features=outs)
     inputs = random_inputs(dataclasses.replace(p, in_features=ins))
-    rows = Rows(place, inputs, max_tokens=128, accumulation="half", out_dtype=out_dtype)
+    rows = Rows(place, inputs, max_tokens=hint, accumulation="half", out_dtype=out_dtype)
     ends = np.cumsum(counts)
     whole = rows.run(0, int(ends[-1]), ends)
     for expert, (end, count) in enumerate(zip(map(int, ends), counts, strict=True)):

@@ -23,7 +23,14 @@ import pytest
 
 from w4afp8 import ops
 from w4afp8.quant import pack
-from w4afp8.testing.gemm_inputs import HELPED, IN_PARTS, GemmInputs, GemmProblem, random_inputs
+from w4afp8.testing.gemm_inputs import (
+    HELPED,
+    IN_PARTS,
+    LARGE_IN_PARTS,
+    GemmInputs,
+    GemmProblem,
+    random_inputs,
+)
 from w4afp8.testing.gpu import as_torch, torch_on_paddle_stream
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor
 
@@ -87,11 +94,18 @@ def test_same_bits_in_a_hundred_runs_beside_load(place: Any, form: str, hint: in
     assert_same_bits(place, launcher(place, form, hint))
 
 
-# A hint of 128 chooses medium tiles, of 1 decode tiles.
+# A hint of 256 chooses large tiles, of 128 medium ones, of 1 decode tiles.
 @pytest.mark.parametrize(
     ("hint", "shape"),
-    [*((128, shape) for shape in IN_PARTS), *((1, shape) for shape in HELPED)],
-    ids=["215 in parts", "136 in parts", "435 helped", "60 helped"],
+    [
+        *((256, shape) for shape in LARGE_IN_PARTS),
+        *((128, shape) for shape in IN_PARTS),
+        *((1, shape) for shape in HELPED),
+    ],
+    ids=[
+        *("70 large in parts", "96 large in parts", "108 large in parts"),
+        *("215 in parts", "136 in parts", "435 helped", "60 helped"),
+    ],
 )
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])
 def test_same_bits_in_a_hundred_runs_of_tiles_in_parts_or_helped(

@@ -28,6 +28,7 @@ from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import (
     HELPED,
     IN_PARTS,
+    LARGE_IN_PARTS,
     GemmProblem,
     exact_inputs,
     random_inputs,
@@ -53,7 +54,7 @@ UNEVEN_MEDIUM = (100, 20, 130, 64, 1, 0, 300, 40) * 10
 # Equal ones, a little more than a wave; of large ones two waves, and halves.
 EQUAL = {"decode": (3,) * 70, "small": (20,) * 70, "medium": (100,) * 70, "large": (256,) * 36}
 FEATURES = dict.fromkeys((UNEVEN, UNEVEN_MEDIUM, EQUAL["large"]), (1024, 640))
-FEATURES |= {counts: features for counts, *features in (*IN_PARTS, *HELPED)}
+FEATURES |= {counts: features for counts, *features in (*IN_PARTS, *LARGE_IN_PARTS, *HELPED)}
 
 
 def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> GemmProblem:
@@ -68,7 +69,9 @@ def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> Gemm
     )
 
 
-def prepared(place: Any, inputs: Any) -> tuple[Callable[[], paddle.Tensor], paddle.Tensor]:
+def prepared(
+    place: Any, inputs: Any, max_tokens: int = -1
+) -> tuple[Callable[[], paddle.Tensor], paddle.Tensor]:
     """The operator on inputs that are on the GPU already, and its tensor of tokens."""
     p = inputs.problem
     packed = pack(inputs.weight, place=place)
@@ -86,6 +89,7 @@ def prepared(place: Any, inputs: Any) -> tuple[Callable[[], paddle.Tensor], padd
             weight_format=p.weight_format,
             group_size=p.group_size,
             token_padding=p.token_padding,
+            max_tokens=max_tokens,
         )
 
     return launch, tokens
@@ -130,7 +134,9 @@ def _with_counts(inputs: Any, p: GemmProblem) -> Any:
 
 
 @pytest.mark.parametrize(
-    "first", [case[0] for case in (*IN_PARTS, *HELPED)], ids=["215", "136", "435", "60"]
+    "first",
+    [case[0] for case in (*IN_PARTS, *LARGE_IN_PARTS, *HELPED)],
+    ids=["215", "136", "70 large", "96 large", "108 large", "435", "60"],
 )
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])
 def test_a_graph_with_parts_or_helped_tiles_replays_with_other_counts(
@@ -182,6 +188,11 @@ SHARED |= {
 }
 SHARED |= {f"{form}, 215 in parts": (form, IN_PARTS[0][0]) for form in ("int4", "mxfp4")}
 SHARED |= {f"{form}, 136 in parts": (form, IN_PARTS[1][0]) for form in ("int4", "mxfp4")}
+SHARED |= {
+    f"{form}, {tiles} large in parts": (form, counts)
+    for form in ("int4", "mxfp4")
+    for tiles, (counts, *_) in zip((70, 96, 108), LARGE_IN_PARTS, strict=True)
+}
 SHARED |= {f"{form}, helped behind others": (form, HELPED[0][0]) for form in FORMATS}
 SHARED |= {f"{form}, all helped": (form, HELPED[1][0]) for form in FORMATS}
 
@@ -209,11 +220,18 @@ def test_blocks_that_are_done_share_what_is_left(
         assert_bits_equal(tensor_bits(out), expected, f"replay {i}")
 
 
+@pytest.mark.parametrize(
+    ("counts", "padding", "hint"),
+    [(IN_PARTS[0][0], 310, 128), (LARGE_IN_PARTS[0][0], 710, 256)],
+    ids=["medium", "large"],
+)
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])
-def test_tiles_in_parts_of_padded_experts(place: Any, form: str) -> None:
-    p = problem(IN_PARTS[0][0], form, token_padding=310)
+def test_tiles_in_parts_of_padded_experts(
+    place: Any, form: str, counts: tuple[int, ...], padding: int, hint: int
+) -> None:
+    p = problem(counts, form, token_padding=padding)
     inputs = exact_inputs(p)
-    launch, _ = prepared(place, inputs)
+    launch, _ = prepared(place, inputs, max_tokens=hint)
     expected = reference(inputs)
     out = tensor_bits(launch()).reshape(expected.shape)
     holds_token = ~np.isnan(expected[:, 0])
@@ -221,7 +239,9 @@ def test_tiles_in_parts_of_padded_experts(place: Any, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "counts", [UNEVEN, IN_PARTS[1][0], HELPED[0][0]], ids=["large", "in parts", "helped"]
+    "counts",
+    [UNEVEN, IN_PARTS[1][0], LARGE_IN_PARTS[1][0], HELPED[0][0]],
+    ids=["large", "in parts", "large in parts", "helped"],
 )
 def test_launches_that_run_at_the_same_time_have_counters_of_their_own(
     place: Any, counts: tuple[int, ...]

@@ -35,7 +35,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from w4afp8.testing.gemm_inputs import HELPED, IN_PARTS
+from w4afp8.testing.gemm_inputs import HELPED, IN_PARTS, LARGE_IN_PARTS
 
 pytestmark = pytest.mark.cpu_only
 
@@ -52,8 +52,10 @@ TILE = re.compile(
 )
 # Outputs x tokens.
 SIZES = "decode 256 x 16, small 256 x 64, medium 256 x 128, large 128 x 256, promoted 128 x 128"
-TILES = [*(size.split()[0] for size in SIZES.split(", ")), "grouped", "carried", "parts", "helped"]
-LARGE = ("large", "grouped", "carried")
+LARGE_PARTS = ("large_parts", "grouped_parts")
+PARTS = ("parts", *LARGE_PARTS)  # that may be in two parts; the first are medium
+LARGE = ("large", "grouped", "carried", *LARGE_PARTS)
+TILES = [*(size.split()[0] for size in SIZES.split(", ")), *LARGE[1:], "parts", "helped"]
 HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
 FEW = "decode decode small small"
 PROMOTED = "promoted promoted promoted promoted promoted"
@@ -189,6 +191,14 @@ class Plan:
         if self.tokens == 128 and max(self.case.counts) > self.tokens:
             return self.tokens
         return self.tokens // 2
+
+    def widths_of(self, count: int) -> set[int]:
+        """Of an expert's tiles, if none are in parts."""
+        tiles, each = -(-count // self.tokens), self.tokens
+        if 1 < tiles <= self.three_quarter_tiles and count <= tiles * each * 3 // 4:
+            each = each * 3 // 4
+        last = count - (tiles - 1) * each
+        return {min(w for w in self.widths if w >= last)} | ({each} if tiles > 1 else set())
 
     @property
     def dealt(self) -> list[Tile]:
@@ -360,7 +370,7 @@ def draw_case(random: random.Random) -> Case:
     tile = random.choice(TILES)
     ranges = [(0, 0), (1, 1), (2, 64), (65, 999), (1000, 3000)]
     counts = [random.randint(*random.choice(ranges)) for _ in range(random.randint(1, 9))]
-    if random.random() < 0.4:  # even
+    if random.random() < 0.5:  # even
         counts = counts[:1] * len(counts)
     varies = tile in ("small", "medium", "parts") and random.random() < 0.5
     tall_experts = random.randint(0, len(counts)) if varies else len(counts)
@@ -372,16 +382,17 @@ def draw_case(random: random.Random) -> Case:
     sizes = (32 * random.randint(1, 300), out_features, clusters)
     padding = random.choice([0, max(1, *counts), max(counts) + 5])
     may_take = random.randint(0, 1)
-    may_pause = random.randint(0, 1) if tile == "parts" and may_take else 0
+    may_pause = int(tile in PARTS and may_take and random.random() < 0.3)
     if may_pause:  # as may_pause() in config.h
-        sizes = (2048 + sizes[0], round_up(out_features, 64), sizes[2])
+        least = 2048 if tile == "parts" else 4096
+        sizes = (least + sizes[0], round_up(out_features, 64), sizes[2])
     return Case(tile, activation, *sizes, tall_experts, may_take, may_pause, padding, tuple(counts))
 
 
 @pytest.fixture(scope="session")
 def plans(program: str) -> list[Plan]:
     source = random.Random(0)
-    cases = [draw_case(source) for _ in range(1200)]
+    cases = [draw_case(source) for _ in range(3200)]
     return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
 
 
@@ -430,7 +441,8 @@ def test_experts_of_few_large_tiles_may_have_all_of_three_quarters(plans: list[P
             place = (tile.row - plan.case.begin_of(tile.expert)) % each
             assert place in ((0, plan.tokens // 2) if tile.kind == "half" else (0,)), plan.case.line
             assert tile.tokens <= each - place, plan.case.line
-    assert set(three_quarters) == {("large", 2), ("large", 3), ("grouped", 2)}
+    wide = {(tile, tiles) for tile in ("large", "large_parts") for tiles in (2, 3)}
+    assert set(three_quarters) == wide | {("grouped", 2), ("grouped_parts", 2)}
     assert min(three_quarters.values()) > 10
 
 
@@ -491,7 +503,8 @@ def test_halves_are_the_last_wave_of_heavy_tiles_alone(plans: list[Plan]) -> Non
     for plan in plans:
         halves = plan.heavy - plan.whole
         last = (plan.heavy - halves // 2) % plan.case.clusters
-        splits = "splits" in plan.traits and 2 * last <= plan.case.clusters and not plan.differ
+        even = not plan.differ and plan.paused == 0
+        splits = "splits" in plan.traits and 2 * last <= plan.case.clusters and even
         assert halves == (2 * last if splits else 0), plan.case.line
         assert plan.whole % plan.case.clusters == 0 or not halves, plan.case.line
 
@@ -543,52 +556,62 @@ def test_all_but_the_first_wave_is_taken(plans: list[Plan]) -> None:
     }
 
 
-@pytest.fixture(scope="session")
-def few_tiles(program: str) -> list[Plan]:
-    """Plans of uneven counts whose tiles may be in two parts."""
+@pytest.fixture(scope="session", params=["parts", "large_parts"])
+def few_tiles(program: str, request: pytest.FixtureRequest) -> list[Plan]:
+    """Plans whose tiles may be in two parts: of uneven counts, some large ones of even counts."""
     source = random.Random(3)
+    is_medium = request.param == "parts"
     cases = []
     for _ in range(800):
         counts = [source.choice([0, 1, 60, 70, 128, 129, 150, 200, 270, 300, 400, 700])]
         counts *= source.randint(1, 4)
         counts += [source.randint(1, 500) for _ in range(source.randint(1, 5))]
+        if not is_medium:
+            counts = [2 * count for count in counts]
+            if source.random() < 0.3:
+                counts = [256] * source.randint(1, 16)
         source.shuffle(counts)
-        # 16, 17, 31, 32, 64 and 8192 k blocks.
-        in_features = source.choice([2048, 2080, 3968, 4096, 8192, 1 << 20])
-        sizes = (in_features, source.choice([1536, 3072, 7168]))
-        clusters = source.choice([2, 5, 66, 132, 132, 250])
-        cases.append(Case("parts", "none", *sizes, clusters, len(counts), 1, 1, 0, tuple(counts)))
+        # 16, 17, 31, 32, 64 and 8192 k blocks; large tiles are in parts from 32 on.
+        lengths = [2048, 2080, 3968, 4096, 8192, 1 << 20]
+        sizes = (source.choice(lengths[0 if is_medium else 3 :]), source.choice([1536, 3072, 7168]))
+        clusters = source.choice([2, 5, 66, 132, 132, 250] if is_medium else [2, 5, 33, 66, 66])
+        cases.append(
+            Case(request.param, "none", *sizes, clusters, len(counts), 1, 1, 0, tuple(counts))
+        )
     return list(map(read_plan, cases, ask(program, [case.line for case in cases])))
 
 
 def test_tiles_are_in_parts_where_there_are_few_waves(few_tiles: list[Plan]) -> None:
-    """Not where two, or any of few k blocks, leave less than an eighth idle."""
-    reasons = Counter[tuple[bool, bool, bool, bool]]()
+    """Not where two, or any of few k blocks, leave less than an eighth idle.
+
+    Large ones also where all take as long, unless they leave less than a tenth.
+    """
+    reasons = Counter[tuple[bool, ...]]()
+    is_medium = few_tiles[0].tokens == 128
     for plan in few_tiles:
-        clusters, tiles = plan.case.clusters, plan.heavy + plan.light
+        counts, clusters = plan.case.counts, plan.case.clusters
+        tiles = sum(-(-count // plan.tokens) for count in counts)
+        tiles *= -(-plan.case.sub_blocks // (plan.tall * plan.blocks))
         waves = -(-tiles // clusters)
         is_short = plan.case.k_blocks < 32
-        is_few = clusters < tiles <= (4 if is_short else 8) * clusters
-        is_full = 8 * (waves * clusters - tiles) < waves * clusters
-        counts = plan.case.counts
+        is_few = clusters < tiles <= (4 if is_short else 8 if is_medium else 24) * clusters
+        idle = (waves * clusters - tiles) / (waves * clusters)
+        is_full = idle < 1 / 8 and (is_short or waves <= 2)
         widths = {
-            width for count in counts if count > plan.light_most for width in widths_of(count)
+            width for count in counts if count > plan.light_most for width in plan.widths_of(count)
         }
         differ = plan.light > 0 or len(widths) > 1
-        pauses = differ and is_few and not (is_full and (is_short or waves <= 2))
+        evens = differ or (idle >= 1 / 10 and not is_medium)
+        pauses = evens and is_few and not is_full
         assert plan.paused == (min(clusters * 3 // 5, 120) if pauses else 0), plan.case.line
-        reasons[is_short, is_few, is_full, waves <= 2] += differ
-    cases = [(True, True, False), (True, True, True), (True, False, True)]
-    cases += [(False, True, False), (False, True, True)]
-    assert min(reasons[(*case, False)] for case in cases) > 3
-    assert min(reasons[False, True, is_full, True] for is_full in (False, True)) > 3
-
-
-def widths_of(count: int) -> set[int]:
-    """Of an expert's medium tiles, if none are in parts."""
-    last = (count - 1) % 128 + 1
-    widths = (128, 112, 96, 80, 72, 64, 32, 16)
-    return {min(w for w in widths if w >= last)} | ({128} if count > 128 else set())
+        reasons[differ, is_short, is_few, idle >= 1 / 8, waves <= 2] += 1
+        reasons[differ, is_few, idle >= 1 / 10] += 1
+    cases = [(False, True, False), (False, True, True)]
+    cases += [(True, True, False), (True, True, True), (True, False, True)] if is_medium else []
+    assert min(reasons[(True, *case, False)] for case in cases) > 3
+    assert min(reasons[True, False, True, evens, True] for evens in (False, True)) > 3
+    if not is_medium:
+        assert min(reasons[False, True, evens] for evens in (False, True)) > 3
 
 
 @pytest.mark.parametrize(
@@ -628,6 +651,52 @@ def test_counts_of_the_tests_on_a_gpu_are_in_parts(program: str) -> None:
         assert heights == ({4} if out_features == 1024 else {1, 4}), case.line
 
 
+@pytest.mark.parametrize("tile", LARGE_PARTS)
+def test_large_tiles_of_the_tests_on_a_gpu_are_in_parts(program: str, tile: str) -> None:
+    form, scales = ("int4", "none -1") if tile == "large_parts" else ("mxfp4", "e8m0 32")
+    widths = ({64, 128, 192, 256}, {64, 192, 256}, {256})
+    for (counts, out_features, in_features), expected in zip(LARGE_IN_PARTS, widths, strict=True):
+        sizes = f"{len(counts)} {in_features} {out_features}"
+        launch = f"-1 0 {sum(counts)} {sizes}"
+        case = Case(tile, "none", in_features, out_features, 66, len(counts), 1, 1, 0, counts)
+        choice = f"choose {launch} {form} {scales} bfloat16 default"
+        chosen, few, text = ask(program, [choice, f"few {tile} {launch} 132", case.line])
+        assert chosen.startswith("large,"), case.line
+        assert few == "1 1", case.line
+        plan = read_plan(case, text)
+        assert plan.paused == 39, case.line
+        assert {tile.width for tile in plan.tiles if tile.pauses} == expected, case.line
+        last = [tile for tile in plan.tiles if tile.k_begin > 0]
+        if counts == LARGE_IN_PARTS[0][0]:  # narrow tiles have two k blocks in a stage
+            assert {tile.k_begin % 2 for tile in last if tile.width == 64} == {0, 1}, case.line
+        else:  # some second blocks have no outputs
+            assert any(tile.sub_block + 2 >= case.sub_blocks for tile in last), case.line
+
+
+@pytest.mark.parametrize(
+    ("counts", "pauses"),
+    [
+        ((256,) * 11, False),  # 66 equal tiles: one wave
+        ((256,) * 12, True),  # 72
+        ((256,) * 20, False),  # 120: 12 idle of 132, an eighth would be 16.5
+        ((256,) * 22, False),  # 132
+        ((256,) * 29, True),  # 174: 24 idle of 198, a tenth would be 19.8
+        ((256,) * 30, False),  # 180: 18
+        ((256,) * 29 + (60,), True),  # 180 that differ
+        ((256,) * 20 + (60,), False),  # 126 that do, in two waves
+        ((256,) * 263 + (60,), True),  # 1584: 24 waves
+        ((256,) * 264 + (60,), False),
+    ],
+)
+def test_full_or_many_waves_of_large_tiles_are_not_in_parts(
+    program: str, counts: tuple[int, ...], pauses: bool
+) -> None:
+    for tile in LARGE_PARTS:
+        case = Case(tile, "none", 4096, 1536, 66, len(counts), 1, 1, 0, counts)
+        plan = read_plan(case, ask(program, [case.line])[0])
+        assert (plan.paused > 0) == pauses, case.line
+
+
 def test_first_parts_come_first_and_last_parts_last(few_tiles: list[Plan]) -> None:
     for plan in few_tiles:
         places = sorted(plan.tiles, key=lambda tile: tile.place)
@@ -643,16 +712,17 @@ def test_first_parts_come_first_and_last_parts_last(few_tiles: list[Plan]) -> No
 
 
 def test_last_parts_take_less_and_less_time(few_tiles: list[Plan]) -> None:
-    """Seven tenths to a fifth of the time of 128 tokens; no tile takes less than 96 would."""
+    """Seven tenths to a fifth of a tile's time; one below three quarters counts as these."""
     shares, seen = [], set()
     for plan in few_tiles:
         last = sorted(plan.tiles, key=lambda tile: tile.place)[len(plan.tiles) - plan.paused :]
         for i, tile in enumerate(last):
-            time = tile.k_blocks / plan.case.k_blocks * max(tile.tokens, 96) / 128
+            least = plan.tokens * 3 // 4
+            time = tile.k_blocks / plan.case.k_blocks * max(tile.tokens, least) / plan.tokens
             expected = 0.7 - 0.5 * i / plan.paused
             assert expected - 1 / plan.case.k_blocks < time <= expected + 1e-9, plan.case.line
             shares.append(time)
-            seen.add(tile.tokens >= 96)
+            seen.add(tile.tokens >= least)
     assert 0.65 < max(shares) <= 0.7
     assert 0.15 < min(shares) < 0.25
     assert seen == {False, True}
@@ -669,51 +739,70 @@ def test_where_tiles_are_in_parts_the_last_whole_ones_are_light(few_tiles: list[
         end = order[tiles - plan.case.clusters // 3 :]
         assert end == sorted(end), plan.case.line  # heavy, light
         kinds[tuple(sorted(set(end)))] += 1
-        # Before it they are mixed, as evenly as they are.
+        # Before it they are mixed, as evenly as they are; a light tile of 256 tokens follows a
+        # whole number of heavy ones.
         mixed = order[: tiles - plan.case.clusters // 3]
         lights = np.cumsum([kind == "light" for kind in mixed])
-        assert (np.abs(lights * tiles - np.arange(1, len(mixed) + 1) * plan.light) <= tiles).all()
+        places = np.arange(1, len(mixed) + 1)
+        if plan.tokens == 128:
+            assert (np.abs(lights * tiles - places * plan.light) <= tiles).all(), plan.case.line
+        elif plan.light > 0:
+            follow = places // (-(-plan.heavy // plan.light) + 1)
+            left = places - follow < plan.heavy  # heavy ones
+            assert (lights[left] == follow[left]).all(), plan.case.line
     assert kinds["heavy", "light"] > 3
 
 
 def test_the_last_tiles_of_an_expert_are_narrower_where_some_are_in_parts(
     few_tiles: list[Plan],
 ) -> None:
-    """As many of 96 tokens as still hold them all: 270 are three of 96, not 128, 128 and 14."""
+    """As many of three quarters as still hold all: 270 are three of 96, not 128, 128 and 14."""
     seen = set()
     for plan in few_tiles:
+        if plan.paused == 0:
+            continue
         tokens: dict[int, dict[int, int]] = defaultdict(dict)
         for tile in plan.tiles:
             tokens[tile.expert][tile.row] = tile.tokens
         for expert, tiles in tokens.items():
             count, begins = plan.case.counts[expert], sorted(tiles)
-            narrow = min((128 * len(begins) - count) // 32, len(begins)) if plan.paused else 0
-            widths = [128] * (len(begins) - narrow) + [96] * narrow
+            each = plan.tokens
+            narrow = min((each * len(begins) - count) // (each // 4), len(begins))
+            widths = [each] * (len(begins) - narrow) + [each * 3 // 4] * narrow
             expected = [
                 count - sum(widths[:-1]) if i + 1 == len(widths) else w
                 for i, w in enumerate(widths)
             ]
             assert [tiles[row] for row in begins] == expected, plan.case.line
             if len(begins) > 1:
-                seen.add((plan.paused > 0, narrow))
-    assert seen >= {(False, 0), (True, 0), (True, 1), (True, 2), (True, 3)}
+                seen.add(narrow)
+    assert seen >= {0, 1, 2, 3}
 
 
 def test_few_tiles_if_tokens_are_split_evenly(program: str) -> None:
-    """No more than four for a multiprocessor: these may be in parts of 16 k blocks or more."""
-    cases = {  # max_tokens, padding, rows, experts, in_features, out_features, multiprocessors
-        "-1 0 1024 8 8192 7168 132": "1 1",  # 8 tiles of 28
-        "-1 0 2304 18 8192 7168 132": "1 1",  # 18: 504 of 528
-        "-1 0 2432 19 8192 7168 132": "0 1",  # 19: 532
-        "-1 0 2432 19 8192 7168 133": "1 1",
-        "-1 4096 32768 8 8192 7168 132": "1 1",  # padded: 128 each, not 4096
-        "-1 4096 77824 19 8192 7168 132": "0 1",
-        "100 4096 77824 19 8192 7168 132": "1 1",  # 1900 tokens: 15 tiles
-        "-1 0 1024 8 2048 7168 132": "1 1",
-        "-1 0 1024 8 2016 7168 132": "1 0",
-        "-1 0 1024 8 8192 7160 132": "1 0",  # no whole sub-blocks
-        "-1 0 1024 8 1048576 64 132": "1 1",
-        "-1 0 1024 8 1048608 64 132": "1 0",
+    """No more than four for a multiprocessor: these may be in parts of 16 k blocks or more.
+
+    Large ones: 16 for a cluster of two, and 32.
+    """
+    cases = {  # tile, max_tokens, padding, rows, experts, in, out_features, multiprocessors
+        "parts -1 0 1024 8 8192 7168 132": "1 1",  # 8 tiles of 28
+        "parts -1 0 2304 18 8192 7168 132": "1 1",  # 18: 504 of 528
+        "parts -1 0 2432 19 8192 7168 132": "0 1",  # 19: 532
+        "parts -1 0 2432 19 8192 7168 133": "1 1",
+        "parts -1 4096 32768 8 8192 7168 132": "1 1",  # padded: 128 each, not 4096
+        "parts -1 4096 77824 19 8192 7168 132": "0 1",
+        "parts 100 4096 77824 19 8192 7168 132": "1 1",  # 1900 tokens: 15 tiles
+        "parts -1 0 1024 8 2048 7168 132": "1 1",
+        "parts -1 0 1024 8 2016 7168 132": "1 0",
+        "parts -1 0 1024 8 8192 7160 132": "1 0",  # no whole sub-blocks
+        "parts -1 0 1024 8 1048576 64 132": "1 1",
+        "parts -1 0 1024 8 1048608 64 132": "1 0",
+        "large_parts -1 0 9472 37 4096 7168 132": "1 1",  # 37 tiles of 28: 1036 of 1056
+        "large_parts -1 0 9473 37 4096 7168 132": "0 1",  # 38: 1064
+        "large_parts -1 0 9473 37 4096 7168 133": "0 1",  # 66 clusters too
+        "large_parts -1 0 9473 37 4096 7168 134": "1 1",
+        "grouped_parts -1 0 9472 37 4064 7168 132": "1 0",
+        "grouped_parts -1 0 9472 37 8192 7224 132": "0 0",
     }
     answers = ask(program, [f"few {case}" for case in cases])
     assert dict(zip(cases, answers, strict=True)) == cases

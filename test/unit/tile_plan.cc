@@ -16,7 +16,7 @@
 //
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
 //          <bfloat16|float16> <default|half|float32>
-//   few <max_tokens> <padding> <rows> <experts> <in> <out> <multiprocessors>
+//   few <tile> <max_tokens> <padding> <rows> <experts> <in> <out> <multiprocessors>
 //   helped <in>
 //   launch <tile> <in> <out> <experts> <rows> <multiprocessors>
 //   first <tile> <in> <out> <experts> <rows> <blocks>
@@ -46,10 +46,11 @@ namespace {
 
 using namespace w4afp8;
 
-// The last four are what some formats have for large tiles, for few medium ones and for decode tiles
+// From "grouped" on what some formats have for large tiles, for few medium or large ones and for decode tiles
 // (launch_tile.cuh); nothing chooses them by name.
-const std::vector<std::string> kKinds = {"decode",  "small",   "medium", "large", "promoted",
-                                         "grouped", "carried", "parts",  "helped"};
+const std::vector<std::string> kKinds = {"decode",      "small",         "medium",  "large",
+                                         "promoted",    "grouped",       "carried", "parts",
+                                         "large_parts", "grouped_parts", "helped"};
 const std::vector<std::string> kFormats = {"int4", "mxfp4"};
 const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
 const std::vector<std::string> kOutTypes = {"bfloat16", "float16"};
@@ -80,6 +81,8 @@ void with_tile(TileKind kind, const Function& function) {
   if (name == "grouped") return function(TileLargeGrouped{});
   if (name == "carried") return function(TileLargeCarried{});
   if (name == "helped") return function(TileDecodeHelped{});
+  if (name == "large_parts") return function(TileLargeInParts{});
+  if (name == "grouped_parts") return function(TileLargeGroupedInParts{});
   function(TileMediumInParts{});
 }
 
@@ -221,13 +224,18 @@ void choose(std::istream& words) {
   with_tile(kind, [&](auto tile) { print_shape(kind, tile); });
 }
 
-// Whether there are few medium tiles, and whether these may pause.
+// Whether there are few tiles, and whether these may pause.
 void few(std::istream& words) {
   GroupGemmParams params = {};
-  int blocks = 0;
-  words >> params.max_tokens >> params.tokens.padding >> params.tokens.num_rows;
-  words >> params.tokens.experts >> params.in_features >> params.out_features >> blocks;
-  std::printf("%d %d\n", has_few_tiles(params, blocks), may_pause(params));
+  std::string name;
+  int multiprocessors = 0;
+  words >> name >> params.max_tokens >> params.tokens.padding >> params.tokens.num_rows;
+  words >> params.tokens.experts >> params.in_features >> params.out_features;
+  words >> multiprocessors;
+  with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
+    using Tile = decltype(tile);
+    std::printf("%d %d\n", has_few_tiles<Tile>(params, multiprocessors), may_pause<Tile>(params));
+  });
 }
 
 // Whether decode tiles may be helped.
