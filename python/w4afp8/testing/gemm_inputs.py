@@ -38,7 +38,7 @@ IN_PARTS = (
     ((300, 20, 130, 64, 1, 0, 257, 150) * 2 + (100,) * 8, 1024, 2048),
 )
 # The same of large tiles: of 70 of all widths, whose narrow ones have last parts that begin at even
-# and at odd k blocks; of 96, of which narrow ones come before last parts; and of 108 equal ones, that
+# and at odd k blocks; of 96, of which narrow ones come before last parts; of 108 equal ones, that
 # would leave some of the time idle. Some blocks have one sub-block (1216) or none (1408).
 LARGE_IN_PARTS = (
     ((700, 20, 300, 64, 0, 257, 513, 270), 1216, 4640),
