@@ -12,10 +12,8 @@
 // See the License for the specific language governing permissions and
 // limitations under the License.
 
-// Tile shapes of the grouped GEMM and the choice among them. Host-safe.
+// Tile shapes of the grouped GEMM, and what they do for which formats. Host-safe.
 #pragma once
-
-#include <algorithm>
 
 #include "grouped_gemm/params.h"
 
@@ -146,14 +144,6 @@ using TileLargeGroupedRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2>
 using TileLargeCarried = TileShape<2, Widths<256, 128, 64>, 4, 2>;
 using TilePromoted = TileShape<2, Widths<128, 64>, 6, 1>;  // 128 x 128, sums in float32 fit
 
-enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
-
-// int4 groups of one or two k steps.
-W4AFP8_HOST_DEVICE bool has_short_groups(const GroupGemmParams& params) {
-  return params.weight_format == WeightFormat::kInt4 &&
-         params.group_scale_type != GroupScaleType::kNone && params.group_size % kSubBlockIn != 0;
-}
-
 // Sums over in_features (sums.cuh).
 enum class Summation {
   kHalves,    // of each k block, and of these, in halves
@@ -161,23 +151,35 @@ enum class Summation {
   kCarried,   // in float32 accumulators, out of which most of a sum is carried from time to time
 };
 
-// Halves are the fastest. Their error is small beside the rounding of bfloat16, not of float16.
-inline Summation summation_of(const GroupGemmParams& params) {
-  if (has_short_groups(params)) return Summation::kPromoted;
-  if (params.accumulation == Accumulation::kFloat32) return Summation::kPromoted;
-  if (params.accumulation == Accumulation::kHalf) return Summation::kHalves;
-  if (params.out_type == DataType::kBFloat16) return Summation::kHalves;
-  const bool has_scales = params.weight_format == WeightFormat::kInt4 &&
-                          params.group_scale_type != GroupScaleType::kNone;
-  return has_scales ? Summation::kPromoted : Summation::kCarried;
-}
+// How a format's group scales reach the sums.
+enum class GroupScaling {
+  kNone,    // there are none
+  kFolded,  // in the fragments
+  kScaled,  // sums are multiplied by them
+};
 
-// Tokens that the fullest expert probably has: the caller's hint, else an even split (prefix mode)
-// or few (padded mode: a buffer is as long as it may ever have to be). Only speed depends on it.
-inline int64_t expected_tokens(const GroupGemmParams& params) {
-  if (params.max_tokens >= 0) return params.max_tokens;
-  if (params.tokens.padding > 0) return std::min<int64_t>(params.tokens.padding, 128);
-  return ceil_div(params.tokens.num_rows, std::max<int64_t>(params.tokens.experts, 1));
+// Whether tiles may be in two parts, multiplied by different blocks: what there is of a sum, halves without units of
+// their own, then waits in its outputs, which are as many and as long.
+template <class Tile, class Format>
+constexpr bool kPauses = Tile::kMayPause && Format::kSummation == Summation::kHalves &&
+                         Format::kGroupScaling != GroupScaling::kScaled && !Format::kIsGated;
+
+// Whether all warpgroups multiply some of the k blocks of a tile of one sub-block: what they hand over are the sums of k
+// blocks, in halves.
+template <class Tile, class Format>
+constexpr bool kHelps =
+    Tile::kMayHelp && Format::kSummation == Summation::kHalves && !Format::kIsGated;
+
+// Whether only launches that stream their outputs have this kernel (tile_choice.h). These wait for stores, and with
+// int4 they take up to 3% longer where their products take less (kernel-log.md, run 116).
+template <class Tile, class Format>
+constexpr bool kIsForStreams = Format::kSummation == Summation::kHalves && !Format::kIsGated &&
+                               Tile::kSplits && !Tile::kTurnsSums;
+
+// int4 groups of one or two k steps.
+W4AFP8_HOST_DEVICE bool has_short_groups(const GroupGemmParams& params) {
+  return params.weight_format == WeightFormat::kInt4 &&
+         params.group_scale_type != GroupScaleType::kNone && params.group_size % kSubBlockIn != 0;
 }
 
 // Where most of what moves is outputs, many times the 50 MB of L2, they leave it first, so that weights
@@ -185,54 +187,6 @@ inline int64_t expected_tokens(const GroupGemmParams& params) {
 W4AFP8_HOST_DEVICE bool streams_outputs(const GroupGemmParams& params) {
   constexpr int64_t kOutputs = 150000000;
   return params.in_features <= 256 && params.tokens.num_rows * params.out_features > kOutputs;
-}
-
-// Whether there are so few tiles, if all were full, that the kernel for parts pays: four a block of medium ones, 16 a
-// cluster of large ones (kernel-log.md, runs 117 and 173).
-template <class Tile>
-bool has_few_tiles(const GroupGemmParams& params, int multiprocessors) {
-  constexpr int kMost = Tile::kCluster == 1 ? 4 : 16;
-  const int64_t rows = params.tokens.num_rows;
-  const int64_t each = std::min(expected_tokens(params), rows);
-  const int64_t tokens = std::min(each * params.tokens.experts, rows);
-  const int64_t tiles = ceil_div(tokens, int64_t{Tile::kTokens}) *
-                        ceil_div(params.out_features, int64_t{Tile::kOut * Tile::kCluster});
-  return tiles <= int64_t{kMost} * (multiprocessors / Tile::kCluster);
-}
-
-// Whether decode tiles are those that may be helped: 8 and 9 k blocks gain little by it, so fewer are left without
-// (kernel-log.md, run 140).
-inline bool may_help(const GroupGemmParams& params) {
-  return params.in_features >= 8 * kSubBlockIn;
-}
-
-// Parts of a tile are long, as its sums go to memory and back: those of large tiles longer. Outputs are whole sub-blocks.
-template <class Tile>
-bool may_pause(const GroupGemmParams& params) {
-  constexpr int64_t kLeast = (Tile::kCluster == 1 ? 16 : 32) * kSubBlockIn;
-  return params.in_features >= kLeast && params.in_features <= int64_t{1} << 20 &&
-         params.out_features % kSubBlockOut == 0;
-}
-
-// The share of a large tile's outputs that exist: two blocks of a cluster take 128 each.
-inline double large_tile_use(const GroupGemmParams& params) {
-  const int64_t outs = TileLarge::kOut * TileLarge::kCluster;
-  return static_cast<double>(params.out_features) /
-         static_cast<double>(ceil_div(params.out_features, outs) * outs);
-}
-
-inline TileKind choose_tile(const GroupGemmParams& params) {
-  const int64_t tokens = expected_tokens(params);
-  if (tokens <= 4) return TileKind::kDecode;  // no expert has many
-  if (tokens <= 64) return TileKind::kSmall;
-  if (summation_of(params) == Summation::kPromoted) return TileKind::kPromoted;
-  // With few in_features the epilogue of sums in float32 takes most of the time: medium tiles have less.
-  const bool is_long = params.in_features >= 1024 || summation_of(params) == Summation::kHalves;
-  // Large tiles dequantise once for 256 tokens, and MXFP4 takes more instructions for that.
-  const bool is_mxfp4 = params.weight_format == WeightFormat::kMxfp4;
-  const double least_use = is_mxfp4 && summation_of(params) == Summation::kHalves ? 0.8 : 0.9;
-  const bool fits = is_long && large_tile_use(params) > least_use;
-  return fits && tokens > 128 ? TileKind::kLarge : TileKind::kMedium;
 }
 
 }  // namespace w4afp8

@@ -59,25 +59,6 @@ enum class Tables {
   kEither,  // arithmetic, or shared memory for threads that have far groups: by a branch, so not beside products
 };
 
-// How a format's group scales reach the sums.
-enum class GroupScaling {
-  kNone,    // there are none
-  kFolded,  // in the fragments
-  kScaled,  // sums are multiplied by them
-};
-
-// Whether tiles may be in two parts, multiplied by different blocks: what there is of a sum, halves without units of
-// their own, then waits in its outputs, which are as many and as long.
-template <class Tile, class Format>
-constexpr bool kPauses = Tile::kMayPause && Format::kSummation == Summation::kHalves &&
-                         Format::kGroupScaling != GroupScaling::kScaled && !Format::kIsGated;
-
-// Whether all warpgroups multiply some of the k blocks of a tile of one sub-block: what they hand over are the sums of k
-// blocks, in halves.
-template <class Tile, class Format>
-constexpr bool kHelps =
-    Tile::kMayHelp && Format::kSummation == Summation::kHalves && !Format::kIsGated;
-
 struct Int4PerChannel {
   static constexpr GroupScaling kGroupScaling = GroupScaling::kNone;
   static constexpr Summation kSummation = Summation::kHalves;

@@ -15,8 +15,8 @@
 // One function a weight format and way to sum, each in a translation unit of its own (instances/).
 #pragma once
 
-#include "grouped_gemm/config.h"
 #include "grouped_gemm/launch.h"
+#include "grouped_gemm/tile_choice.h"
 
 namespace w4afp8 {
 

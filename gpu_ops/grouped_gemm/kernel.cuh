@@ -50,12 +50,6 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
   }
 }
 
-// Whether only launches that stream their outputs have this kernel (launch_tile.cuh). These wait for stores, and with
-// int4 they take up to 3% longer where their products take less (kernel-log.md, run 116).
-template <class Tile, class Format>
-constexpr bool kIsForStreams = Format::kSummation == Summation::kHalves && !Format::kIsGated &&
-                               Tile::kSplits && !Tile::kTurnsSums;
-
 // In this order, as a layer's next launch relies on it.
 __device__ __forceinline__ void wait_for_tokens() {
   wait_for_previous_grids();

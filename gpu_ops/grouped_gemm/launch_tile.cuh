@@ -15,13 +15,12 @@
 // Host side of one kernel instance: tensor map, shared memory, grid, launch.
 #pragma once
 
-#include <type_traits>
-
 #include "common/device.h"
 #include "common/large_kernel.cuh"
 #include "common/launch_counter.h"
 #include "grouped_gemm/kernel.cuh"
 #include "grouped_gemm/tile_bounds.h"
+#include "grouped_gemm/tile_choice.h"
 #include "grouped_gemm/token_maps.h"
 
 namespace w4afp8 {
@@ -53,48 +52,9 @@ template <class Format>
 cudaError_t launch_kind(TileKind tile, const GroupGemmParams& params, cudaStream_t stream) {
   const Device device = current_device();
   if (const cudaError_t error = ensure_context(device.index)) return error;
-  if (tile == TileKind::kDecode) {
-    if constexpr (kHelps<TileDecodeHelped, Format>) {
-      if (may_help(params)) {
-        return launch_tile<TileDecodeHelped, Format>(params, device, stream);
-      }
-    }
-    return launch_tile<TileDecode, Format>(params, device, stream);
-  }
-  if (tile == TileKind::kSmall) return launch_tile<TileSmall, Format>(params, device, stream);
-  if constexpr (Format::kSummation != Summation::kPromoted) {
-    if (tile != TileKind::kLarge) {
-      // Also where no tile pauses, as in_features are few, say: a layer's two products then have one kernel.
-      if constexpr (kPauses<TileMediumInParts, Format>) {
-        if (has_few_tiles<TileMediumInParts>(params, device.sm_count)) {
-          return launch_tile<TileMediumInParts, Format>(params, device, stream);
-        }
-      }
-      return launch_tile<TileMedium, Format>(params, device, stream);
-    }
-    if constexpr (Format::kSummation != Summation::kHalves) {
-      return launch_tile<TileLargeCarried, Format>(params, device, stream);
-    } else {
-      constexpr bool kHasGroups = Format::kGroupScaling != GroupScaling::kNone;
-      if constexpr (!Format::kIsGated) {
-        using Large = std::conditional_t<kHasGroups, TileLargeGrouped, TileLarge>;
-        using InParts = std::conditional_t<kHasGroups, TileLargeGroupedInParts, TileLargeInParts>;
-        if (!streams_outputs(params)) {
-          if constexpr (kPauses<InParts, Format>) {
-            if (may_pause<InParts>(params) && has_few_tiles<InParts>(params, device.sm_count)) {
-              return launch_tile<InParts, Format>(params, device, stream);
-            }
-          }
-          return launch_tile<Large, Format>(params, device, stream);
-        }
-      }
-      using Rounded = std::conditional_t<kHasGroups, TileLargeGroupedRounded, TileLargeRounded>;
-      static_assert(kIsForStreams<Rounded, Format> != Format::kIsGated);
-      return launch_tile<Rounded, Format>(params, device, stream);
-    }
-  } else {
-    return launch_tile<TilePromoted, Format>(params, device, stream);
-  }
+  return with_tile<Format>(tile, params, device.sm_count, [&](auto shape) {
+    return launch_tile<decltype(shape), Format>(params, device, stream);
+  });
 }
 
 template <class Format>

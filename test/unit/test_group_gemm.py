@@ -224,7 +224,7 @@ def test_hint_changes_nothing(place: Any, max_tokens: int) -> None:
     check_exact(place, problem((40, 3), LinearShape(72, 96)), max_tokens=max_tokens)
 
 
-# On the GPU these hints choose decode, small, medium (or promoted) and large tiles (config.h).
+# On the GPU these hints choose decode, small, medium (or promoted) and large tiles (tile_choice.h).
 @pytest.mark.parametrize("max_tokens", [1, 64, 128, 4096])
 @pytest.mark.parametrize("form", ["int4", "int4 groups of 32", "int4 groups of 128", "mxfp4"])
 def test_accuracy_with_every_tile(

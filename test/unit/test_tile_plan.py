@@ -89,6 +89,24 @@ small: 0 33 8, 0 512 8, 64 512 8
 medium: 0 513 8, 0 100 0, 65 520 8, 9999 79992 8
 large: 0 1025 8
 """  # padding, rows, experts of mxfp4
+INT4, GROUPS, MXFP4 = "int4 none -1", "int4 bfloat16 128", "mxfp4 e8m0 32"
+SHAPES = {  # max_tokens, padding, rows, experts, in_features, out_features; what each format has
+    "1 0 100 8 1024 7168": "helped helped helped",
+    "1 0 100 8 992 7168": "decode decode decode",
+    "64 0 100 8 4096 7168": "small small small",
+    "128 0 2304 18 992 7168": "parts medium parts",  # 504 full tiles, four waves are 528
+    "128 0 2432 19 4096 7168": "medium medium medium",  # 532
+    "257 0 9472 37 4096 7168": "large_parts grouped grouped_parts",  # 1036, 16 waves are 1056
+    "257 0 9472 37 4064 7168": "large grouped grouped",
+    "257 0 9473 37 4096 7168": "large grouped grouped",  # 1064
+    "257 0 30000 8 256 7168": "rounded grouped_rounded grouped_rounded",  # outputs are streamed
+}
+OTHER_SHAPES = {  # the same with another output, accumulation or activation, with int4
+    "bfloat16 default swiglu": "decode decode small medium medium rounded rounded rounded rounded",
+    "float16 half none": "helped decode small parts medium large_parts large large rounded",
+    "float16 default none": "decode decode small medium medium carried carried carried medium",
+    "bfloat16 float32 none": "decode decode small" + 6 * " promoted",
+}
 GROUP_BYTES = 12 << 20  # of activations that stay in L2
 
 
@@ -293,13 +311,28 @@ def test_choices(program: str) -> None:
     for row in CHOICES.strip().splitlines():
         case, tiles = row.split(": ")
         for hint, tile in zip(HINTS, tiles.split(), strict=True):
-            expected[f"choose {hint} 0 100 8 {case}"] = tile
+            expected[f"choose {hint} 0 100 8 {case} none 132"] = tile
     for tile, cases in (row.split(": ") for row in UNHINTED.strip().splitlines()):
         for choice in cases.split(", "):
-            expected[f"choose -1 {choice} 4096 7168 mxfp4 e8m0 32 bfloat16 default"] = tile
-    shapes = [text.split(", ") for text in ask(program, list(expected))]
-    assert dict(zip(expected, (shape[0] for shape in shapes), strict=True)) == expected
-    assert {" ".join(shape[:2]) for shape in shapes} == set(SIZES.split(", "))
+            expected[f"choose -1 {choice} 4096 7168 mxfp4 e8m0 32 bfloat16 default none 132"] = tile
+    choices = [re.match(r"(\w+) as \w+, (\d+ x \d+),", text) for text in ask(program, [*expected])]
+    kinds = [choice and choice[1] for choice in choices]
+    assert dict(zip(expected, kinds, strict=True)) == expected
+    assert {choice and f"{choice[1]} {choice[2]}" for choice in choices} == set(SIZES.split(", "))
+
+
+def test_shapes_of_formats(program: str) -> None:
+    """What a launch has of each kind of tile: test_choices has the kinds."""
+    expected = {}
+    for sizes, names in SHAPES.items():
+        for form, name in zip((INT4, GROUPS, MXFP4), names.split(), strict=True):
+            expected[f"choose {sizes} {form} bfloat16 default none 132"] = name
+    for options, names in OTHER_SHAPES.items():
+        for sizes, name in zip(SHAPES, names.split(), strict=True):
+            expected[f"choose {sizes} {INT4} {options} 132"] = name
+    chosen = [text.split(" as ")[1].split(",")[0] for text in ask(program, list(expected))]
+    assert dict(zip(expected, chosen, strict=True)) == expected
+    assert set(chosen) == {*TILES, "rounded", "grouped_rounded"}
 
 
 def test_divisors_divide(program: str) -> None:
@@ -383,7 +416,7 @@ def draw_case(random: random.Random) -> Case:
     padding = random.choice([0, max(1, *counts), max(counts) + 5])
     may_take = random.randint(0, 1)
     may_pause = int(tile in PARTS and may_take and random.random() < 0.3)
-    if may_pause:  # as may_pause() in config.h
+    if may_pause:  # as may_pause() in tile_choice.h
         least = 2048 if tile == "parts" else 4096
         sizes = (least + sizes[0], round_up(out_features, 64), sizes[2])
     return Case(tile, activation, *sizes, tall_experts, may_take, may_pause, padding, tuple(counts))
@@ -659,9 +692,9 @@ def test_large_tiles_of_the_tests_on_a_gpu_are_in_parts(program: str, tile: str)
         sizes = f"{len(counts)} {in_features} {out_features}"
         launch = f"-1 0 {sum(counts)} {sizes}"
         case = Case(tile, "none", in_features, out_features, 66, len(counts), 1, 1, 0, counts)
-        choice = f"choose {launch} {form} {scales} bfloat16 default"
+        choice = f"choose {launch} {form} {scales} bfloat16 default none 132"
         chosen, few, text = ask(program, [choice, f"few {tile} {launch} 132", case.line])
-        assert chosen.startswith("large,"), case.line
+        assert chosen.startswith(f"large as {tile},"), case.line
         assert few == "1 1", case.line
         plan = read_plan(case, text)
         assert plan.paused == 39, case.line

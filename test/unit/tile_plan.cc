@@ -15,7 +15,7 @@
 // Prints which tile the grouped GEMM chooses, and its plan of tiles, for the cases on stdin, one a line:
 //
 //   choose <max_tokens> <padding> <rows> <experts> <in> <out> <int4|mxfp4> <scales> <group_size>
-//          <bfloat16|float16> <default|half|float32>
+//          <bfloat16|float16> <default|half|float32> <none|swiglu> <multiprocessors>
 //   few <tile> <max_tokens> <padding> <rows> <experts> <in> <out> <multiprocessors>
 //   helped <in>
 //   launch <tile> <in> <out> <experts> <rows> <multiprocessors>
@@ -41,55 +41,62 @@
 #include "common/recent.h"
 #include "grouped_gemm/first_weights.h"
 #include "grouped_gemm/tile_bounds.h"
+#include "grouped_gemm/tile_choice.h"
 
 namespace {
 
 using namespace w4afp8;
 
-// From "grouped" on what some formats have for large tiles, for few medium or large ones and for decode tiles
-// (launch_tile.cuh); nothing chooses them by name.
-const std::vector<std::string> kKinds = {"decode",      "small",         "medium",  "large",
-                                         "promoted",    "grouped",       "carried", "parts",
-                                         "large_parts", "grouped_parts", "helped"};
+// By TileKind, which is what `choose` answers.
+const std::vector<std::string> kKinds = {"decode", "small", "medium", "large", "promoted"};
+
+const char* name_of(TileDecode) { return "decode"; }
+const char* name_of(TileDecodeHelped) { return "helped"; }
+const char* name_of(TileSmall) { return "small"; }
+const char* name_of(TileMedium) { return "medium"; }
+const char* name_of(TileMediumInParts) { return "parts"; }
+const char* name_of(TileLarge) { return "large"; }
+const char* name_of(TileLargeGrouped) { return "grouped"; }
+const char* name_of(TileLargeInParts) { return "large_parts"; }
+const char* name_of(TileLargeGroupedInParts) { return "grouped_parts"; }
+const char* name_of(TileLargeRounded) { return "rounded"; }
+const char* name_of(TileLargeGroupedRounded) { return "grouped_rounded"; }
+const char* name_of(TileLargeCarried) { return "carried"; }
+const char* name_of(TilePromoted) { return "promoted"; }
+
 const std::vector<std::string> kFormats = {"int4", "mxfp4"};
 const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
 const std::vector<std::string> kOutTypes = {"bfloat16", "float16"};
 const std::vector<std::string> kAccumulations = {"default", "half", "float32"};
 const std::vector<std::string> kActivations = {"none", "swiglu"};
 
+[[noreturn]] void refuse(const std::string& name) {
+  std::fprintf(stderr, "%s: no such word\n", name.c_str());
+  std::exit(1);
+}
+
 template <class Enum>
 Enum find(const std::vector<std::string>& names, const std::string& name) {
   const auto found = std::find(names.begin(), names.end(), name);
-  if (found == names.end()) {
-    std::fprintf(stderr, "%s: no such word\n", name.c_str());
-    std::exit(1);
-  }
+  if (found == names.end()) refuse(name);
   return static_cast<Enum>(found - names.begin());
 }
 
-template <class Function>
-void with_tile(TileKind kind, const Function& function) {
-  switch (kind) {
-    case TileKind::kDecode: return function(TileDecode{});
-    case TileKind::kSmall: return function(TileSmall{});
-    case TileKind::kMedium: return function(TileMedium{});
-    case TileKind::kLarge: return function(TileLarge{});
-    case TileKind::kPromoted: return function(TilePromoted{});
-    default: break;
+template <class... Tiles>
+struct TileList {
+  template <class Function>
+  static void with(const std::string& name, const Function& function) {
+    if (!((name == name_of(Tiles{}) && (function(Tiles{}), true)) || ...)) refuse(name);
   }
-  const std::string name = kKinds[static_cast<int>(kind)];
-  if (name == "grouped") return function(TileLargeGrouped{});
-  if (name == "carried") return function(TileLargeCarried{});
-  if (name == "helped") return function(TileDecodeHelped{});
-  if (name == "large_parts") return function(TileLargeInParts{});
-  if (name == "grouped_parts") return function(TileLargeGroupedInParts{});
-  function(TileMediumInParts{});
-}
+};
+using AllTiles =
+    TileList<TileDecode, TileDecodeHelped, TileSmall, TileMedium, TileMediumInParts, TileLarge,
+             TileLargeGrouped, TileLargeInParts, TileLargeGroupedInParts, TileLargeRounded,
+             TileLargeGroupedRounded, TileLargeCarried, TilePromoted>;
 
 template <class Tile>
-void print_shape(TileKind kind, Tile) {
-  std::printf("%s, %d x %d, widths", kKinds[static_cast<int>(kind)].c_str(), Tile::kOut,
-              Tile::kTokens);
+void print_shape(Tile tile) {
+  std::printf("%s, %d x %d, widths", name_of(tile), Tile::kOut, Tile::kTokens);
   for (int i = 0; i < Tile::Widths::kCount; ++i) std::printf(" %d", Tile::Widths::at(i));
   std::printf(", cluster of %d%s%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
@@ -195,7 +202,7 @@ void lower(std::istream& words) {
   std::vector<int32_t> ends;  // token tiles up to each expert
   const std::vector<int32_t> counts{std::istream_iterator<int32_t>(words), {}};
   params.tokens.experts = static_cast<int64_t>(counts.size());
-  with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
+  AllTiles::with(name, [&](auto tile) {
     auto plan = TilePlan<decltype(tile)>::template without_counts<1>(params, clusters);
     ends.push_back(0);
     const auto has_several = [&](int32_t count) { return plan.token_tiles(count) > 1; };
@@ -210,18 +217,59 @@ void lower(std::istream& words) {
   });
 }
 
+// What shapes are chosen by, of a format (dequant.cuh).
+template <Summation summation, GroupScaling scaling, bool is_gated>
+struct Format {
+  static constexpr Summation kSummation = summation;
+  static constexpr GroupScaling kGroupScaling = scaling;
+  static constexpr bool kIsGated = is_gated;
+};
+
+// Calls `function` with the format of a launch, as dispatch.cu chooses it.
+template <GroupScaling kScaling, class Function>
+void with_scaling(const GroupGemmParams& params, const Function& function) {
+  const auto with_gates = [&](auto is_gated) {
+    constexpr bool kIsGated = decltype(is_gated)::value;
+    switch (summation_of(params)) {
+      case Summation::kHalves: return function(Format<Summation::kHalves, kScaling, kIsGated>{});
+      case Summation::kPromoted:
+        return function(Format<Summation::kPromoted, kScaling, kIsGated>{});
+      case Summation::kCarried: return function(Format<Summation::kCarried, kScaling, kIsGated>{});
+    }
+  };
+  if (is_gated(params.activation)) return with_gates(std::true_type{});
+  with_gates(std::false_type{});
+}
+template <class Function>
+void with_format(const GroupGemmParams& params, const Function& function) {
+  if (params.weight_format == WeightFormat::kMxfp4) {
+    return with_scaling<GroupScaling::kFolded>(params, function);
+  }
+  if (params.group_scale_type != GroupScaleType::kNone) {
+    return with_scaling<GroupScaling::kScaled>(params, function);
+  }
+  with_scaling<GroupScaling::kNone>(params, function);
+}
+
 void choose(std::istream& words) {
   GroupGemmParams params = {};
-  std::string format, scales, out_type, accumulation;
+  std::string format, scales, out_type, accumulation, activation;
+  int multiprocessors = 0;
   words >> params.max_tokens >> params.tokens.padding >> params.tokens.num_rows;
   words >> params.tokens.experts >> params.in_features >> params.out_features;
   words >> format >> scales >> params.group_size >> out_type >> accumulation;
+  words >> activation >> multiprocessors;
   params.weight_format = find<WeightFormat>(kFormats, format);
   params.group_scale_type = find<GroupScaleType>(kScales, scales);
   params.out_type = find<DataType>(kOutTypes, out_type);
   params.accumulation = find<Accumulation>(kAccumulations, accumulation);
+  params.activation = find<Activation>(kActivations, activation);
   const TileKind kind = choose_tile(params);
-  with_tile(kind, [&](auto tile) { print_shape(kind, tile); });
+  std::printf("%s as ", kKinds[static_cast<int>(kind)].c_str());
+  with_format(params, [&](auto format) {
+    with_tile<decltype(format)>(kind, params, multiprocessors,
+                                [](auto tile) { print_shape(tile); });
+  });
 }
 
 // Whether there are few tiles, and whether these may pause.
@@ -232,7 +280,7 @@ void few(std::istream& words) {
   words >> name >> params.max_tokens >> params.tokens.padding >> params.tokens.num_rows;
   words >> params.tokens.experts >> params.in_features >> params.out_features;
   words >> multiprocessors;
-  with_tile(find<TileKind>(kKinds, name), [&](auto tile) {
+  AllTiles::with(name, [&](auto tile) {
     using Tile = decltype(tile);
     std::printf("%d %d\n", has_few_tiles<Tile>(params, multiprocessors), may_pause<Tile>(params));
   });
@@ -247,7 +295,7 @@ void helped(std::istream& words) {
 
 // What is known of a launch before its counts are.
 struct Launch {
-  TileKind tile;
+  std::string tile;
   GroupGemmParams params;
   int blocks;  // one a multiprocessor
 };
@@ -255,17 +303,15 @@ struct Launch {
 Launch read_launch(std::istream& words) {
   Launch launch = {};
   GroupGemmParams& params = launch.params;
-  std::string name;
-  words >> name >> params.in_features >> params.out_features;
+  words >> launch.tile >> params.in_features >> params.out_features;
   words >> params.tokens.experts >> params.tokens.num_rows >> launch.blocks;
-  launch.tile = find<TileKind>(kKinds, name);
   return launch;
 }
 
 // How many clusters a launch has, and whether they may take tiles.
 void launch(std::istream& words) {
   const Launch launch = read_launch(words);
-  with_tile(launch.tile, [&](auto tile) {
+  AllTiles::with(launch.tile, [&](auto tile) {
     using Tile = decltype(tile);
     std::printf("%d %d\n", clusters_of<Tile>(launch.params, launch.blocks),
                 may_take<Tile>(launch.params, launch.blocks));
@@ -275,7 +321,7 @@ void launch(std::istream& words) {
 // What each block asks for before it has a plan: where it begins in the weights, and its size.
 void first(std::istream& words) {
   const Launch launch = read_launch(words);
-  with_tile(launch.tile, [&](auto tile) {
+  AllTiles::with(launch.tile, [&](auto tile) {
     for (int block = 0; block < launch.blocks; ++block) {
       const WeightPiece piece = first_weights<decltype(tile)>(launch.params, block);
       std::printf("%lld %lld\n", static_cast<long long>(piece.begin),
@@ -301,9 +347,8 @@ void plan(std::istream& words) {
   params.tokens.experts = static_cast<int64_t>(tokens.size());
   params.tokens.num_rows = is_padded ? params.tokens.experts * params.tokens.padding : rows;
   params.tokens.tokens = tokens.data();
-  const TileKind kind = find<TileKind>(kKinds, name);
-  with_tile(kind, [&](auto tile) {
-    print_shape(kind, tile);
+  AllTiles::with(name, [&](auto tile) {
+    print_shape(tile);
     if (is_gated(params.activation)) {
       print_plan<decltype(tile), 2>(params, clusters, tall_experts, may_take, may_pause);
     } else {
