@@ -49,7 +49,7 @@ FORMATS |= {"int4 to float16": -1, "mxfp4 to float16": 32}
 TOKENS = 300
 EXPERTS = 2
 CUTS = (1, 8, 17, 64, 65, 73, 100, 129, 257, 300)
-# The tile that suits the counts, then decode, small, medium (promoted) and large ones (tile_choice.h).
+# What suits the counts, then decode, small, medium (promoted) and large tiles (tile_choice.h).
 HINTS = (-1, 1, 64, 128, 4096)
 OUT_FEATURES = 248  # a tail, as short as large tiles take it
 IN_FEATURES = 2944  # so many k blocks that sums are carried
