@@ -135,8 +135,8 @@ def _with_counts(inputs: Any, p: GemmProblem) -> Any:
 
 @pytest.mark.parametrize(
     "first",
-    [case[0] for case in (*IN_PARTS, *LARGE_IN_PARTS, *HELPED)],
-    ids=["215", "136", "70 large", "96 large", "108 large", "435", "60"],
+    [case[0] for case in (*IN_PARTS, *LARGE_IN_PARTS[:2], *HELPED)],
+    ids=["215", "136", "70 large", "96 large", "435", "60"],
 )
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])
 def test_a_graph_with_parts_or_helped_tiles_replays_with_other_counts(
