@@ -745,7 +745,7 @@ def test_first_parts_come_first_and_last_parts_last(few_tiles: list[Plan]) -> No
 
 
 def test_last_parts_take_less_and_less_time(few_tiles: list[Plan]) -> None:
-    """Seven tenths to a fifth of a tile's time; one below three quarters counts as these."""
+    """Seven tenths to a fifth of a tile's time; narrow ones count as three quarters of one."""
     shares, seen = [], set()
     for plan in few_tiles:
         last = sorted(plan.tiles, key=lambda tile: tile.place)[len(plan.tiles) - plan.paused :]
@@ -815,7 +815,7 @@ def test_the_last_tiles_of_an_expert_are_narrower_where_some_are_in_parts(
 def test_few_tiles_if_tokens_are_split_evenly(program: str) -> None:
     """No more than four for a multiprocessor: these may be in parts of 16 k blocks or more.
 
-    Large ones: 16 for a cluster of two, and 32.
+    Large ones: no more than 16 for a cluster of two, in parts from 32 k blocks on.
     """
     cases = {  # tile, max_tokens, padding, rows, experts, in, out_features, multiprocessors
         "parts -1 0 1024 8 8192 7168 132": "1 1",  # 8 tiles of 28
