@@ -36,6 +36,8 @@
 #include <iterator>
 #include <sstream>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/recent.h"
@@ -50,19 +52,24 @@ using namespace w4afp8;
 // By TileKind, which is what `choose` answers.
 const std::vector<std::string> kKinds = {"decode", "small", "medium", "large", "promoted"};
 
-const char* name_of(TileDecode) { return "decode"; }
-const char* name_of(TileDecodeHelped) { return "helped"; }
-const char* name_of(TileSmall) { return "small"; }
-const char* name_of(TileMedium) { return "medium"; }
-const char* name_of(TileMediumInParts) { return "parts"; }
-const char* name_of(TileLarge) { return "large"; }
-const char* name_of(TileLargeGrouped) { return "grouped"; }
-const char* name_of(TileLargeInParts) { return "large_parts"; }
-const char* name_of(TileLargeGroupedInParts) { return "grouped_parts"; }
-const char* name_of(TileLargeRounded) { return "rounded"; }
-const char* name_of(TileLargeGroupedRounded) { return "grouped_rounded"; }
-const char* name_of(TileLargeCarried) { return "carried"; }
-const char* name_of(TilePromoted) { return "promoted"; }
+template <class Tile_>
+struct Named {
+  using Tile = Tile_;
+  const char* name;
+};
+constexpr std::tuple kTiles = {Named<TileDecode>{"decode"},
+                               Named<TileDecodeHelped>{"helped"},
+                               Named<TileSmall>{"small"},
+                               Named<TileMedium>{"medium"},
+                               Named<TileMediumInParts>{"parts"},
+                               Named<TileLarge>{"large"},
+                               Named<TileLargeGrouped>{"grouped"},
+                               Named<TileLargeInParts>{"large_parts"},
+                               Named<TileLargeGroupedInParts>{"grouped_parts"},
+                               Named<TileLargeRounded>{"rounded"},
+                               Named<TileLargeGroupedRounded>{"grouped_rounded"},
+                               Named<TileLargeCarried>{"carried"},
+                               Named<TilePromoted>{"promoted"}};
 
 const std::vector<std::string> kFormats = {"int4", "mxfp4"};
 const std::vector<std::string> kScales = {"none", "float32", "bfloat16", "e8m0"};
@@ -82,21 +89,20 @@ Enum find(const std::vector<std::string>& names, const std::string& name) {
   return static_cast<Enum>(found - names.begin());
 }
 
-template <class... Tiles>
-struct TileList {
-  template <class Function>
-  static void with(const std::string& name, const Function& function) {
-    if (!((name == name_of(Tiles{}) && (function(Tiles{}), true)) || ...)) refuse(name);
-  }
-};
-using AllTiles =
-    TileList<TileDecode, TileDecodeHelped, TileSmall, TileMedium, TileMediumInParts, TileLarge,
-             TileLargeGrouped, TileLargeInParts, TileLargeGroupedInParts, TileLargeRounded,
-             TileLargeGroupedRounded, TileLargeCarried, TilePromoted>;
+// Calls `function` with the tile of this name.
+template <class Function>
+void with_named_tile(const std::string& name, const Function& function) {
+  const auto called = [&](auto named) {
+    if (name != named.name) return false;
+    function(typename decltype(named)::Tile{});
+    return true;
+  };
+  if (!std::apply([&](auto... named) { return (called(named) || ...); }, kTiles)) refuse(name);
+}
 
 template <class Tile>
-void print_shape(Tile tile) {
-  std::printf("%s, %d x %d, widths", name_of(tile), Tile::kOut, Tile::kTokens);
+void print_shape(Tile) {
+  std::printf("%s, %d x %d, widths", std::get<Named<Tile>>(kTiles).name, Tile::kOut, Tile::kTokens);
   for (int i = 0; i < Tile::Widths::kCount; ++i) std::printf(" %d", Tile::Widths::at(i));
   std::printf(", cluster of %d%s%s%s%s%s%s", Tile::kCluster, Tile::kIsWide ? ", wide" : "",
               Tile::kVariesHeight ? ", varies height" : "", Tile::kAnyHeight ? ", any height" : "",
@@ -202,7 +208,7 @@ void lower(std::istream& words) {
   std::vector<int32_t> ends;  // token tiles up to each expert
   const std::vector<int32_t> counts{std::istream_iterator<int32_t>(words), {}};
   params.tokens.experts = static_cast<int64_t>(counts.size());
-  AllTiles::with(name, [&](auto tile) {
+  with_named_tile(name, [&](auto tile) {
     auto plan = TilePlan<decltype(tile)>::template without_counts<1>(params, clusters);
     ends.push_back(0);
     const auto has_several = [&](int32_t count) { return plan.token_tiles(count) > 1; };
@@ -228,8 +234,8 @@ struct Format {
 // Calls `function` with the format of a launch, as dispatch.cu chooses it.
 template <GroupScaling kScaling, class Function>
 void with_scaling(const GroupGemmParams& params, const Function& function) {
-  const auto with_gates = [&](auto is_gated) {
-    constexpr bool kIsGated = decltype(is_gated)::value;
+  const auto with_gates = [&](auto gates) {
+    constexpr bool kIsGated = decltype(gates)::value;
     switch (summation_of(params)) {
       case Summation::kHalves: return function(Format<Summation::kHalves, kScaling, kIsGated>{});
       case Summation::kPromoted:
@@ -280,7 +286,7 @@ void few(std::istream& words) {
   words >> name >> params.max_tokens >> params.tokens.padding >> params.tokens.num_rows;
   words >> params.tokens.experts >> params.in_features >> params.out_features;
   words >> multiprocessors;
-  AllTiles::with(name, [&](auto tile) {
+  with_named_tile(name, [&](auto tile) {
     using Tile = decltype(tile);
     std::printf("%d %d\n", has_few_tiles<Tile>(params, multiprocessors), may_pause<Tile>(params));
   });
@@ -311,7 +317,7 @@ Launch read_launch(std::istream& words) {
 // How many clusters a launch has, and whether they may take tiles.
 void launch(std::istream& words) {
   const Launch launch = read_launch(words);
-  AllTiles::with(launch.tile, [&](auto tile) {
+  with_named_tile(launch.tile, [&](auto tile) {
     using Tile = decltype(tile);
     std::printf("%d %d\n", clusters_of<Tile>(launch.params, launch.blocks),
                 may_take<Tile>(launch.params, launch.blocks));
@@ -321,7 +327,7 @@ void launch(std::istream& words) {
 // What each block asks for before it has a plan: where it begins in the weights, and its size.
 void first(std::istream& words) {
   const Launch launch = read_launch(words);
-  AllTiles::with(launch.tile, [&](auto tile) {
+  with_named_tile(launch.tile, [&](auto tile) {
     for (int block = 0; block < launch.blocks; ++block) {
       const WeightPiece piece = first_weights<decltype(tile)>(launch.params, block);
       std::printf("%lld %lld\n", static_cast<long long>(piece.begin),
@@ -347,7 +353,7 @@ void plan(std::istream& words) {
   params.tokens.experts = static_cast<int64_t>(tokens.size());
   params.tokens.num_rows = is_padded ? params.tokens.experts * params.tokens.padding : rows;
   params.tokens.tokens = tokens.data();
-  AllTiles::with(name, [&](auto tile) {
+  with_named_tile(name, [&](auto tile) {
     print_shape(tile);
     if (is_gated(params.activation)) {
       print_plan<decltype(tile), 2>(params, clusters, tall_experts, may_take, may_pause);
