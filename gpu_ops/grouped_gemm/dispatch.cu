@@ -38,7 +38,8 @@ cudaError_t launch_group_gemm(const GroupGemmParams& params, cudaStream_t stream
   if (params.tokens.num_rows == 0 || params.tokens.experts == 0) return cudaSuccess;
   const Summation summation = summation_of(params);
   const TileKind tile = choose_tile(params);
-  if (params.weight_format == WeightFormat::kMxfp4) {
+  const GroupScaling scaling = scaling_of(params);
+  if (scaling == GroupScaling::kFolded) {
     const auto launch = summation == Summation::kHalves     ? launch_mxfp4
                         : summation == Summation::kPromoted ? launch_mxfp4_promoted
                                                             : launch_mxfp4_carried;
@@ -46,8 +47,8 @@ cudaError_t launch_group_gemm(const GroupGemmParams& params, cudaStream_t stream
   }
   if (summation == Summation::kPromoted) return launch_int4_promoted(tile, params, stream);
   if (summation == Summation::kCarried) return launch_int4_carried(tile, params, stream);
-  const bool has_groups = params.group_scale_type != GroupScaleType::kNone;
-  return (has_groups ? launch_int4_scaled : launch_int4)(tile, params, stream);
+  const bool is_scaled = scaling == GroupScaling::kScaled;
+  return (is_scaled ? launch_int4_scaled : launch_int4)(tile, params, stream);
 }
 
 }  // namespace w4afp8

@@ -24,15 +24,20 @@ namespace w4afp8 {
 
 enum class TileKind : int32_t { kDecode, kSmall, kMedium, kLarge, kPromoted };
 
+// How group scales reach the sums.
+inline GroupScaling scaling_of(const GroupGemmParams& params) {
+  if (params.weight_format == WeightFormat::kMxfp4) return GroupScaling::kFolded;
+  return params.group_scale_type == GroupScaleType::kNone ? GroupScaling::kNone
+                                                          : GroupScaling::kScaled;
+}
+
 // Halves are the fastest. Their error is small beside the rounding of bfloat16, not of float16.
 inline Summation summation_of(const GroupGemmParams& params) {
   if (has_short_groups(params)) return Summation::kPromoted;
   if (params.accumulation == Accumulation::kFloat32) return Summation::kPromoted;
   if (params.accumulation == Accumulation::kHalf) return Summation::kHalves;
   if (params.out_type == DataType::kBFloat16) return Summation::kHalves;
-  const bool has_scales = params.weight_format == WeightFormat::kInt4 &&
-                          params.group_scale_type != GroupScaleType::kNone;
-  return has_scales ? Summation::kPromoted : Summation::kCarried;
+  return scaling_of(params) == GroupScaling::kScaled ? Summation::kPromoted : Summation::kCarried;
 }
 
 // Tokens that the fullest expert probably has: the caller's hint, else an even split (prefix mode)

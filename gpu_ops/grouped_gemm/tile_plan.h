@@ -26,8 +26,8 @@
 // taken, one by one, by blocks that have nothing left (scheduler.cuh). Not so where a tile is over before the next one
 // can be found.
 //
-// Where there are few waves of tiles that differ, or of equal large ones whose last wave is far from full, some are in two
-// parts. The first k blocks of each are multiplied before anything else, and the others at the end, by whichever block
+// Where there are few waves of tiles that differ, or of equal large ones that would leave a tenth of the time idle, some are
+// in two parts. The first k blocks of each are multiplied before anything else, and the others at the end, by whichever block
 // has nothing left, from where the first block left the sums: in the tile's outputs. So the order of a sum stays what it
 // is. Then all parts and tiles are taken, none dealt out: a block that has not begun yet owes nobody a first part. What is
 // taken last gets ever shorter: heavy tiles without light ones between them, the light ones that are left, and last parts.
@@ -258,7 +258,8 @@ struct TilePlan {
     if (height < tall_height) tall_experts = 0;
   }
 
-  // Once heights are settled: counts the tiles, and halves those of the last wave if they are few enough.
+  // Once heights are settled: counts the tiles, decides which are taken and which in parts, and halves those of the last
+  // wave if they are few enough.
   W4AFP8_HOST_DEVICE void finish(const ExpertTables& tables) {
     count_tiles(heavy, tables.heavy_end);
     if (Tile::kIsWide) count_tiles(light, tables.light_end);

@@ -231,7 +231,7 @@ struct Format {
   static constexpr bool kIsGated = is_gated;
 };
 
-// Calls `function` with the format of a launch, as dispatch.cu chooses it.
+// Calls `function` with the format of a launch.
 template <GroupScaling kScaling, class Function>
 void with_scaling(const GroupGemmParams& params, const Function& function) {
   const auto with_gates = [&](auto gates) {
@@ -248,13 +248,11 @@ void with_scaling(const GroupGemmParams& params, const Function& function) {
 }
 template <class Function>
 void with_format(const GroupGemmParams& params, const Function& function) {
-  if (params.weight_format == WeightFormat::kMxfp4) {
-    return with_scaling<GroupScaling::kFolded>(params, function);
+  switch (scaling_of(params)) {
+    case GroupScaling::kNone: return with_scaling<GroupScaling::kNone>(params, function);
+    case GroupScaling::kFolded: return with_scaling<GroupScaling::kFolded>(params, function);
+    case GroupScaling::kScaled: return with_scaling<GroupScaling::kScaled>(params, function);
   }
-  if (params.group_scale_type != GroupScaleType::kNone) {
-    return with_scaling<GroupScaling::kScaled>(params, function);
-  }
-  with_scaling<GroupScaling::kNone>(params, function);
 }
 
 void choose(std::istream& words) {
