@@ -30,6 +30,12 @@ struct Widths {
     return kList[index];
   }
   static constexpr bool has(int width) { return ((kWidths == width) || ...); }
+  // The widest below a width; 0 if none is.
+  W4AFP8_HOST_DEVICE static constexpr int below(int width) {
+    int widest = 0;
+    ((widest = kWidths < width && kWidths > widest ? kWidths : widest), ...);
+    return widest;
+  }
   // Boxes of tokens are whole rows of the swizzle, of each block of a cluster.
   static constexpr bool are_valid(int cluster) {
     bool valid = ((kWidths / cluster % 8 == 0) && ...);
@@ -101,8 +107,7 @@ struct TileShape {
   static_assert(kSubBlockOut * kSubBlocks <= kBandOut,
                 "a tile touches two bands of the weight at most");
   static_assert(kTokens % kStagedTokens == 0, "the epilogue takes whole chunks");
-  static_assert(kStagedTokens % 16 == 0,
-                "sums are zeros up to a chunk's end, and looked at by sixteens");
+  static_assert(kStagedTokens % 16 == 0, "chunks are looked at by sixteens");
 };
 
 struct TileWidth {
@@ -131,15 +136,16 @@ using MediumWidths = Widths<128, 112, 96, 80, 72, 64, 32, 16>;
 using TileMedium = TileShape<4, MediumWidths, 5, 1>;  // 256 x 128
 // For few tiles. Elsewhere the code that it has besides costs up to 1.3% (kernel-log.md, run 117).
 using TileMediumInParts = TileShape<4, MediumWidths, 5, 1, 0, false, true>;
-using TileLarge = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3, true>;  // 128 x 256
+using LargeWidths = Widths<256, 192, 128, 64>;
+using TileLarge = TileShape<2, LargeWidths, 4, 2, 3, true>;  // 128 x 256
 // For formats with group scales: two whole tiles and a narrow one take less time than three of three quarters.
-using TileLargeGrouped = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2, true>;
+using TileLargeGrouped = TileShape<2, LargeWidths, 4, 2, 2, true>;
 // For few tiles, as above: where none are in parts they take up to 0.4% longer (kernel-log.md, run 172).
-using TileLargeInParts = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3, true, true>;
-using TileLargeGroupedInParts = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2, true, true>;
+using TileLargeInParts = TileShape<2, LargeWidths, 4, 2, 3, true, true>;
+using TileLargeGroupedInParts = TileShape<2, LargeWidths, 4, 2, 2, true, true>;
 // For gated activations and streamed outputs, which mostly lose by sums that are turned.
-using TileLargeRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 3>;
-using TileLargeGroupedRounded = TileShape<2, Widths<256, 192, 128, 64>, 4, 2, 2>;
+using TileLargeRounded = TileShape<2, LargeWidths, 4, 2, 3>;
+using TileLargeGroupedRounded = TileShape<2, LargeWidths, 4, 2, 2>;
 // For carried sums, which are in float32: registers do not suffice for one more main loop.
 using TileLargeCarried = TileShape<2, Widths<256, 128, 64>, 4, 2>;
 using TilePromoted = TileShape<2, Widths<128, 64>, 6, 1>;  // 128 x 128, sums in float32 fit

@@ -76,9 +76,9 @@ class Epilogue {
   }
 
   // Sets `sums`, which are zeros, to what the first part of the tile has stored.
-  template <int kTokens, class Sums>
+  template <class Sums>
   __device__ __forceinline__ void resume(const TileCoordinates& tile, Sums& sums) const {
-    constexpr int kPieces = kTokens / 16;
+    constexpr int kPieces = Sums::kTokens / 16;
     uint4 pieces[kPieces];  // as in store_chunk
     const uint16_t* source = first_piece(tile, 0);
     const int tokens = tokens_of(tile, 0);
@@ -227,9 +227,7 @@ class Epilogue {
   template <class Out, Activation kActivation>
   __device__ __forceinline__ void store_gated(const TileCoordinates& tile, int chunk,
                                               const uint8_t* staged) const {
-    // What follows from the thread's number is worked out here: registers are short elsewhere.
-    int thread = thread_;
-    asm volatile("" : "+r"(thread));
+    const int thread = made_here(thread_);
     const int64_t features = params_.out_features / 2;
     const int feature = out_of(tile, thread % 4 * 8);
     const int first = chunk * Tile::kStagedTokens + thread / 4;
@@ -299,6 +297,17 @@ class Epilogue {
   template <class T>
   __device__ __forceinline__ static void copy_or_zero(T* shared, const void* source, bool exists) {
     __pipeline_memcpy_async(shared, exists ? source : nullptr, 4, exists ? 0 : 4);
+  }
+
+  // The same number, but what follows from it is worked out where it stands: registers are short elsewhere.
+  template <class T>
+  __device__ __forceinline__ static T made_here(T number) {
+    if constexpr (sizeof(T) == 8) {
+      asm volatile("" : "+l"(number));
+    } else {
+      asm volatile("" : "+r"(number));
+    }
+    return number;
   }
 
   __device__ __forceinline__ int lane() const { return thread_ % 32; }

@@ -67,24 +67,22 @@ __device__ __forceinline__ void multiply(TileCoordinates tile, MainLoop<Tile, Fo
   }
   const bool helps = main_loop.helps();
   if (!helps) epilogue.prefetch(tile);
-  typename MainLoop<Tile, Format>::Sums sums;
   const bool begins = !kPauses<Tile, Format> || tile.k_begin == 0;
-  const auto resume = [&](auto tokens) {
-    if constexpr (kPauses<Tile, Format>) {
-      epilogue.template resume<decltype(tokens)::value>(tile, sums);
-    }
+  const auto resume = [&](auto& sums) {
+    if constexpr (kPauses<Tile, Format>) epilogue.resume(tile, sums);
   };
-  main_loop.run(width_of<Tile>(tile.num_tokens).tokens, begins, sums, resume);
-  if (helps) return;
-  tile = main_loop.tile();  // no register has to hold it meanwhile
-  if constexpr (kPauses<Tile, Format>) {
-    if (tile.pause > 0) {
-      epilogue.pause(tile, sums);
-      counters->count_paused(tile.pause - 1);
-      return;
+  main_loop.run(tile.num_tokens, begins, resume, [&](const auto& sums) {
+    if (helps) return;
+    tile = main_loop.tile();  // no register has to hold it meanwhile
+    if constexpr (kPauses<Tile, Format>) {
+      if (tile.pause > 0) {
+        epilogue.pause(tile, sums);
+        counters->count_paused(tile.pause - 1);
+        return;
+      }
     }
-  }
-  epilogue.store(tile, sums);
+    epilogue.store(tile, sums);
+  });
 }
 
 template <class Tile, class Format>

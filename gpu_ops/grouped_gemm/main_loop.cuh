@@ -29,7 +29,9 @@ template <class Tile, class Format>
 class MainLoop {
  public:
   using Storage = SharedStorage<Tile, Format>;
-  using Sums = typename SumsOf<Format::kSummation, Tile, Format>::Type;
+  template <int kTokens>
+  using Sums = typename SumsOf<Format::kSummation, kTokens, Format>::Type;
+  using WidestSums = Sums<Tile::kTokens>;
 
   __device__ MainLoop(const GroupGemmParams& params, Storage& shared)
       : shared_(shared),
@@ -37,7 +39,7 @@ class MainLoop {
         thread_(threadIdx.x % 128),
         warpgroup_(cutlass::canonical_warp_group_idx()),
         k_blocks_(static_cast<int>(params.weight_layout().k_blocks())),
-        most_(Sums::largest_scale(k_blocks_, Format::kLargest)),
+        most_(WidestSums::largest_scale(k_blocks_, Format::kLargest)),
         first_tokens_(token_tile_place(ptx::shared_address(shared.tokens))),
         listed_(ptx::shared_address(shared.tiles + kListedTiles - 1)) {
     static_assert(offsetof(Storage, tiles) % kListBytes == 0);
@@ -84,48 +86,42 @@ class MainLoop {
     return false;
   }
 
-  // The warpgroup's sums over in_features for the first `width` tokens of the tile, still in the
-  // fixed exponent of Format::kFactor. Where they do not begin with zeros, `resume` sets those of a
-  // constant number of tokens.
-  template <class Resume>
-  __device__ __forceinline__ void run(int width, bool begins, Sums& sums, Resume resume) {
-    if constexpr (!kResumesByWidth) {
-      if (!begins) begin<Tile::kTokens>(begins, sums, resume);
+  // Calls `use` with the warpgroup's sums over in_features for the tile's tokens, still in the fixed exponent of
+  // Format::kFactor. Where they do not begin with zeros, `resume` sets them.
+  template <class Resume, class Use>
+  __device__ __forceinline__ void run(int num_tokens, bool begins, Resume resume, Use use) {
+    const int width = width_of<Tile>(num_tokens).tokens;
+    Operands operands;
+    if constexpr (kHasSumsByWidth) {
+      prepare(operands);
+      with_width<Tile::kTokens>(width, [&](auto constant) {
+        constexpr int kWidth = decltype(constant)::value;
+        Sums<kWidth> sums;
+        clear<kWidth>(sums);
+        if (!begins) resume(sums);
+        run_width<kWidth>(sums, operands);
+        use(sums);
+      });
+    } else {
+      WidestSums sums;
+      if (!begins) {
+        clear<Tile::kTokens>(sums);
+        resume(sums);
+      }
+      with_width<Tile::kTokens>(width, [&](auto constant) {
+        constexpr int kWidth = decltype(constant)::value;
+        if (begins) clear<kCleared<kWidth>>(sums);
+        run_width<kWidth>(sums, operands);
+      });
+      use(sums);
     }
-    run_width<0>(width, begins, sums, resume);
   }
 
  private:
-  // Whether there is code to resume for each width, not one before the choice among them. That one needs all widths to
-  // have their sums in the same registers, of which large tiles have too few; medium ones have eight widths, and with
-  // so much more code a layer took 2% longer (kernel-log.md, runs 170 and 172).
-  static constexpr bool kResumesByWidth = Tile::kConsumers == 2;
-
-  template <int kTokens, class Resume>
-  __device__ __forceinline__ void begin(bool begins, Sums& sums, Resume resume) const {
-    sums.template clear<kTokens>(kHasScales ? Sums::kNoUnit : most_);
-    if (!begins) resume(std::integral_constant<int, kTokens>());
-  }
-
-  template <int kIndex, class Resume>
-  __device__ __forceinline__ void run_width(int width, bool begins, Sums& sums, Resume resume) {
-    constexpr int kWidth = Tile::Widths::at(kIndex);
-    if constexpr (kWidth > Tile::kNarrowest) {
-      if (width < kWidth) return run_width<kIndex + 1>(width, begins, sums, resume);
-    }
-    if (begins || kResumesByWidth) begin<kCleared<kWidth>>(begins, sums, resume);
-    if constexpr (Format::kSummation == Summation::kPromoted) {
-      if (has_short_groups(params_)) return run_by_steps<kWidth>(sums);
-    }
-    if constexpr (kInPairs<kWidth>) {
-      run_by_pairs<kWidth>(sums);
-    } else {
-      if constexpr (kHelps<Tile, Format>) {
-        if (is_helped_) return run_with_help<kWidth>(sums);
-      }
-      run_by_blocks<kWidth>(sums);
-    }
-  }
+  // Whether each width has sums of its own, and code of its own for all that is done with them: narrow tiles then stage
+  // less (kernel-log.md, run 176). Gated large tiles lose by it (run 179), and medium ones, which have eight widths (runs
+  // 170 and 172).
+  static constexpr bool kHasSumsByWidth = Tile::kTurnsSums;
 
   struct Packed {
     PackedWords words;
@@ -135,9 +131,69 @@ class MainLoop {
   struct Fragments {
     Fragment a[kStepsPerBlock];
   };
+  // Of the k blocks that are multiplied and prepared by turns.
+  struct Operands {
+    Packed packed;
+    Fragments even, odd;
+  };
+
+  // Calls `use` with the tile's width as a constant.
+  template <int kWidth, class Use>
+  __device__ __forceinline__ static void with_width(int width, const Use& use) {
+    if constexpr (kWidth > Tile::kNarrowest) {
+      constexpr int kNext = Tile::Widths::below(kWidth);
+      if (width <= kNext) return with_width<kNext>(width, use);
+    }
+    use(std::integral_constant<int, kWidth>());
+  }
+
+  template <int kTokens, class Sums>
+  __device__ __forceinline__ void clear(Sums& sums) const {
+    sums.template clear<kTokens>(kHasScales ? Sums::kNoUnit : most_);
+  }
+
+  template <int kWidth, class Sums>
+  __device__ __forceinline__ void run_width(Sums& sums, Operands& operands) {
+    if constexpr (Format::kSummation == Summation::kPromoted) {
+      if (has_short_groups(params_)) return run_by_steps<kWidth>(sums);
+    }
+    if constexpr (kHelps<Tile, Format>) {
+      if (is_helped_) return run_with_help<kWidth>(sums, operands);
+    }
+    if constexpr (!kHasSumsByWidth) prepare(operands);
+    if constexpr (kInPairs<kWidth>) {
+      run_by_pairs<kWidth>(sums, operands);
+    } else {
+      run_by_blocks<kWidth>(sums, operands);
+    }
+  }
+
+  // Those of the tile's first k block.
+  __device__ __forceinline__ void prepare(Operands& operands) const {
+    load(operands.packed);
+    if constexpr (kFragmentBuffers == 2) {
+      dequantise<Tables::kLookedUp>(operands.packed, operands.even);
+    }
+    if constexpr (kHasSumsByWidth) operands.odd = operands.even;  // anything: share_registers
+  }
+
+  // Has a loop begin with fragments that it only sets, and that were set before the choice of a width too: so the loops
+  // of all widths have them in the same registers. ptxas by itself has some apart for each loop (kernel-log.md, run 176).
+  __device__ __forceinline__ static void share_registers(Fragments& fragments) {
+    if constexpr (kHasSumsByWidth) {
+#pragma unroll
+      for (Fragment& fragment : fragments.a) {
+#pragma unroll
+        for (uint32_t& word : fragment) asm volatile("" : "+r"(word));
+      }
+    }
+  }
+
   // 2: the next k block is dequantised while the tensor cores work on this one. 1: only its packed
   // words are fetched meanwhile; the other warpgroups keep the tensor cores busy.
   static constexpr int kFragmentBuffers = Tile::kConsumers == 4 && Tile::kTokens >= 64 ? 1 : 2;
+  static_assert(!kHasSumsByWidth || (kFragmentBuffers == 2 && !kHelps<Tile, Format>),
+                "other loops prepare the first k block themselves, or only some of it");
   static_assert(Tile::kDeepWidth == 0 || (kFragmentBuffers == 2 && !Tile::kVariesHeight),
                 "other loops take a k block from each stage");
   static constexpr bool kHasScales = Format::kGroupScaling == GroupScaling::kScaled;
@@ -148,28 +204,26 @@ class MainLoop {
   // the instructions around them, and there are registers for both.
   template <int kWidth>
   static constexpr bool kInPairs =
-      Tile::kDeepWidth > 0 && kWidth <= Tile::kTokens / 2 && !Sums::kInPlace;
+      Tile::kDeepWidth > 0 && kWidth <= Tile::kTokens / 2 && !WidestSums::kInPlace;
   // The epilogue looks at whole chunks.
   template <int kWidth>
   static constexpr int kCleared =
       (kWidth + Tile::kStagedTokens - 1) / Tile::kStagedTokens * Tile::kStagedTokens;
   template <int kWidth>
-  using Group = typename Sums::template Group<kWidth>;
+  using Group = typename WidestSums::template Group<kWidth>;
   // The barrier of all consumers; the scheduler has the one before.
   static constexpr uint32_t kHandedOver = 2 + Tile::kConsumers;
   using Ring = RingPosition<Tile::kStages>;
 
   // The tensor cores sum one k block.
-  template <int kWidth>
-  __device__ __forceinline__ void run_by_blocks(Sums& sums) {
+  template <int kWidth, class Sums>
+  __device__ __forceinline__ void run_by_blocks(Sums& sums, Operands& operands) {
+    Packed& packed = operands.packed;
+    Fragments &even = operands.even, &odd = operands.odd;
     Group<kWidth> group;
-    Packed packed;
-    Fragments even;
-    load(packed);
     if constexpr (kFragmentBuffers == 2) {
-      Fragments odd;
-      dequantise<Tables::kLookedUp>(packed, even);
       for (int k = 0; k < k_blocks_; k += 2) {
+        share_registers(odd);
         add_and_prepare<kWidth, 0>(sums, group, even, packed, odd, k);
         if (k + 1 < k_blocks_) add_and_prepare<kWidth, 1>(sums, group, odd, packed, even, k + 1);
       }
@@ -185,18 +239,17 @@ class MainLoop {
 
   // The same where each stage has a k block for every warpgroup: the first one adds all their sums, in the order of k
   // blocks. They wait for each other every other stage.
-  template <int kWidth>
-  __device__ __forceinline__ void run_with_help(Sums& sums) {
+  template <int kWidth, class Sums>
+  __device__ __forceinline__ void run_with_help(Sums& sums, Operands& operands) {
     static_assert(kFragmentBuffers == 2);
     const int stages = (k_blocks_ + Storage::kHelpedBlocks - 1) / Storage::kHelpedBlocks;
     const uint32_t first_tokens = first_tokens_;
     first_tokens_ += warpgroup_ * (Storage::kTokenBytes / 16);
     Group<kWidth> group[2];
     float scale[2][2];
-    Packed packed;
-    Fragments even, odd;
-    load(packed);
-    dequantise<Tables::kLookedUp>(packed, even);
+    Packed& packed = operands.packed;
+    Fragments &even = operands.even, &odd = operands.odd;
+    prepare(operands);
 #pragma unroll 1
     for (int i = 0; i < stages; i += 2) {
       multiply_and_prepare<kWidth>(group[0], scale[0], even, packed, odd, i + 1 < stages);
@@ -247,7 +300,7 @@ class MainLoop {
   }
 
   // Adds the sums of the stage's k blocks, of which there are `left` or fewer: its own and the others'.
-  template <int kWidth>
+  template <int kWidth, class Sums>
   __device__ __forceinline__ void collect(Sums& sums, int stage, const Group<kWidth>& group,
                                           const float (&scale)[2], int left) const {
     add_group<kWidth>(sums, group, scale);
@@ -263,7 +316,7 @@ class MainLoop {
   }
 
   // `kOdd`: 1 where k is odd.
-  template <int kWidth, int kOdd>
+  template <int kWidth, int kOdd, class Sums>
   __device__ __forceinline__ void add_and_prepare(Sums& sums, Group<kWidth>& group,
                                                   const Fragments& current, Packed& packed,
                                                   Fragments& next, int k) {
@@ -279,7 +332,7 @@ class MainLoop {
 
   // `meanwhile` runs beside the products of the k block and may overwrite `packed`. `kPlace`: of the k block
   // in its stage.
-  template <int kWidth, int kPlace, class Meanwhile>
+  template <int kWidth, int kPlace, class Sums, class Meanwhile>
   __device__ __forceinline__ void add_block(Sums& sums, Group<kWidth>& group,
                                             const Fragments& fragments, const Packed& packed, int k,
                                             Meanwhile meanwhile) {
@@ -287,13 +340,13 @@ class MainLoop {
     const int stage = ring_.stage;
     const bool ends_stage = !kIsDeep<kWidth> || kPlace == 1 || k + 1 == k_blocks_;
     auto& accumulators = accumulators_of(sums, group);
-    multiply<kWidth, kPlace>(accumulators, fragments, stage, Sums::kInPlace && k > 0);
+    multiply<kWidth, kPlace>(accumulators, fragments, stage, WidestSums::kInPlace && k > 0);
     if (ends_stage) ring_.advance();
     meanwhile();
     wgmma_wait<0>();
     keep_in_place(accumulators);
     if (ends_stage) release(stage);
-    if constexpr (Sums::kInPlace) {
+    if constexpr (WidestSums::kInPlace) {
       carry<kWidth>(sums, k + 1);
     } else {
       add_group<kWidth>(sums, group, scale);
@@ -301,17 +354,16 @@ class MainLoop {
   }
 
   // The same with the products of two k blocks at a time, each k block summed by itself as ever.
-  template <int kWidth>
-  __device__ __forceinline__ void run_by_pairs(Sums& sums) {
+  template <int kWidth, class Sums>
+  __device__ __forceinline__ void run_by_pairs(Sums& sums, Operands& operands) {
     constexpr int kSecond = kIsDeep<kWidth> ? 1 : 0;  // its place
     Group<kWidth> first, second;
-    Packed packed;
-    Fragments even, odd;
-    load(packed);
-    dequantise<Tables::kLookedUp>(packed, even);
+    Packed& packed = operands.packed;
+    Fragments &even = operands.even, &odd = operands.odd;
     int k = 0;
 #pragma unroll 1
     for (; k + 1 < k_blocks_; k += 2) {
+      share_registers(odd);
       const float first_scale[2] = {packed.scale[0], packed.scale[1]};
       const int first_stage = ring_.stage;
       multiply<kWidth, 0>(first, even, first_stage, false);
@@ -338,7 +390,7 @@ class MainLoop {
     if (k < k_blocks_) add_block<kWidth, 0>(sums, first, even, packed, k, [] {});
   }
 
-  template <int kWidth>
+  template <int kWidth, class Sums>
   __device__ __forceinline__ void add_group(Sums& sums, const Group<kWidth>& group,
                                             const float (&scale)[2]) const {
     if constexpr (kHasScales) {
@@ -348,9 +400,9 @@ class MainLoop {
     }
   }
 
-  template <class OtherGroup>
+  template <class Sums, class OtherGroup>
   __device__ __forceinline__ static auto& accumulators_of(Sums& sums, OtherGroup& group) {
-    if constexpr (Sums::kInPlace) {
+    if constexpr (WidestSums::kInPlace) {
       return sums.v;
     } else {
       return group;
@@ -358,7 +410,7 @@ class MainLoop {
   }
 
   // After so many k blocks.
-  template <int kWidth>
+  template <int kWidth, class Sums>
   __device__ __forceinline__ void carry(Sums& sums, int blocks) {
     constexpr int kBlocks = Format::kCarriedBlocks;
     if (blocks % kBlocks == 0 && blocks < k_blocks_) {
@@ -371,12 +423,12 @@ class MainLoop {
 
   // The epilogue's buffer has nothing to hold yet.
   __device__ __forceinline__ uint2* carried() const {
-    static_assert(Sums::kCarriedBytes <= sizeof(shared_.staged[0]));
+    static_assert(WidestSums::kCarriedBytes <= sizeof(shared_.staged[0]));
     return reinterpret_cast<uint2*>(shared_.staged[warpgroup_]) + thread_;
   }
 
   // The tensor cores sum one k step, which is all or half of a short group.
-  template <int kWidth>
+  template <int kWidth, class Sums>
   __device__ __forceinline__ void run_by_steps(Sums& sums) {
     Group<kWidth> group;
     const int steps_per_group = static_cast<int>(params_.group_size / 32);
@@ -466,7 +518,7 @@ class MainLoop {
   }
 
   // `row`: of the step's group in the stage.
-  template <int kWidth>
+  template <int kWidth, class Sums>
   __device__ __forceinline__ void add_step(Sums& sums, const Group<kWidth>& group, int row) const {
     const int out = row * Tile::kOut + first_row();
     const float scale[2] = {scale_at<0>(out), scale_at<0>(out + 8)};

@@ -26,8 +26,9 @@
 namespace w4afp8 {
 
 // Groups and their sum in float32.
-template <int kTokens>
+template <int kTokens_>
 struct FloatSums {
+  static constexpr int kTokens = kTokens_;
   static constexpr bool kInPlace = false;
   template <int kWidth>
   using Group = float[kWidth / 2];
@@ -129,8 +130,9 @@ struct CarriedSums : FloatSums<kTokens> {
 // two tokens. A k block cannot overflow: 128 products of Format::kLargest and 448 are within 65504.
 // Units are powers of two, chosen at the first k block so that no sum of in_features / 128 of them
 // can overflow either, and raised where a later one's scale is too large for them.
-template <int kTokens>
+template <int kTokens_>
 struct HalfSums {
+  static constexpr int kTokens = kTokens_;
   static constexpr bool kInPlace = false;
   template <int kWidth>
   using Group = uint32_t[kWidth / 4];
@@ -228,20 +230,20 @@ struct HalfSums {
   }
 };
 
-// The sums of a format.
-template <Summation kSummation, class Tile, class Format>
+// The sums of a format, of so many tokens.
+template <Summation kSummation, int kTokens, class Format>
 struct SumsOf;
-template <class Tile, class Format>
-struct SumsOf<Summation::kHalves, Tile, Format> {
-  using Type = HalfSums<Tile::kTokens>;
+template <int kTokens, class Format>
+struct SumsOf<Summation::kHalves, kTokens, Format> {
+  using Type = HalfSums<kTokens>;
 };
-template <class Tile, class Format>
-struct SumsOf<Summation::kPromoted, Tile, Format> {
-  using Type = FloatSums<Tile::kTokens>;
+template <int kTokens, class Format>
+struct SumsOf<Summation::kPromoted, kTokens, Format> {
+  using Type = FloatSums<kTokens>;
 };
-template <class Tile, class Format>
-struct SumsOf<Summation::kCarried, Tile, Format> {
-  using Type = CarriedSums<Tile::kTokens, Format::kCarriedUnit>;
+template <int kTokens, class Format>
+struct SumsOf<Summation::kCarried, kTokens, Format> {
+  using Type = CarriedSums<kTokens, Format::kCarriedUnit>;
 };
 
 }  // namespace w4afp8

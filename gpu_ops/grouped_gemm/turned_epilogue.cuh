@@ -31,6 +31,7 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
   using Base = Epilogue<Tile, Format>;
   using Base::bias;
   using Base::lane;
+  using Base::made_here;
   using Base::out_of;
   using Base::out_scale;
   using Base::params_;
@@ -50,11 +51,11 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
   __device__ __forceinline__ void pause(const TileCoordinates& tile, const Sums& sums) const {
     __pipeline_wait_prior(0);
 #pragma unroll
-    for (int first = 0; first < Tile::kTokens; first += Tile::kStagedTokens) {
+    for (int first = 0; first < Sums::kTokens; first += Tile::kStagedTokens) {
       if (first >= tile.num_tokens) break;
       stage(sums, first);
       sync();
-      for_each_row(tile, first, [](int, uint4* out, bool exists, const uint4* staged) {
+      for_each_row<Sums>(tile, first, [](int, uint4* out, bool exists, const uint4* staged) {
         if (exists) __stcg(out, *staged);
       });
       sync();
@@ -62,22 +63,20 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
   }
 
   // Sets `sums`, which are zeros, to what the first part of the tile has stored.
-  template <int kTokens, class Sums>
+  template <class Sums>
   __device__ __forceinline__ void resume(const TileCoordinates& tile, Sums& sums) const {
 #pragma unroll
-    for (int first = 0; first < kTokens; first += Tile::kStagedTokens) {
+    for (int first = 0; first < Sums::kTokens; first += Tile::kStagedTokens) {
       uint4 pieces[kRows];
-      for_each_row(tile, first, [&](int i, const uint4* out, bool exists, uint4*) {
+      for_each_row<Sums>(tile, first, [&](int i, const uint4* out, bool exists, uint4*) {
         pieces[i] = exists ? __ldcg(out) : uint4{};
       });
-      for_each_row(tile, first,
-                   [&](int i, const uint4*, bool, uint4* staged) { *staged = pieces[i]; });
+      for_each_row<Sums>(tile, first,
+                         [&](int i, const uint4*, bool, uint4* staged) { *staged = pieces[i]; });
       sync();
-#pragma unroll
-      for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-        ptx::ldmatrix_x4_transposed(sums.matrices(first + token),
-                                    staged_matrix() + token * Storage::kStagedRowBytes);
-      }
+      for_each_16_tokens<Sums>(first, [&](int token, uint8_t* staged) {
+        ptx::ldmatrix_x4_transposed(sums.matrices(token), staged);
+      });
       sync();
     }
   }
@@ -102,7 +101,7 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
     constexpr bool kHasUnits = Format::kGroupScaling == GroupScaling::kScaled;
     EightChannels channels;
 #pragma unroll
-    for (int first = 0; first < Tile::kTokens; first += Tile::kStagedTokens) {
+    for (int first = 0; first < Sums::kTokens; first += Tile::kStagedTokens) {
       if (first >= tile.num_tokens) break;
       stage(sums, first);
       if (first == 0) {
@@ -121,7 +120,7 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
           channels.bias[i] = Base::template to_float<Out>(bias()[column() + i]);
         }
       }
-      round_rows<Out>(tile, first, channels);
+      round_rows<Out, Sums>(tile, first, channels);
       sync();
     }
   }
@@ -129,36 +128,49 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
   // Matrix i of 16 tokens x 16 outputs of each warp holds outputs + 8 * (i % 2), tokens + 8 * (i / 2).
   template <class Sums>
   __device__ __forceinline__ void stage(const Sums& sums, int first) const {
+    for_each_16_tokens<Sums>(first, [&](int token, uint8_t* staged) {
+      ptx::stmatrix_x4_transposed(staged, sums.matrices(token));
+    });
+  }
+
+  // Calls `visit` with the first of each 16 tokens of the chunk that begins at `first`, and where this lane's matrix row
+  // of them is staged.
+  template <class Sums, class Visit>
+  __device__ __forceinline__ void for_each_16_tokens(int first, Visit visit) const {
 #pragma unroll
     for (int token = 0; token < Tile::kStagedTokens; token += 16) {
-      ptx::stmatrix_x4_transposed(staged_matrix() + token * Storage::kStagedRowBytes,
-                                  sums.matrices(first + token));
+      if (first + token >= Sums::kTokens) break;
+      visit(first + token, staged_matrix() + token * Storage::kStagedRowBytes);
     }
   }
 
   // What this lane gives the address of among the first 16 tokens.
   __device__ __forceinline__ uint8_t* staged_matrix() const {
-    const int row = lane() / 16 * 8 + lane() % 8;
+    const int thread = made_here(thread_), lane = thread % 32, warp = thread / 32;
+    const int row = lane / 16 * 8 + lane % 8;
     return shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
-           swizzled(warp() * 2 + lane() / 8 % 2, row);
+           swizzled(warp * 2 + lane / 8 % 2, row);
   }
 
   static constexpr int kStep = 16, kRows = Tile::kStagedTokens / kStep;
 
   // Each thread has 16 bytes of every 16th row: calls `visit` with the row's index, where the bytes are stored, whether
   // that exists, and where they are staged.
-  template <class Visit>
+  template <class Sums, class Visit>
   __device__ __forceinline__ void for_each_row(const TileCoordinates& tile, int first,
                                                Visit visit) const {
-    const int64_t features = params_.out_features;
-    const int out = out_of(tile, column()), row = thread_ / 8;
+    const int64_t features = made_here(params_.out_features);
+    const int thread = made_here(thread_);
+    const int column = thread % 8 * 8, row = thread / 8;
+    const int out = out_of(tile, column);
     const int tokens = out < features ? tile.num_tokens - first - row : 0;
     uint16_t* destination = static_cast<uint16_t*>(params_.out) +
                             (int64_t{tile.row_begin} + first + row) * features + out;
-    uint8_t* const staged = shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes +
-                            swizzled(column() / 8, row);
+    uint8_t* const staged =
+        shared_.staged[warpgroup_][0] + row * Storage::kStagedRowBytes + swizzled(column / 8, row);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
+      if (first + i * kStep >= Sums::kTokens) break;
       visit(i, reinterpret_cast<uint4*>(destination), i * kStep < tokens,
             reinterpret_cast<uint4*>(staged + i * kStep * Storage::kStagedRowBytes));
       destination += kStep * features;
@@ -170,17 +182,17 @@ class TurnedEpilogue : public Epilogue<Tile, Format> {
     return (piece ^ row % 8) * 16;
   }
 
-  template <class Out>
+  template <class Out, class Sums>
   __device__ __forceinline__ void round_rows(const TileCoordinates& tile, int first,
                                              const EightChannels& channels) const {
-    const float* const token_scales = token_scale() + first + thread_ / 8;
+    const float* const token_scales = token_scale() + first + made_here(thread_) / 8;
     uint4 sums[kRows];
     float scale[kRows];
-    for_each_row(tile, first, [&](int i, const uint4*, bool, const uint4* staged) {
+    for_each_row<Sums>(tile, first, [&](int i, const uint4*, bool, const uint4* staged) {
       sums[i] = *staged;
       scale[i] = token_scales[i * kStep];
     });
-    for_each_row(tile, first, [&](int i, uint4* out, bool exists, const uint4*) {
+    for_each_row<Sums>(tile, first, [&](int i, uint4* out, bool exists, const uint4*) {
       const uint4 rounded = {round_two<Out>(sums[i].x, scale[i], channels, 0),
                              round_two<Out>(sums[i].y, scale[i], channels, 2),
                              round_two<Out>(sums[i].z, scale[i], channels, 4),

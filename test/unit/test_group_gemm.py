@@ -288,6 +288,17 @@ def test_exact_for_every_width(place: Any, form: str, out_dtype: str, in_feature
     check_exact(place, p, max_tokens=128, out_dtype=out_dtype)
 
 
+@pytest.mark.parametrize("in_features", [640, 4096, 4224])
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
+def test_exact_for_every_width_of_large_tiles(
+    place: Any, form: str, out_dtype: str, in_features: int
+) -> None:
+    counts = (64, 65, 128, 129, 160, 161, 0, 192, 193, 224, 225, 256)
+    p = problem(counts, LinearShape(256, in_features), form, x_scale="token", has_bias=True)
+    check_exact(place, p, max_tokens=256, out_dtype=out_dtype, accumulation="half")
+
+
 # 4, 5, 10 and 11 k blocks: of the GPU's rings of stages most have 4 or 5.
 @pytest.mark.parametrize("in_features", [512, 640, 1280, 1408])
 @pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
