@@ -65,6 +65,11 @@ struct TileShape {
   // All tiles of an expert that has two, up to so many, may be three quarters as wide.
   static constexpr int kThreeQuarterTiles = kThreeQuarterTiles_;
   static constexpr int kThreeQuarters = kTokens / 4 * 3;
+  // Where sums are turned, a width that is no multiple of 64 shares them, and the code of the epilogue, with the next
+  // one, which is.
+  W4AFP8_HOST_DEVICE static constexpr bool is_between(int width) {
+    return kTurnsSums_ && width % 64 != 0;
+  }
   // Tiles of the last wave may be halved along the tokens.
   static constexpr bool kSplits = kTokens == 256;
   // Reading weights binds narrow tiles whatever their width; wide ones with few tokens are another matter than those
@@ -98,7 +103,7 @@ struct TileShape {
                                        : kTokens < 32    ? kTokens
                                                          : 32;
 
-  static_assert(Widths::are_valid(kCluster) && kTokens <= 256);
+  static_assert(Widths::are_valid(kCluster) && kTokens <= 256 && !is_between(kNarrowest));
   static_assert(kThreeQuarterTiles == 0 || Widths::has(kThreeQuarters));
   static_assert(!kMayPause || (kIsWide && Widths::has(kThreeQuarters)));
   static_assert(!kMayHelp || (kConsumers == 4 && kTokens == 16 && kCluster == 1));
@@ -140,9 +145,11 @@ using LargeWidths = Widths<256, 192, 128, 64>;
 using TileLarge = TileShape<2, LargeWidths, 4, 2, 3, true>;  // 128 x 256
 // For formats with group scales: two whole tiles and a narrow one take less time than three of three quarters.
 using TileLargeGrouped = TileShape<2, LargeWidths, 4, 2, 2, true>;
-// For few tiles, as above: where none are in parts they take up to 0.4% longer (kernel-log.md, run 172).
-using TileLargeInParts = TileShape<2, LargeWidths, 4, 2, 3, true, true>;
-using TileLargeGroupedInParts = TileShape<2, LargeWidths, 4, 2, 2, true, true>;
+// For few tiles, as above: where none are in parts they take up to 0.4% longer (kernel-log.md, run 172). The widths
+// between pay where k blocks are many: with few, code for them costs up to 2.2% (run 178).
+using LongWidths = Widths<256, 224, 192, 160, 128, 64>;
+using TileLargeInParts = TileShape<2, LongWidths, 4, 2, 3, true, true>;
+using TileLargeGroupedInParts = TileShape<2, LongWidths, 4, 2, 2, true, true>;
 // For gated activations and streamed outputs, which mostly lose by sums that are turned.
 using TileLargeRounded = TileShape<2, LargeWidths, 4, 2, 3>;
 using TileLargeGroupedRounded = TileShape<2, LargeWidths, 4, 2, 2>;

@@ -95,11 +95,16 @@ class MainLoop {
     if constexpr (kHasSumsByWidth) {
       prepare(operands);
       with_width<Tile::kTokens>(width, [&](auto constant) {
-        constexpr int kWidth = decltype(constant)::value;
+        constexpr int kWidth = decltype(constant)::value, kBelow = Tile::Widths::below(kWidth);
+        constexpr bool kShares = Tile::is_between(kBelow);
         Sums<kWidth> sums;
         clear<kWidth>(sums);
         if (!begins) resume(sums);
-        run_width<kWidth>(sums, operands);
+        if (kShares && width == kBelow) {
+          run_width<kShares ? kBelow : kWidth>(sums, operands);
+        } else {
+          run_width<kWidth>(sums, operands);
+        }
         use(sums);
       });
     } else {
@@ -137,11 +142,13 @@ class MainLoop {
     Fragments even, odd;
   };
 
-  // Calls `use` with the tile's width as a constant.
+  // Calls `use` with the tile's width as a constant, or with the next wider one if it is between others.
   template <int kWidth, class Use>
   __device__ __forceinline__ static void with_width(int width, const Use& use) {
     if constexpr (kWidth > Tile::kNarrowest) {
-      constexpr int kNext = Tile::Widths::below(kWidth);
+      constexpr int kBelow = Tile::Widths::below(kWidth);
+      constexpr int kNext = Tile::is_between(kBelow) ? Tile::Widths::below(kBelow) : kBelow;
+      static_assert(!Tile::is_between(kNext), "two others have one width between them, if any");
       if (width <= kNext) return with_width<kNext>(width, use);
     }
     use(std::integral_constant<int, kWidth>());
@@ -178,7 +185,8 @@ class MainLoop {
   }
 
   // Has a loop begin with fragments that it only sets, and that were set before the choice of a width too: so the loops
-  // of all widths have them in the same registers. ptxas by itself has some apart for each loop (kernel-log.md, run 176).
+  // of all widths have them in the same registers. ptxas by itself has some apart for each loop: with six widths MXFP4
+  // then spills (counters.jsonl, run 178).
   __device__ __forceinline__ static void share_registers(Fragments& fragments) {
     if constexpr (kHasSumsByWidth) {
 #pragma unroll

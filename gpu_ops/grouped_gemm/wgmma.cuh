@@ -18,7 +18,7 @@
 #pragma once
 
 #include <cute/arch/mma_sm90_gmma.hpp>
-#include <cute/arch/mma_sm90_gmma_ext.hpp>  // 72, 80 and 112 tokens
+#include <cute/arch/mma_sm90_gmma_ext.hpp>  // 72, 80, 112, 160 and 224 tokens
 #include <type_traits>
 #include <utility>
 
@@ -48,7 +48,9 @@ W4AFP8_WGMMA_ATOMS(80);
 W4AFP8_WGMMA_ATOMS(96);
 W4AFP8_WGMMA_ATOMS(112);
 W4AFP8_WGMMA_ATOMS(128);
+W4AFP8_WGMMA_ATOMS(160);
 W4AFP8_WGMMA_ATOMS(192);
+W4AFP8_WGMMA_ATOMS(224);
 W4AFP8_WGMMA_ATOMS(256);
 #undef W4AFP8_WGMMA_ATOMS
 #undef W4AFP8_WGMMA_ATOM

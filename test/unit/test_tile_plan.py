@@ -405,6 +405,8 @@ def draw_case(random: random.Random) -> Case:
     counts = [random.randint(*random.choice(ranges)) for _ in range(random.randint(1, 9))]
     if random.random() < 0.5:  # even
         counts = counts[:1] * len(counts)
+    if tile in LARGE and random.random() < 0.2:  # equal tiles
+        counts = [random.randint(129, 256)] * len(counts)
     varies = tile in ("small", "medium", "parts") and random.random() < 0.5
     tall_experts = random.randint(0, len(counts)) if varies else len(counts)
     activation = "swiglu" if random.random() < 0.3 and tile != "helped" else "none"
@@ -688,7 +690,7 @@ def test_counts_of_the_tests_on_a_gpu_are_in_parts(program: str) -> None:
 @pytest.mark.parametrize("tile", LARGE_PARTS)
 def test_large_tiles_of_the_tests_on_a_gpu_are_in_parts(program: str, tile: str) -> None:
     form, scales = ("int4", "none -1") if tile == "large_parts" else ("mxfp4", "e8m0 32")
-    widths = ({64, 128, 192, 256}, {64, 192, 256}, {256})
+    widths = ({64, 128, 160, 192, 224, 256}, {64, 192, 256}, {256})
     for (counts, out_features, in_features), expected in zip(LARGE_IN_PARTS, widths, strict=True):
         sizes = f"{len(counts)} {in_features} {out_features}"
         launch = f"-1 0 {sum(counts)} {sizes}"

@@ -41,7 +41,7 @@ IN_PARTS = (
 # and at odd k blocks; of 96, of which narrow ones come before last parts; of 108 equal ones, that
 # would leave some of the time idle. Some blocks have one sub-block (1216) or none (1408).
 LARGE_IN_PARTS = (
-    ((700, 20, 300, 64, 0, 257, 513, 270), 1216, 4640),
+    ((480, 20, 513, 64, 0, 257, 300, 700), 1216, 4640),
     ((700, 700) + (20,) * 10, 1408, 4096),
     ((768,) * 6, 1408, 4096),
 )
