@@ -288,7 +288,7 @@ def test_exact_for_every_width(place: Any, form: str, out_dtype: str, in_feature
     check_exact(place, p, max_tokens=128, out_dtype=out_dtype)
 
 
-# Of its large tiles those of 32 k blocks and more have widths between the others.
+# Of its large tiles those of 32 k blocks and more have widths between, but not with int4 groups.
 @pytest.mark.parametrize("in_features", [640, 4096, 4224])
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("form", ["int4", "int4 groups of 128", "mxfp4"])
