@@ -146,15 +146,14 @@ using TileLarge = TileShape<2, LargeWidths, 4, 2, 3, true>;  // 128 x 256
 // For formats with group scales: two whole tiles and a narrow one take less time than three of three quarters.
 using TileLargeGrouped = TileShape<2, LargeWidths, 4, 2, 2, true>;
 // For few tiles, as above: where none are in parts they take up to 0.4% longer (kernel-log.md, run 172). The widths
-// between pay where k blocks are many: with few, code for them costs up to 2.2% (run 178).
+// between pay where k blocks are many: with few, code for them costs up to 2.3% (run 178).
 using LongWidths = Widths<256, 224, 192, 160, 128, 64>;
 using TileLargeInParts = TileShape<2, LongWidths, 4, 2, 3, true, true>;
 using TileLargeGroupedInParts = TileShape<2, LongWidths, 4, 2, 2, true, true>;
-// For gated activations and streamed outputs, which mostly lose by sums that are turned.
+// For streamed outputs and gated activations, which mostly lose by sums that are turned; and for carried ones, which
+// are not halves.
 using TileLargeRounded = TileShape<2, LargeWidths, 4, 2, 3>;
 using TileLargeGroupedRounded = TileShape<2, LargeWidths, 4, 2, 2>;
-// For carried sums, which are in float32: registers do not suffice for one more main loop.
-using TileLargeCarried = TileShape<2, Widths<256, 128, 64>, 4, 2>;
 using TilePromoted = TileShape<2, Widths<128, 64>, 6, 1>;  // 128 x 128, sums in float32 fit
 
 // Sums over in_features (sums.cuh).

@@ -92,8 +92,8 @@ class MainLoop {
   __device__ __forceinline__ void run(int num_tokens, bool begins, Resume resume, Use use) {
     const int width = width_of<Tile>(num_tokens).tokens;
     Operands operands;
+    if constexpr (kSharesFragments) prepare(operands);
     if constexpr (kHasSumsByWidth) {
-      prepare(operands);
       with_width<Tile::kTokens>(width, [&](auto constant) {
         constexpr int kWidth = decltype(constant)::value, kBelow = Tile::Widths::below(kWidth);
         constexpr bool kShares = Tile::is_between(kBelow);
@@ -127,6 +127,9 @@ class MainLoop {
   // less (kernel-log.md, run 176). Gated large tiles lose by it (run 179), and medium ones, which have eight widths (runs
   // 170 and 172).
   static constexpr bool kHasSumsByWidth = Tile::kTurnsSums;
+  // Whether what wgmma reads is in the same registers whatever the width (share_registers): where registers are short.
+  static constexpr bool kSharesFragments =
+      kHasSumsByWidth || (Tile::kSplits && Format::kSummation == Summation::kCarried);
 
   struct Packed {
     PackedWords words;
@@ -167,7 +170,7 @@ class MainLoop {
     if constexpr (kHelps<Tile, Format>) {
       if (is_helped_) return run_with_help<kWidth>(sums, operands);
     }
-    if constexpr (!kHasSumsByWidth) prepare(operands);
+    if constexpr (!kSharesFragments) prepare(operands);
     if constexpr (kInPairs<kWidth>) {
       run_by_pairs<kWidth>(sums, operands);
     } else {
@@ -181,14 +184,14 @@ class MainLoop {
     if constexpr (kFragmentBuffers == 2) {
       dequantise<Tables::kLookedUp>(operands.packed, operands.even);
     }
-    if constexpr (kHasSumsByWidth) operands.odd = operands.even;  // anything: share_registers
+    if constexpr (kSharesFragments) operands.odd = operands.even;  // anything: share_registers
   }
 
   // Has a loop begin with fragments that it only sets, and that were set before the choice of a width too: so the loops
   // of all widths have them in the same registers. ptxas by itself has some apart for each loop: with six widths MXFP4
   // then spills (counters.jsonl, run 178).
   __device__ __forceinline__ static void share_registers(Fragments& fragments) {
-    if constexpr (kHasSumsByWidth) {
+    if constexpr (kSharesFragments) {
 #pragma unroll
       for (Fragment& fragment : fragments.a) {
 #pragma unroll
@@ -200,7 +203,8 @@ class MainLoop {
   // 2: the next k block is dequantised while the tensor cores work on this one. 1: only its packed
   // words are fetched meanwhile; the other warpgroups keep the tensor cores busy.
   static constexpr int kFragmentBuffers = Tile::kConsumers == 4 && Tile::kTokens >= 64 ? 1 : 2;
-  static_assert(!kHasSumsByWidth || (kFragmentBuffers == 2 && !kHelps<Tile, Format>),
+  static_assert(!kHasSumsByWidth || kSharesFragments);
+  static_assert(!kSharesFragments || (kFragmentBuffers == 2 && !kHelps<Tile, Format>),
                 "other loops prepare the first k block themselves, or only some of it");
   static_assert(Tile::kDeepWidth == 0 || (kFragmentBuffers == 2 && !Tile::kVariesHeight),
                 "other loops take a k block from each stage");

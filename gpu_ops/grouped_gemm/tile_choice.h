@@ -110,7 +110,7 @@ auto with_medium_tile(const GroupGemmParams& params, int multiprocessors, const 
 template <class Format, class Use>
 auto with_large_tile(const GroupGemmParams& params, int multiprocessors, const Use& use) {
   if constexpr (Format::kSummation != Summation::kHalves) {
-    return use(TileLargeCarried{});
+    return use(TileLargeGroupedRounded{});
   } else {
     constexpr bool kHasGroups = Format::kGroupScaling != GroupScaling::kNone;
     using Rounded = std::conditional_t<kHasGroups, TileLargeGroupedRounded, TileLargeRounded>;

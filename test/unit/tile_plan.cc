@@ -68,7 +68,6 @@ constexpr std::tuple kTiles = {Named<TileDecode>{"decode"},
                                Named<TileLargeGroupedInParts>{"grouped_parts"},
                                Named<TileLargeRounded>{"rounded"},
                                Named<TileLargeGroupedRounded>{"grouped_rounded"},
-                               Named<TileLargeCarried>{"carried"},
                                Named<TilePromoted>{"promoted"}};
 
 const std::vector<std::string> kFormats = {"int4", "mxfp4"};
