@@ -56,38 +56,50 @@ LARGE_PARTS = ("large_parts", "grouped_parts")
 PARTS = ("parts", *LARGE_PARTS)  # that may be in two parts; the first are medium
 LARGE = ("large", "grouped", "grouped_rounded", *LARGE_PARTS)
 TILES = [*(size.split()[0] for size in SIZES.split(", ")), *LARGE[1:], "parts", "helped"]
-HINTS = (0, 4, 5, 64, 65, 128, 129, 256, 257)
+HINTS = (0, 4, 5, 64, 65, 128, 129, 192, 193, 448, 449, 640, 641)
 FEW = "decode decode small small"
-PROMOTED = "promoted promoted promoted promoted promoted"
+# Up to so many tokens tiles are medium.
+TO_128, TO_192, TO_448, TO_640, TO_ANY = (
+    FEW + medium * " medium" + (9 - medium) * " large" for medium in (2, 4, 6, 8, 9)
+)
+PROMOTED = FEW + 9 * " promoted"
 CHOICES = f"""
-4096 7168 int4 none -1 bfloat16 default: {FEW} medium medium large large large
-4096 7168 int4 float32 128 bfloat16 default: {FEW} medium medium large large large
-4096 7168 int4 float32 64 bfloat16 default: {FEW} {PROMOTED}
-1024 7168 int4 bfloat16 256 bfloat16 default: {FEW} medium medium large large large
-128 7168 int4 bfloat16 128 bfloat16 default: {FEW} medium medium large large large
-1024 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
-32 7168 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
-1024 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
-992 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium medium medium medium
-992 7168 mxfp4 e8m0 32 float16 half: {FEW} medium medium large large large
-4096 616 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium large large large
-4096 608 mxfp4 e8m0 32 bfloat16 default: {FEW} medium medium medium medium medium
-4096 1160 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
-4096 1152 mxfp4 e8m0 32 float16 default: {FEW} medium medium medium medium medium
-4096 1160 int4 none -1 bfloat16 default: {FEW} medium medium large large large
-4096 1152 int4 none -1 bfloat16 default: {FEW} medium medium medium medium medium
-4096 7168 int4 none -1 float16 default: {FEW} medium medium large large large
-4096 7168 int4 none -1 float16 half: {FEW} medium medium large large large
-4096 7168 int4 none -1 bfloat16 float32: {FEW} {PROMOTED}
-4096 7168 int4 float32 64 bfloat16 half: {FEW} {PROMOTED}
-4096 7168 mxfp4 e8m0 32 float16 default: {FEW} medium medium large large large
-4096 7168 int4 float32 128 float16 default: {FEW} {PROMOTED}
-"""  # in_features, out_features, format, scales, group_size, output, accumulation: of each hint
+4096 7168 int4 none -1 bfloat16 default none: {TO_192}
+4064 7168 int4 none -1 bfloat16 default none: {TO_448}
+768 7168 int4 none -1 bfloat16 default none: {TO_448}
+736 7168 int4 none -1 bfloat16 default none: {TO_128}
+4096 7168 int4 none -1 bfloat16 default swiglu: {TO_640}
+768 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_640}
+736 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_128}
+4096 7168 int4 none -1 float16 default swiglu: {TO_128}
+4096 7168 int4 float32 128 bfloat16 default none: {TO_192}
+4096 7168 int4 float32 64 bfloat16 default none: {PROMOTED}
+1024 7168 int4 bfloat16 256 bfloat16 default none: {TO_448}
+128 7168 int4 bfloat16 128 bfloat16 default none: {TO_128}
+4096 7168 mxfp4 e8m0 32 bfloat16 default none: {TO_192}
+1024 7168 mxfp4 e8m0 32 bfloat16 default none: {TO_448}
+32 7168 mxfp4 e8m0 32 bfloat16 default none: {TO_128}
+1024 7168 mxfp4 e8m0 32 float16 default none: {TO_128}
+992 7168 mxfp4 e8m0 32 float16 default none: {TO_ANY}
+992 7168 mxfp4 e8m0 32 float16 half none: {TO_448}
+4096 616 mxfp4 e8m0 32 bfloat16 default none: {TO_192}
+4096 608 mxfp4 e8m0 32 bfloat16 default none: {TO_ANY}
+4096 1160 mxfp4 e8m0 32 float16 default none: {TO_128}
+4096 1152 mxfp4 e8m0 32 float16 default none: {TO_ANY}
+4096 1160 int4 none -1 bfloat16 default none: {TO_192}
+4096 1152 int4 none -1 bfloat16 default none: {TO_ANY}
+4096 7168 int4 none -1 float16 default none: {TO_128}
+4096 7168 int4 none -1 float16 half none: {TO_192}
+4096 7168 int4 none -1 bfloat16 float32 none: {PROMOTED}
+4096 7168 int4 float32 64 bfloat16 half none: {PROMOTED}
+4096 7168 mxfp4 e8m0 32 float16 default none: {TO_128}
+4096 7168 int4 float32 128 float16 default none: {PROMOTED}
+"""  # in_features, out_features, format, scales, group_size, output, accumulation, activation
 UNHINTED = """
 decode: 0 32 8, 4 32 8
 small: 0 33 8, 0 512 8, 64 512 8
-medium: 0 513 8, 0 100 0, 65 520 8, 9999 79992 8
-large: 0 1025 8
+medium: 0 513 8, 0 100 0, 65 520 8, 9999 79992 8, 0 1536 8
+large: 0 1537 8
 """  # padding, rows, experts of mxfp4
 INT4, GROUPS, MXFP4 = "int4 none -1", "int4 bfloat16 128", "mxfp4 e8m0 32"
 SHAPES = {  # max_tokens, padding, rows, experts, in_features, out_features; what each format has
@@ -96,10 +108,10 @@ SHAPES = {  # max_tokens, padding, rows, experts, in_features, out_features; wha
     "64 0 100 8 4096 7168": "small small small",
     "128 0 2304 18 992 7168": "parts medium parts",  # 504 full tiles, four waves are 528
     "128 0 2432 19 4096 7168": "medium medium medium",  # 532
-    "257 0 9472 37 4096 7168": "large_parts grouped grouped_parts",  # 1036, 16 waves are 1056
-    "257 0 9472 37 4064 7168": "large grouped grouped",
-    "257 0 9473 37 4096 7168": "large grouped grouped",  # 1064
-    "257 0 30000 8 256 7168": "rounded grouped_rounded grouped_rounded",  # outputs are streamed
+    "641 0 9472 37 4096 7168": "large_parts grouped grouped_parts",  # 1036, 16 waves are 1056
+    "641 0 9472 37 4064 7168": "large grouped grouped",
+    "641 0 9473 37 4096 7168": "large grouped grouped",  # 1064
+    "641 0 30000 8 256 7168": "rounded grouped_rounded grouped_rounded",  # outputs are streamed
 }
 OTHER_SHAPES = {  # the same with another output, accumulation or activation, with int4
     "bfloat16 default swiglu": "decode decode small medium medium rounded rounded rounded rounded",
@@ -313,7 +325,7 @@ def test_choices(program: str) -> None:
     for row in CHOICES.strip().splitlines():
         case, tiles = row.split(": ")
         for hint, tile in zip(HINTS, tiles.split(), strict=True):
-            expected[f"choose {hint} 0 100 8 {case} none 132"] = tile
+            expected[f"choose {hint} 0 100 8 {case} 132"] = tile
     for tile, cases in (row.split(": ") for row in UNHINTED.strip().splitlines()):
         for choice in cases.split(", "):
             expected[f"choose -1 {choice} 4096 7168 mxfp4 e8m0 32 bfloat16 default none 132"] = tile

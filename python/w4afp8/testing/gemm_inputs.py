@@ -42,7 +42,7 @@ IN_PARTS = (
 # would leave some of the time idle. Some blocks have one sub-block (1216) or none (1408).
 LARGE_IN_PARTS = (
     ((480, 20, 513, 64, 0, 257, 300, 700), 1216, 4640),
-    ((700, 700) + (20,) * 10, 1408, 4096),
+    ((1900,) + (20,) * 8, 1408, 4096),
     ((768,) * 6, 1408, 4096),
 )
 # The same of which decode tiles are helped, of one sub-block: the last ones of three waves and a
