@@ -546,8 +546,8 @@ void group_gemm() {
     group_gemm_case({{480, 20, 513, 64, 0, 257, 300, 700}, 0}, {1216, 4640}, formats[format]);
     group_gemm_case({{480, 20, 513, 64, 0, 257, 300, 700}, 0}, {1408, 4096}, formats[format]);
     // x ends with a tile of 160 tokens, and of 224, not all of which exist.
-    group_gemm_case({{200, 140}, 0}, {256, 4096}, formats[format]);
-    group_gemm_case({{140, 200}, 0}, {256, 4096}, formats[format]);
+    group_gemm_case({{256, 140}, 0}, {256, 4096}, formats[format]);
+    group_gemm_case({{256, 200}, 0}, {256, 4096}, formats[format]);
   }
   // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
   for (const int32_t tokens : {3, 20, 100}) {
@@ -584,7 +584,10 @@ void group_gemm() {
   for (const GemmFormat& format : {formats[0], formats[3]}) {
     GemmFormat carried = format;
     carried.out_type = DataType::kFloat16;
-    for (const Experts& experts : kExperts) group_gemm_case(experts, {328, 2944}, carried);
+    for (const Experts& experts : kExperts) {
+      group_gemm_case(experts, {328, 2944}, carried);
+      group_gemm_case(experts, {248, 2944}, carried);  // large tiles
+    }
   }
   // Gates and what they let through, an odd and an even number of pairs of sub-blocks.
   for (const int64_t out : {384, 1024}) {
@@ -592,7 +595,7 @@ void group_gemm() {
       for (const GemmFormat& format : formats) {
         group_gemm_case(experts, {out, 640}, format, Activation::kSwiglu);
       }
-      group_gemm_case(experts, {out, 1152}, formats[2], Activation::kSwigluOai);  // large tiles
+      group_gemm_case(experts, {out, 640}, formats[2], Activation::kSwigluOai);
     }
   }
   group_gemm_case(kExperts[0], {8, 32}, formats[0]);

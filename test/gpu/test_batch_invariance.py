@@ -178,9 +178,10 @@ def test_bits_do_not_depend_on_the_batch(place: Any, form: str) -> None:
         "repeated": ([np.full(TOKENS, 7), order], {}),
     }
     for name, (chosen, options) in cases.items():
-        outs = batches.run(chosen, **options)
-        for out, tokens, expected in zip(outs, chosen, (first, second), strict=True):
-            assert_bits_equal(out, expected[tokens], name)
+        for hint in (-1, 4096):
+            outs = batches.run(chosen, hint=hint, **options)
+            for out, tokens, expected in zip(outs, chosen, (first, second), strict=True):
+                assert_bits_equal(out, expected[tokens], f"{name}, hint {hint}")
 
 
 @pytest.mark.parametrize("padding", [0, TOKENS + 4])

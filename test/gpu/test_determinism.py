@@ -94,7 +94,7 @@ def test_same_bits_in_a_hundred_runs_beside_load(place: Any, form: str, hint: in
     assert_same_bits(place, launcher(place, form, hint))
 
 
-# A hint of 256 chooses large tiles, of 128 medium ones, of 1 decode tiles.
+# A hint of 256 chooses large tiles with so many in_features, of 128 medium ones, of 1 decode tiles.
 @pytest.mark.parametrize(
     ("hint", "shape"),
     [

@@ -267,7 +267,7 @@ def test_accuracy_of_carried_sums(
 @pytest.mark.parametrize("max_tokens", [1, 4096])
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])
 def test_exact_where_sums_are_carried(place: Any, form: str, max_tokens: int) -> None:
-    p = problem((40, 0, 70), LinearShape(200, 5760), form, x_scale="token")
+    p = problem((40, 0, 70, 150, 300), LinearShape(248, 5760), form, x_scale="token")
     check_exact(place, p, out_dtype="float16", max_tokens=max_tokens)
 
 
