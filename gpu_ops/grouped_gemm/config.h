@@ -150,9 +150,9 @@ using TileLargeGrouped = TileShape<2, LargeWidths, 4, 2, 2, true>;
 using LongWidths = Widths<256, 224, 192, 160, 128, 64>;
 using TileLargeInParts = TileShape<2, LongWidths, 4, 2, 3, true, true>;
 using TileLargeGroupedInParts = TileShape<2, LongWidths, 4, 2, 2, true, true>;
-// For streamed outputs and gated activations, which mostly lose by sums that are turned; and for carried ones, which
-// are not halves.
+// For gated activations and streamed outputs, which mostly lose by sums that are turned.
 using TileLargeRounded = TileShape<2, LargeWidths, 4, 2, 3>;
+// For formats with group scales, as above, and carried sums.
 using TileLargeGroupedRounded = TileShape<2, LargeWidths, 4, 2, 2>;
 using TilePromoted = TileShape<2, Widths<128, 64>, 6, 1>;  // 128 x 128, sums in float32 fit
 

@@ -41,7 +41,7 @@ struct GroupGemmParams {
   int64_t out_features;  // multiple of 8
   int64_t in_features;   // multiple of 32 and of group_size
   int64_t group_size;    // -1: one scale per channel; mxfp4: 32
-  int64_t max_tokens;    // hint: largest number of tokens of one expert, -1 unknown; speed only
+  int64_t max_tokens;    // hint: of one expert, the average if they differ; -1 unknown; speed only
 
   WeightFormat weight_format;
   GroupScaleType group_scale_type;

@@ -40,8 +40,8 @@ inline Summation summation_of(const GroupGemmParams& params) {
   return scaling_of(params) == GroupScaling::kScaled ? Summation::kPromoted : Summation::kCarried;
 }
 
-// Tokens that the fullest expert probably has: the caller's hint, else an even split (prefix mode)
-// or few (padded mode: a buffer is as long as it may ever have to be). Only speed depends on it.
+// Tokens that an expert probably has, on average: the caller's hint, else an even split (prefix mode) or few (padded
+// mode: a buffer is as long as it may ever have to be). Only speed depends on it.
 inline int64_t expected_tokens(const GroupGemmParams& params) {
   if (params.max_tokens >= 0) return params.max_tokens;
   if (params.tokens.padding > 0) return std::min<int64_t>(params.tokens.padding, 128);

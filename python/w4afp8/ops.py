@@ -106,7 +106,8 @@ def group_gemm(
         group_size: Weights along in_features that share a scale: -1 (none), 32, 64 or a multiple
             of 128; mxfp4: 32 or -1.
         token_padding: Rows of x for each expert, or 0.
-        max_tokens: Largest number of tokens of one expert, -1 unknown. A hint for speed only.
+        max_tokens: Tokens that one expert probably has, on average if they differ; -1 unknown. A
+            hint for speed only.
         out_dtype: ``"bfloat16"`` or ``"float16"``.
         accumulation: What the GPU adds up sums of 128 products in (docs/numerics.md): ``"half"``
             precision, which is the fastest above 64 tokens an expert, ``"float32"``, the most
