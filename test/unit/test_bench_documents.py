@@ -27,6 +27,7 @@ from w4afp8.bench.errors import BenchError
 from w4afp8.bench.numerics_table import numerics_block
 from w4afp8.bench.performance_tables import FIGURES, NOT_MEASURED, performance_block
 from w4afp8.bench.report import BEGIN, END, block_of, blocks, with_block, write_documents
+from w4afp8.bench.row_text import machine_line
 from w4afp8.bench.rows import HOST_KEYS, NUMERICS_KEYS, Machine, read_rows, write_rows
 
 pytestmark = pytest.mark.cpu_only
@@ -90,6 +91,18 @@ def test_summary_counts() -> None:
     assert f"- rows slower than DeepGEMM FP8: 0 of {goals + models}; without it" in text
     assert f"- skews within 1.1 times their even split: {skews} of {skews}\n" in text
     assert "- results outside their error bound: 0 of" in text
+
+
+def test_runs_are_named_with_their_ceilings() -> None:
+    case = goal_contests()[0].cases[0]
+    rows = [gemm_row(case, 100.0) for _ in range(3)]
+    other = {"commit": "def5678", "time": "2026-02-03T04:05:06+00:00", "hbm_gbs": 3100.0}
+    rows[1] |= other
+    assert machine_line(rows) == (
+        f"a GPU, driver 1.2, CUDA 13.0. 2 of 3 rows: commit `abc1234`, {rows[0]['time'][:10]}, "
+        "ceilings 3177 GB/s and 1500 TFLOP/s; 1 of 3 rows: commit `def5678`, 2026-02-03, "
+        "ceilings 3100 GB/s and 1500 TFLOP/s."
+    )
 
 
 def test_summary_counts_what_is_wrong() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from w4afp8.bench.moe_cases import KERNELS
 from w4afp8.bench.moe_goals import layer_verdict, outside_us
+from w4afp8.bench.row_text import machine_line
 from w4afp8.bench.rows import markdown_table
 
 Row = Mapping[str, Any]
@@ -44,7 +45,7 @@ def layer_parts(rows: Sequence[Row]) -> list[str]:
         return []
     return [
         "### Layer",
-        _machine_line(rows),
+        machine_line(rows),
         _summary(rows),
         f"![{FIGURE}](figures/{FIGURE})",
         _layer_table(rows),
@@ -59,16 +60,6 @@ def layer_parts(rows: Sequence[Row]) -> list[str]:
 def peer_names(rows: Sequence[Row]) -> list[str]:
     """Everything that was timed beside the layer, in the rows' order."""
     return list(dict.fromkeys(name for row in rows for name in row["peers_us"]))
-
-
-def _machine_line(rows: Sequence[Row]) -> str:
-    first = rows[0]
-    commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(row["commit"] for row in rows))
-    return (
-        f"{first['gpu']}, driver {first['driver']}, CUDA {first['cuda']}, commit {commits}, "
-        f"{first['time'][:10]}. Ceilings of the run: {first['hbm_gbs']:.0f} GB/s, "
-        f"{first['tensor_tflops']:.0f} TFLOP/s."
-    )
 
 
 def _summary(rows: Sequence[Row]) -> str:

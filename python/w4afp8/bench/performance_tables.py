@@ -20,7 +20,7 @@ from typing import Any
 
 from w4afp8.bench.goals import MAIN_SHAPE, verdict
 from w4afp8.bench.moe_tables import layer_parts
-from w4afp8.bench.row_text import format_name, peer_ratio, rates
+from w4afp8.bench.row_text import format_name, machine_line, peer_ratio, rates
 from w4afp8.bench.rows import markdown_table
 
 Row = Mapping[str, Any]
@@ -62,7 +62,7 @@ def performance_block(
 
 def _gemm_parts(rows: Sequence[Row]) -> list[str]:
     goals, models, skews = split_by_set(rows)
-    parts = [_machine_line(rows), _summary(rows)]
+    parts = [machine_line(rows), _summary(rows)]
     parts += [f"![{name}](figures/{name})" for name in FIGURES if goals]
     if goals:
         parts += ["### Goals", _goal_table(goals), "### FP16, main shape", _float16_table(goals)]
@@ -89,16 +89,6 @@ def shape_of(row: Row) -> tuple[int, int, int]:
 def is_main_mode(row: Row) -> bool:
     """Prefix sums and BF16: what the goals are set for."""
     return bool(row["mode"] == "prefix" and row["out_dtype"] == "bfloat16")
-
-
-def _machine_line(rows: Sequence[Row]) -> str:
-    first = rows[0]
-    commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(row["commit"] for row in rows))
-    return (
-        f"{first['gpu']}, driver {first['driver']}, CUDA {first['cuda']}, commit {commits}, "
-        f"{first['time'][:10]}. Ceilings of the run: {first['hbm_gbs']:.0f} GB/s, "
-        f"{first['tensor_tflops']:.0f} TFLOP/s."
-    )
 
 
 def _summary(rows: Sequence[Row]) -> str:
