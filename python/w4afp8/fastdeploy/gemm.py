@@ -59,9 +59,9 @@ def w4afp8_gemm(
             128, in / 128, 128]``, 512 times the multiplier, permuted. input_dequant_scale: None, or
             float32 ``[1]`` or one per row. input_row_sum: float32 per row, FastDeploy's correction
             for codes of ``value + 7``; not read, as the packed bytes hold the values themselves.
-            token_padding_size: rows of each expert, or 0. max_tokens: largest number of tokens of
-            an expert, a hint. max_tokens_per_expert: not read. is_bfloat16 (or is_bflot16): whether
-            the output is bfloat16, else float16.
+            token_padding_size: rows of each expert, or 0. max_tokens: tokens that an expert
+            probably has, on average if they differ; a hint. max_tokens_per_expert: not read.
+            is_bfloat16 (or is_bflot16): whether the output is bfloat16, else float16.
 
     Returns:
         Bfloat16 or float16, the shape of input with out last. Rows without a token are not written.
