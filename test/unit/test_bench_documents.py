@@ -27,8 +27,14 @@ from w4afp8.bench.errors import BenchError
 from w4afp8.bench.numerics_table import numerics_block
 from w4afp8.bench.performance_tables import FIGURES, NOT_MEASURED, performance_block
 from w4afp8.bench.report import BEGIN, END, block_of, blocks, with_block, write_documents
-from w4afp8.bench.row_text import machine_line
-from w4afp8.bench.rows import HOST_KEYS, NUMERICS_KEYS, Machine, read_rows, write_rows
+from w4afp8.bench.rows import (
+    HOST_KEYS,
+    NUMERICS_KEYS,
+    Machine,
+    machine_line,
+    read_rows,
+    write_rows,
+)
 
 pytestmark = pytest.mark.cpu_only
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from w4afp8.bench.mla_cases import MLACase, mla_verdict
-from w4afp8.bench.rows import markdown_table
+from w4afp8.bench.rows import machine_line, markdown_table
 
 Row = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def mla_section(rows: Sequence[Row]) -> str:
     """The section, with its heading; empty where there are no rows."""
     if not rows:
         return ""
-    parts = ["### MLA up projections", _machine_line(rows), _summary(rows)]
+    parts = ["### MLA up projections", machine_line(rows, products="BF16 TFLOP/s"), _summary(rows)]
     parts += [f"![{FIGURE}](figures/{FIGURE})", _table(rows)]
     if any(row["act_scale"] == "token" for row in rows):
         parts += ["#### FP8 activations", _float8_table(rows)]
@@ -49,15 +49,6 @@ def mla_section(rows: Sequence[Row]) -> str:
 def main_rows(rows: Sequence[Row]) -> list[Row]:
     """Those of BF16 activations."""
     return [r for r in rows if r["out_dtype"] == "bfloat16" and r["act_scale"] == "none"]
-
-
-def _machine_line(rows: Sequence[Row]) -> str:
-    first = rows[0]
-    return (
-        f"{first['gpu']}, driver {first['driver']}, CUDA {first['cuda']}, commit "
-        f"`{first['commit']}`, {first['time'][:10]}. Ceilings of the run: {first['hbm_gbs']:.0f} "
-        f"GB/s, {first['tensor_tflops']:.0f} BF16 TFLOP/s."
-    )
 
 
 def _summary(rows: Sequence[Row]) -> str:

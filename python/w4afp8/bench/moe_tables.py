@@ -20,8 +20,7 @@ from typing import Any
 
 from w4afp8.bench.moe_cases import KERNELS
 from w4afp8.bench.moe_goals import layer_verdict, outside_us
-from w4afp8.bench.row_text import machine_line
-from w4afp8.bench.rows import markdown_table
+from w4afp8.bench.rows import machine_line, markdown_table
 
 Row = Mapping[str, Any]
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from w4afp8.bench.goals import MAIN_SHAPE, verdict
 from w4afp8.bench.moe_tables import layer_parts
-from w4afp8.bench.row_text import format_name, machine_line, peer_ratio, rates
-from w4afp8.bench.rows import markdown_table
+from w4afp8.bench.row_text import format_name, peer_ratio, rates
+from w4afp8.bench.rows import machine_line, markdown_table
 
 Row = Mapping[str, Any]
 

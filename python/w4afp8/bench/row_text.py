@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from w4afp8.bench.cases import GemmCase
@@ -49,21 +49,6 @@ def rates(row: Mapping[str, Any]) -> Rates:
         floor_percent=100 * row["floor_us"] / us,
         binding="memory" if case.memory_binds() else "tensor cores",
     )
-
-
-def machine_line(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The GPU, and each run that the rows are of: its commit, day and ceilings."""
-    runs = {row["commit"]: row for row in reversed(rows)}
-    first = rows[0]
-    lines = []
-    for commit in dict.fromkeys(row["commit"] for row in rows):
-        run = runs[commit]
-        count = sum(row["commit"] == commit for row in rows)
-        lines.append(
-            f"{count} of {len(rows)} rows: commit `{commit}`, {run['time'][:10]}, ceilings "
-            f"{run['hbm_gbs']:.0f} GB/s and {run['tensor_tflops']:.0f} TFLOP/s"
-        )
-    return f"{first['gpu']}, driver {first['driver']}, CUDA {first['cuda']}. {'; '.join(lines)}."
 
 
 def format_name(row: Mapping[str, Any]) -> str:

@@ -106,6 +106,25 @@ def format_table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     )
 
 
+def machine_line(rows: Sequence[Mapping[str, Any]], *, products: str = "TFLOP/s") -> str:
+    """The GPU, and each run that the rows are of: its commit, day and ceilings.
+
+    Args:
+        rows: at least one.
+        products: unit of the ceiling of the tensor cores.
+    """
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault(row["commit"], []).append(row)
+    lines = [
+        f"{len(run)} of {len(rows)} rows: commit `{commit}`, {run[0]['time'][:10]}, ceilings "
+        f"{run[0]['hbm_gbs']:.0f} GB/s and {run[0]['tensor_tflops']:.0f} {products}"
+        for commit, run in runs.items()
+    ]
+    first = rows[0]
+    return f"{first['gpu']}, driver {first['driver']}, CUDA {first['cuda']}. {'; '.join(lines)}."
+
+
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """The same as Markdown: the first column to the left, the others to the right."""
     rule = ["-", *("-:" for _ in header[1:])]
