@@ -34,6 +34,7 @@ from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import (
     HELPED,
     IN_PARTS,
+    LARGE_HINT,
     LARGE_IN_PARTS,
     NAN_BYTE,
     GemmInputs,
@@ -202,7 +203,7 @@ def test_bits_do_not_depend_on_how_many_tokens_there_are(
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     ("hint", "shape"),
-    [*((128, shape) for shape in IN_PARTS), *((256, shape) for shape in LARGE_IN_PARTS)],
+    [*((128, shape) for shape in IN_PARTS), *((LARGE_HINT, shape) for shape in LARGE_IN_PARTS)],
     ids=["215", "136", "70 large", "96 large", "108 large"],
 )
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])

@@ -26,6 +26,7 @@ from w4afp8.quant import pack
 from w4afp8.testing.gemm_inputs import (
     HELPED,
     IN_PARTS,
+    LARGE_HINT,
     LARGE_IN_PARTS,
     GemmInputs,
     GemmProblem,
@@ -94,11 +95,11 @@ def test_same_bits_in_a_hundred_runs_beside_load(place: Any, form: str, hint: in
     assert_same_bits(place, launcher(place, form, hint))
 
 
-# A hint of 256 chooses large tiles with so many in_features, of 128 medium ones, of 1 decode tiles.
+# A hint of 128 chooses medium tiles, of 1 decode tiles.
 @pytest.mark.parametrize(
     ("hint", "shape"),
     [
-        *((256, shape) for shape in LARGE_IN_PARTS),
+        *((LARGE_HINT, shape) for shape in LARGE_IN_PARTS),
         *((128, shape) for shape in IN_PARTS),
         *((1, shape) for shape in HELPED),
     ],

@@ -28,6 +28,7 @@ from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.gemm_inputs import (
     HELPED,
     IN_PARTS,
+    LARGE_HINT,
     LARGE_IN_PARTS,
     GemmProblem,
     exact_inputs,
@@ -55,6 +56,7 @@ UNEVEN_MEDIUM = (100, 20, 130, 64, 1, 0, 300, 40) * 10
 EQUAL = {"decode": (3,) * 70, "small": (20,) * 70, "medium": (100,) * 70, "large": (256,) * 36}
 FEATURES = dict.fromkeys((UNEVEN, UNEVEN_MEDIUM, EQUAL["large"]), (1024, 640))
 FEATURES |= {counts: features for counts, *features in (*IN_PARTS, *LARGE_IN_PARTS, *HELPED)}
+HINTS = {counts: LARGE_HINT for counts, *_ in LARGE_IN_PARTS}  # others have none
 
 
 def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> GemmProblem:
@@ -70,10 +72,11 @@ def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> Gemm
 
 
 def prepared(
-    place: Any, inputs: Any, max_tokens: int = -1
+    place: Any, inputs: Any, max_tokens: int | None = None
 ) -> tuple[Callable[[], paddle.Tensor], paddle.Tensor]:
     """The operator on inputs that are on the GPU already, and its tensor of tokens."""
     p = inputs.problem
+    hint = HINTS.get(p.counts, -1) if max_tokens is None else max_tokens
     packed = pack(inputs.weight, place=place)
     x = inputs.x.reshape(p.experts, p.token_padding, -1) if p.token_padding else inputs.x
     on_gpu = float8_tensor(x, place)
@@ -89,7 +92,7 @@ def prepared(
             weight_format=p.weight_format,
             group_size=p.group_size,
             token_padding=p.token_padding,
-            max_tokens=max_tokens,
+            max_tokens=hint,
         )
 
     return launch, tokens
@@ -222,7 +225,7 @@ def test_blocks_that_are_done_share_what_is_left(
 
 @pytest.mark.parametrize(
     ("counts", "padding", "hint"),
-    [(IN_PARTS[0][0], 310, 128), (LARGE_IN_PARTS[0][0], 710, 256)],
+    [(IN_PARTS[0][0], 310, 128), (LARGE_IN_PARTS[0][0], 710, LARGE_HINT)],
     ids=["medium", "large"],
 )
 @pytest.mark.parametrize("form", ["int4", "mxfp4"])

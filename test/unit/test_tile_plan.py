@@ -35,7 +35,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from w4afp8.testing.gemm_inputs import HELPED, IN_PARTS, LARGE_IN_PARTS
+from w4afp8.testing.gemm_inputs import HELPED, IN_PARTS, LARGE_HINT, LARGE_IN_PARTS
 
 pytestmark = pytest.mark.cpu_only
 
@@ -712,13 +712,11 @@ def test_large_tiles_of_the_tests_on_a_gpu_are_in_parts(program: str, tile: str)
     widths = ({64, 128, 160, 192, 224, 256}, {64, 192, 256}, {256})
     for (counts, out_features, in_features), expected in zip(LARGE_IN_PARTS, widths, strict=True):
         sizes = f"{len(counts)} {in_features} {out_features}"
-        launch, hinted = (f"{hint} 0 {sum(counts)} {sizes}" for hint in (-1, 256))
+        launch = f"{LARGE_HINT} 0 {sum(counts)} {sizes}"
         case = Case(tile, "none", in_features, out_features, 66, len(counts), 1, 1, 0, counts)
-        choices = [
-            f"choose {line} {form} {scales} bfloat16 default none 132" for line in (launch, hinted)
-        ]
-        *chosen, few, text = ask(program, [*choices, f"few {tile} {launch} 132", case.line])
-        assert all(choice.startswith(f"large as {tile},") for choice in chosen), case.line
+        choice = f"choose {launch} {form} {scales} bfloat16 default none 132"
+        chosen, few, text = ask(program, [choice, f"few {tile} {launch} 132", case.line])
+        assert chosen.startswith(f"large as {tile},"), case.line
         assert few == "1 1", case.line
         plan = read_plan(case, text)
         assert plan.paused == 39, case.line
