@@ -17,6 +17,8 @@
 // [0, num_rows) is ever named.
 #pragma once
 
+#include <algorithm>
+
 #include "common/types.h"
 
 namespace w4afp8 {
@@ -38,6 +40,18 @@ struct TokenLayout {
   int64_t padding;    // 0: prefix sums; P > 0: counts [experts] over activations [experts, P, ...]
   int64_t num_rows;   // rows of the activations: num_tokens, or experts * padding
   int64_t experts;
+
+  // Tokens that an expert probably has, on average: the caller's hint (-1: none), else an even split (prefix mode) or few
+  // (padded mode: a buffer is as long as it may ever have to be). Only speed depends on it.
+  int64_t expected_tokens(int64_t max_tokens) const {
+    if (max_tokens >= 0) return max_tokens;
+    if (padding > 0) return std::min<int64_t>(padding, 128);
+    return ceil_div(num_rows, std::max<int64_t>(experts, 1));
+  }
+  // Rows that probably hold tokens.
+  int64_t expected_rows(int64_t max_tokens) const {
+    return std::min(std::min(expected_tokens(max_tokens), num_rows) * experts, num_rows);
+  }
 
   W4AFP8_HOST_DEVICE int64_t entry(int64_t i) const {
     return is_int64 ? static_cast<const int64_t*>(tokens)[i]

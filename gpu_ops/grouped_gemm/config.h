@@ -150,7 +150,7 @@ using TileLargeGrouped = TileShape<2, LargeWidths, 4, 2, 2, true>;
 using LongWidths = Widths<256, 224, 192, 160, 128, 64>;
 using TileLargeInParts = TileShape<2, LongWidths, 4, 2, 3, true, true>;
 using TileLargeGroupedInParts = TileShape<2, LongWidths, 4, 2, 2, true, true>;
-// For gated activations and streamed outputs, which mostly lose by sums that are turned.
+// For gated activations, which mostly lose by sums that are turned.
 using TileLargeRounded = TileShape<2, LargeWidths, 4, 2, 3>;
 // For formats with group scales, as above, and carried sums.
 using TileLargeGroupedRounded = TileShape<2, LargeWidths, 4, 2, 2>;
@@ -181,12 +181,6 @@ constexpr bool kPauses = Tile::kMayPause && Format::kSummation == Summation::kHa
 template <class Tile, class Format>
 constexpr bool kHelps =
     Tile::kMayHelp && Format::kSummation == Summation::kHalves && !Format::kIsGated;
-
-// Whether only launches that stream their outputs have this kernel (tile_choice.h). These wait for stores, and with
-// int4 they take up to 3% longer where their products take less (kernel-log.md, run 116).
-template <class Tile, class Format>
-constexpr bool kIsForStreams = Format::kSummation == Summation::kHalves && !Format::kIsGated &&
-                               Tile::kSplits && !Tile::kTurnsSums;
 
 // int4 groups of one or two k steps.
 W4AFP8_HOST_DEVICE bool has_short_groups(const GroupGemmParams& params) {

@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       multiply(tile, main_loop, epilogue, counters);
       // Together again. Else the compiler takes lanes to be apart in all loops, and has stages and descriptors in
       // ordinary registers: ten instructions more a k block, and a wait before each product.
-      if constexpr (!kIsForStreams<Tile, Format>) __syncwarp();
+      __syncwarp();
     }
   }
   // A block must not leave while another may still write to its shared memory or barriers.

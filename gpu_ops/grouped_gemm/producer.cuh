@@ -203,13 +203,14 @@ class Producer {
 
   __device__ __forceinline__ void load_tokens(uint8_t* destination, const CUtensorMap* map,
                                               const ptx::TensorPlace& place) const {
-    // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk.
-    const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
+    // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk, which those of
+    // large tiles do not (tile_choice.h).
     if constexpr (Tile::kCluster == 1) {
+      const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
       ptx::tensor_copy(ptx::shared_address(destination), map, place, full(), policy);
     } else {
       ptx::tensor_copy_multicast(ptx::shared_address(destination), map, place, full(),
-                                 (1 << Tile::kCluster) - 1, policy);
+                                 (1 << Tile::kCluster) - 1, ptx::CachePolicy::EVICT_LAST);
     }
   }
 

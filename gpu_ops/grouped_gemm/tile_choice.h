@@ -40,14 +40,6 @@ inline Summation summation_of(const GroupGemmParams& params) {
   return scaling_of(params) == GroupScaling::kScaled ? Summation::kPromoted : Summation::kCarried;
 }
 
-// Tokens that an expert probably has, on average: the caller's hint, else an even split (prefix mode) or few (padded
-// mode: a buffer is as long as it may ever have to be). Only speed depends on it.
-inline int64_t expected_tokens(const GroupGemmParams& params) {
-  if (params.max_tokens >= 0) return params.max_tokens;
-  if (params.tokens.padding > 0) return std::min<int64_t>(params.tokens.padding, 128);
-  return ceil_div(params.tokens.num_rows, std::max<int64_t>(params.tokens.experts, 1));
-}
-
 // The share of a large tile's outputs that exist: two blocks of a cluster take 128 each.
 inline double large_tile_use(const GroupGemmParams& params) {
   const int64_t outs = TileLarge::kOut * TileLarge::kCluster;
@@ -56,23 +48,23 @@ inline double large_tile_use(const GroupGemmParams& params) {
 }
 
 // So many tokens are for medium tiles still, if large ones fit. Counts are seldom even, and an expert that does not fill
-// its last tile loses less where that is narrow: with uneven counts of 144 to 192 on average medium tiles take up to 15%
-// less, layers with 192 to 614 up to 8% less, one of them 3% more (kernel-log.md, runs 183 to 185). Without a gate, and
-// with many in_features, large ones are no slower from 224 on unless counts differ much. Below 768 in_features, and with
-// carried sums, this was not measured.
+// its last tile loses less where that is narrow: below 256 tokens on average medium tiles take up to 20% less. With even
+// counts of 144 to 224 they take up to 11% more. From there on it depends on what large tiles gain where they are full:
+// least with sums to carry or outputs to gate, most with many in_features (kernel-log.md, runs 183 to 189).
 inline int64_t most_medium_tokens(const GroupGemmParams& params) {
-  if (params.in_features < 768 || summation_of(params) != Summation::kHalves) return 128;
-  if (is_gated(params.activation)) return 640;
-  return params.in_features < 4096 ? 448 : 192;
+  if (is_gated(params.activation) || summation_of(params) != Summation::kHalves) return 768;
+  const bool is_scaled = scaling_of(params) == GroupScaling::kScaled;
+  return is_scaled || params.in_features < 4096 ? 448 : 192;
 }
 
 inline TileKind choose_tile(const GroupGemmParams& params) {
-  const int64_t tokens = expected_tokens(params);
+  const int64_t tokens = params.tokens.expected_tokens(params.max_tokens);
   if (tokens <= 4) return TileKind::kDecode;  // no expert has many
   if (tokens <= 64) return TileKind::kSmall;
   if (summation_of(params) == Summation::kPromoted) return TileKind::kPromoted;
-  // With few in_features the epilogue of sums in float32 takes most of the time: medium tiles have less.
-  const bool is_long = params.in_features >= 1024 || summation_of(params) == Summation::kHalves;
+  // With few in_features the epilogue takes most of the time, of sums in float32 the more so: medium tiles have less.
+  const bool is_long = summation_of(params) == Summation::kHalves ? params.in_features > 256
+                                                                  : params.in_features >= 1024;
   // Large tiles dequantise once for 256 tokens, and MXFP4 takes more instructions for that.
   const bool is_mxfp4 = params.weight_format == WeightFormat::kMxfp4;
   const double least_use = is_mxfp4 && summation_of(params) == Summation::kHalves ? 0.8 : 0.9;
@@ -91,10 +83,8 @@ inline bool may_help(const GroupGemmParams& params) {
 template <class Tile>
 bool has_few_tiles(const GroupGemmParams& params, int multiprocessors) {
   constexpr int kMost = Tile::kCluster == 1 ? 4 : 16;
-  const int64_t rows = params.tokens.num_rows;
-  const int64_t each = std::min(expected_tokens(params), rows);
-  const int64_t tokens = std::min(each * params.tokens.experts, rows);
-  const int64_t tiles = ceil_div(tokens, int64_t{Tile::kTokens}) *
+  const int64_t rows = params.tokens.expected_rows(params.max_tokens);
+  const int64_t tiles = ceil_div(rows, int64_t{Tile::kTokens}) *
                         ceil_div(params.out_features, int64_t{Tile::kOut * Tile::kCluster});
   return tiles <= int64_t{kMost} * (multiprocessors / Tile::kCluster);
 }
@@ -124,12 +114,9 @@ auto with_large_tile(const GroupGemmParams& params, int multiprocessors, const U
     return use(TileLargeGroupedRounded{});
   } else {
     constexpr bool kHasGroups = Format::kGroupScaling != GroupScaling::kNone;
-    using Rounded = std::conditional_t<kHasGroups, TileLargeGroupedRounded, TileLargeRounded>;
-    static_assert(kIsForStreams<Rounded, Format> != Format::kIsGated);
     if constexpr (Format::kIsGated) {
-      return use(Rounded{});
+      return use(std::conditional_t<kHasGroups, TileLargeGroupedRounded, TileLargeRounded>{});
     } else {
-      if (streams_outputs(params)) return use(Rounded{});
       using InParts = std::conditional_t<kHasGroups, TileLargeGroupedInParts, TileLargeInParts>;
       if constexpr (kPauses<InParts, Format>) {
         if (may_pause<InParts>(params) && has_few_tiles<InParts>(params, multiprocessors)) {

@@ -428,7 +428,7 @@ struct GemmFormat {
 };
 
 void group_gemm_case(const Experts& experts, const WeightLayout& layout, const GemmFormat& format,
-                     Activation activation = Activation::kNone) {
+                     Activation activation = Activation::kNone, int64_t max_tokens = -1) {
   const int64_t rows = experts.num_rows(), out = layout.out_features, in = layout.in_features;
   const int64_t num_experts = static_cast<int64_t>(experts.counts.size());
   // x ends where mapped memory does. Under the sanitizer, which knows the ends of a Tensor, it is one.
@@ -457,7 +457,7 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
                          out,
                          in,
                          format.group_size,
-                         -1,
+                         max_tokens,
                          format.weight_format,
                          format.scale_type,
                          ActivationScaleMode::kPerToken,
@@ -490,6 +490,12 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
           "group_gemm: a launch did not put its counters back");
 }
 
+// The same with large tiles, if they fit.
+void large_group_gemm_case(const Experts& experts, const WeightLayout& layout,
+                           const GemmFormat& format, Activation activation = Activation::kNone) {
+  group_gemm_case(experts, layout, format, activation, 4096);
+}
+
 void group_gemm() {
   const GemmFormat formats[] = {
       {WeightFormat::kInt4, GroupScaleType::kNone, -1},
@@ -505,15 +511,14 @@ void group_gemm() {
       for (const GemmFormat& format : formats) group_gemm_case(experts, layout, format);
     }
   }
-  // Large tiles, which 248 outputs fill, without group scales; with them there are some above.
-  group_gemm_case({{300, 280}, 0}, layouts[2], formats[0]);
-  // The second block of a cluster has no token of the last tile, where x ends.
-  for (const int format : {0, 3}) {
-    group_gemm_case({{300, 280, 20}, 0}, layouts[2], formats[format]);
+  // Large tiles, which 248 outputs fill. Then the second block of a cluster has no token of the last one, where x ends.
+  for (const int format : {0, 2, 3}) {
+    large_group_gemm_case({{300, 280}, 0}, layouts[2], formats[format]);
+    large_group_gemm_case({{300, 280, 20}, 0}, layouts[2], formats[format]);
   }
   // Two waves of equal large tiles and 12, with 66 clusters: these are halves, and the second wave is taken.
   for (const int format : {0, 3}) {
-    group_gemm_case({std::vector<int32_t>(36, 256), 0}, {1024, 640}, formats[format]);
+    large_group_gemm_case({std::vector<int32_t>(36, 256), 0}, {1024, 640}, formats[format]);
   }
   // Several waves of large tiles of all widths.
   Experts uneven = {{}, 0};
@@ -522,7 +527,7 @@ void group_gemm() {
       uneven.counts.push_back(tokens);
     }
   }
-  for (const int format : {0, 2, 3}) group_gemm_case(uneven, {1024, 640}, formats[format]);
+  for (const int format : {0, 2, 3}) large_group_gemm_case(uneven, {1024, 640}, formats[format]);
   // The same of medium tiles.
   Experts uneven_medium = {{}, 0};
   for (int i = 0; i < 6; ++i) {
@@ -543,11 +548,11 @@ void group_gemm() {
   }
   // 70 large ones of all widths, 39 of them in two parts with 66 clusters; 84, some with a block that has no outputs.
   for (const int format : {0, 3}) {
-    group_gemm_case({{480, 20, 513, 64, 0, 257, 300, 700}, 0}, {1216, 4640}, formats[format]);
-    group_gemm_case({{480, 20, 513, 64, 0, 257, 300, 700}, 0}, {1408, 4096}, formats[format]);
+    large_group_gemm_case({{480, 20, 513, 64, 0, 257, 300, 700}, 0}, {1216, 4640}, formats[format]);
+    large_group_gemm_case({{480, 20, 513, 64, 0, 257, 300, 700}, 0}, {1408, 4096}, formats[format]);
     // x ends with a tile of 160 tokens, and of 224, not all of which exist.
-    group_gemm_case({{256, 140}, 0}, {256, 4096}, formats[format]);
-    group_gemm_case({{256, 200}, 0}, {256, 4096}, formats[format]);
+    large_group_gemm_case({{200, 140}, 0}, {256, 4096}, formats[format]);
+    large_group_gemm_case({{140, 200}, 0}, {256, 4096}, formats[format]);
   }
   // Decode, small and medium tiles of all their sub-blocks: more of them than multiprocessors.
   for (const int32_t tokens : {3, 20, 100}) {
@@ -577,7 +582,8 @@ void group_gemm() {
       group_gemm_case(many, {328, 704}, formats[format]);
       group_gemm_case(many, {384, 704}, formats[format], Activation::kSwiglu);
     }
-    group_gemm_case({{300, 280, 20}, 0}, {248, 704}, formats[format]);  // 2 k blocks in a stage
+    large_group_gemm_case({{300, 280, 20}, 0}, {248, 704},
+                          formats[format]);  // 2 k blocks in a stage
     group_gemm_case({std::vector<int32_t>(30, 1), 0}, {328, 4160}, formats[format]);  // helped
   }
   // So many in_features that sums for float16 are carried to shared memory.
@@ -586,7 +592,7 @@ void group_gemm() {
     carried.out_type = DataType::kFloat16;
     for (const Experts& experts : kExperts) {
       group_gemm_case(experts, {328, 2944}, carried);
-      group_gemm_case(experts, {248, 2944}, carried);  // large tiles
+      large_group_gemm_case(experts, {248, 2944}, carried);
     }
   }
   // Gates and what they let through, an odd and an even number of pairs of sub-blocks.
@@ -596,6 +602,11 @@ void group_gemm() {
         group_gemm_case(experts, {out, 640}, format, Activation::kSwiglu);
       }
       group_gemm_case(experts, {out, 640}, formats[2], Activation::kSwigluOai);
+    }
+  }
+  for (const Experts& experts : kExperts) {
+    for (const int format : {0, 2, 3}) {
+      large_group_gemm_case(experts, {1024, 640}, formats[format], Activation::kSwiglu);
     }
   }
   group_gemm_case(kExperts[0], {8, 32}, formats[0]);
@@ -663,9 +674,10 @@ void mla_up_boxes() {
 // Of decode, medium and large tiles, and of kernels that are launched in other ways.
 void launches_of_all_kinds() {
   const GemmFormat int4 = {WeightFormat::kInt4, GroupScaleType::kNone, -1};
-  for (const int32_t tokens : {3, 100, 300}) {
+  for (const int32_t tokens : {3, 100}) {
     group_gemm_case({{tokens, 0, tokens}, 0}, {248, 640}, int4);
   }
+  large_group_gemm_case({{300, 0, 300}, 0}, {248, 640}, int4);
   mla_up_case({MlaUp::kVUp, DataType::kBFloat16, false, 17, 128, 512}, 0);
   quant_per_token();
 }

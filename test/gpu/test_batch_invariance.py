@@ -257,10 +257,12 @@ def test_bits_do_not_depend_on_helped_tiles_behind_others(
     assert_bits_equal(whole, rows.run(0, int(ends[-1]), ends, max_tokens=64))
 
 
-# One k block, two (as many as a stage of a narrow large tile has), six, and nine, where some decode
-# tiles are tall and some helped; clusters whose second block has no outputs. 33: all are helped.
+# One k block, two, three (the fewest of large tiles, whose narrow ones have two in a stage), six,
+# and nine, where some decode tiles are tall and some helped; clusters whose second block has no
+# outputs. 33: all are helped.
 @pytest.mark.parametrize(
-    ("outs", "ins"), [(1408, 64), (1408, 160), (1408, 704), (1408, 1056), (248, 4128)]
+    ("outs", "ins"),
+    [(1408, 64), (1408, 160), (1408, 288), (1408, 704), (1408, 1056), (248, 4128)],
 )
 @pytest.mark.parametrize("form", [form for form in FORMATS if "128" not in form])
 def test_half_a_k_block_is_a_whole_one_of_zeros(place: Any, form: str, outs: int, ins: int) -> None:

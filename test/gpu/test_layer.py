@@ -38,7 +38,7 @@ BOUND = 2.0**-5 + 2 * 2.0**-7
 
 def make_layer(form: str, activation: Any, **options: Any) -> W4AFP8MoEFFN:
     rng = np.random.default_rng(0)
-    experts, hidden, inside = 8, 256, 384
+    experts, hidden, inside = 8, 512, 384
     first = inside if activation == "gelu" else 2 * inside
     weight_format: Any = form.partition(" ")[0]
     return W4AFP8MoEFFN.from_float(
@@ -62,7 +62,8 @@ PART: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 70, 600])
+# 2400: both products have large tiles, where the layer holds all experts.
+@pytest.mark.parametrize("tokens", [0, 1, 70, 2400])
 @pytest.mark.parametrize(
     ("form", "activation", "options"),
     [
@@ -99,7 +100,7 @@ def test_from_float_is_all_on_the_current_device(
 ) -> None:
     rng = np.random.default_rng(0)
     router: dict[str, Any] = {
-        "gate_weight": rng.standard_normal((256, 8), np.float32),
+        "gate_weight": rng.standard_normal((512, 8), np.float32),
         "correction_bias": rng.standard_normal(8, np.float32),
     }
     if router_on_host:

@@ -56,7 +56,8 @@ UNEVEN_MEDIUM = (100, 20, 130, 64, 1, 0, 300, 40) * 10
 EQUAL = {"decode": (3,) * 70, "small": (20,) * 70, "medium": (100,) * 70, "large": (256,) * 36}
 FEATURES = dict.fromkeys((UNEVEN, UNEVEN_MEDIUM, EQUAL["large"]), (1024, 640))
 FEATURES |= {counts: features for counts, *features in (*IN_PARTS, *LARGE_IN_PARTS, *HELPED)}
-HINTS = {counts: LARGE_HINT for counts, *_ in LARGE_IN_PARTS}  # others have none
+LARGE = (UNEVEN, EQUAL["large"], *(counts for counts, *_ in LARGE_IN_PARTS))
+HINTS = dict.fromkeys(LARGE, LARGE_HINT)  # others have none
 
 
 def problem(counts: tuple[int, ...], form: str = "int4", **options: Any) -> GemmProblem:

@@ -37,6 +37,7 @@ from w4afp8.testing.compare import (
     summation,
 )
 from w4afp8.testing.gemm_inputs import (
+    LARGE_HINT,
     GemmInputs,
     GemmProblem,
     exact_inputs,
@@ -297,7 +298,7 @@ def test_exact_for_every_width_of_large_tiles(
 ) -> None:
     counts = (64, 65, 128, 129, 160, 161, 0, 192, 193, 224, 225, 256)
     p = problem(counts, LinearShape(256, in_features), form, x_scale="token", has_bias=True)
-    check_exact(place, p, max_tokens=256, out_dtype=out_dtype, accumulation="half")
+    check_exact(place, p, max_tokens=LARGE_HINT, out_dtype=out_dtype, accumulation="half")
 
 
 # 4, 5, 10 and 11 k blocks: of the GPU's rings of stages most have 4 or 5.
@@ -310,7 +311,7 @@ def test_exact_for_whole_rings(place: Any, form: str, in_features: int) -> None:
 
 # The GPU counts the tokens of up to 32 experts by one warp, of up to 128 by four with a thread
 # each, of more with several each.
-@pytest.mark.parametrize("max_tokens", [1, 128, 4096])
+@pytest.mark.parametrize("max_tokens", [1, 128, LARGE_HINT])
 @pytest.mark.parametrize(
     ("experts", "form"),
     [
@@ -328,7 +329,7 @@ def test_exact_for_many_experts(place: Any, experts: int, form: str, max_tokens:
     rng = np.random.default_rng(experts)
     counts = rng.integers(0, 4, experts)
     counts[rng.permutation(experts)[:6]] = [70, 100, 128, 150, 270, 300]
-    p = problem(tuple(counts), LinearShape(248, 96), form)
+    p = problem(tuple(counts), LinearShape(248, 288), form)
     check_exact(place, p, max_tokens=max_tokens)
 
 

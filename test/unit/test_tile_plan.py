@@ -56,43 +56,43 @@ LARGE_PARTS = ("large_parts", "grouped_parts")
 PARTS = ("parts", *LARGE_PARTS)  # that may be in two parts; the first are medium
 LARGE = ("large", "grouped", "grouped_rounded", *LARGE_PARTS)
 TILES = [*(size.split()[0] for size in SIZES.split(", ")), *LARGE[1:], "parts", "helped"]
-HINTS = (0, 4, 5, 64, 65, 128, 129, 192, 193, 448, 449, 640, 641)
+HINTS = (0, 4, 5, 64, 65, 128, 129, 192, 193, 448, 449, 768, 769)
 FEW = "decode decode small small"
 # Up to so many tokens tiles are medium.
-TO_128, TO_192, TO_448, TO_640, TO_ANY = (
+TO_128, TO_192, TO_448, TO_768, TO_ANY = (
     FEW + medium * " medium" + (9 - medium) * " large" for medium in (2, 4, 6, 8, 9)
 )
 PROMOTED = FEW + 9 * " promoted"
 CHOICES = f"""
 4096 7168 int4 none -1 bfloat16 default none: {TO_192}
 4064 7168 int4 none -1 bfloat16 default none: {TO_448}
-768 7168 int4 none -1 bfloat16 default none: {TO_448}
-736 7168 int4 none -1 bfloat16 default none: {TO_128}
-4096 7168 int4 none -1 bfloat16 default swiglu: {TO_640}
-768 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_640}
-736 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_128}
-4096 7168 int4 none -1 float16 default swiglu: {TO_128}
-4096 7168 int4 float32 128 bfloat16 default none: {TO_192}
+288 7168 int4 none -1 bfloat16 default none: {TO_448}
+256 7168 int4 none -1 bfloat16 default none: {TO_ANY}
+4096 7168 int4 none -1 bfloat16 default swiglu: {TO_768}
+288 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_768}
+256 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_ANY}
+4096 7168 int4 none -1 float16 default swiglu: {TO_768}
+4096 7168 int4 float32 128 bfloat16 default none: {TO_448}
 4096 7168 int4 float32 64 bfloat16 default none: {PROMOTED}
 1024 7168 int4 bfloat16 256 bfloat16 default none: {TO_448}
-128 7168 int4 bfloat16 128 bfloat16 default none: {TO_128}
+128 7168 int4 bfloat16 128 bfloat16 default none: {TO_ANY}
 4096 7168 mxfp4 e8m0 32 bfloat16 default none: {TO_192}
 1024 7168 mxfp4 e8m0 32 bfloat16 default none: {TO_448}
-32 7168 mxfp4 e8m0 32 bfloat16 default none: {TO_128}
-1024 7168 mxfp4 e8m0 32 float16 default none: {TO_128}
+32 7168 mxfp4 e8m0 32 bfloat16 default none: {TO_ANY}
+1024 7168 mxfp4 e8m0 32 float16 default none: {TO_768}
 992 7168 mxfp4 e8m0 32 float16 default none: {TO_ANY}
 992 7168 mxfp4 e8m0 32 float16 half none: {TO_448}
 4096 616 mxfp4 e8m0 32 bfloat16 default none: {TO_192}
 4096 608 mxfp4 e8m0 32 bfloat16 default none: {TO_ANY}
-4096 1160 mxfp4 e8m0 32 float16 default none: {TO_128}
+4096 1160 mxfp4 e8m0 32 float16 default none: {TO_768}
 4096 1152 mxfp4 e8m0 32 float16 default none: {TO_ANY}
 4096 1160 int4 none -1 bfloat16 default none: {TO_192}
 4096 1152 int4 none -1 bfloat16 default none: {TO_ANY}
-4096 7168 int4 none -1 float16 default none: {TO_128}
+4096 7168 int4 none -1 float16 default none: {TO_768}
 4096 7168 int4 none -1 float16 half none: {TO_192}
 4096 7168 int4 none -1 bfloat16 float32 none: {PROMOTED}
 4096 7168 int4 float32 64 bfloat16 half none: {PROMOTED}
-4096 7168 mxfp4 e8m0 32 float16 default none: {TO_128}
+4096 7168 mxfp4 e8m0 32 float16 default none: {TO_768}
 4096 7168 int4 float32 128 float16 default none: {PROMOTED}
 """  # in_features, out_features, format, scales, group_size, output, accumulation, activation
 UNHINTED = """
@@ -108,14 +108,14 @@ SHAPES = {  # max_tokens, padding, rows, experts, in_features, out_features; wha
     "64 0 100 8 4096 7168": "small small small",
     "128 0 2304 18 992 7168": "parts medium parts",  # 504 full tiles, four waves are 528
     "128 0 2432 19 4096 7168": "medium medium medium",  # 532
-    "641 0 9472 37 4096 7168": "large_parts grouped grouped_parts",  # 1036, 16 waves are 1056
-    "641 0 9472 37 4064 7168": "large grouped grouped",
-    "641 0 9473 37 4096 7168": "large grouped grouped",  # 1064
-    "641 0 30000 8 256 7168": "rounded grouped_rounded grouped_rounded",  # outputs are streamed
+    "769 0 9472 37 4096 7168": "large_parts grouped grouped_parts",  # 1036, 16 waves are 1056
+    "769 0 9472 37 4064 7168": "large grouped grouped",
+    "769 0 9473 37 4096 7168": "large grouped grouped",  # 1064
+    "769 0 30000 8 256 7168": "medium medium medium",
 }
 OTHER_SHAPES = {  # the same with another output, accumulation or activation, with int4
-    "bfloat16 default swiglu": "decode decode small medium medium rounded rounded rounded rounded",
-    "float16 half none": "helped decode small parts medium large_parts large large rounded",
+    "bfloat16 default swiglu": "decode decode small medium medium rounded rounded rounded medium",
+    "float16 half none": "helped decode small parts medium large_parts large large medium",
     "float16 default none": "decode decode small medium medium"
     + 3 * " grouped_rounded"
     + " medium",

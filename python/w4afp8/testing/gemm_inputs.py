@@ -39,14 +39,14 @@ IN_PARTS = (
 )
 # The same of large tiles: of 70 of all widths, whose narrow ones have last parts that begin at even
 # and at odd k blocks; of 96, of which narrow ones come before last parts; of 108 equal ones, that
-# would leave some of the time idle. Some blocks have one sub-block (1216) or none (1408). A hint of
-# LARGE_HINT tokens has them large: by their averages not all are.
+# would leave some of the time idle. Some blocks have one sub-block (1216) or none (1408). They are
+# large with LARGE_HINT.
 LARGE_IN_PARTS = (
     ((480, 20, 513, 64, 0, 257, 300, 700), 1216, 4640),
     ((700, 700) + (20,) * 10, 1408, 4096),
     ((768,) * 6, 1408, 4096),
 )
-LARGE_HINT = 256
+LARGE_HINT = 4096  # tokens: tiles are large wherever they fit (tile_choice.h)
 # The same of which decode tiles are helped, of one sub-block: the last ones of three waves and a
 # third, and all of less than one.
 HELPED = (
