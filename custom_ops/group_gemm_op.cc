@@ -29,14 +29,14 @@ Tensor group_gemm(const Tensor& x, const Tensor& weight, const Tensor& weight_sc
                   const Tensor* bias, std::string_view weight_format, int64_t group_size,
                   int64_t token_padding, int64_t max_tokens, std::string_view out_dtype,
                   std::string_view accumulation, std::string_view activation, Outputs outputs,
-                  bool starts_early) {
+                  Start start) {
   const PaddleType out_type = half_type_of(out_dtype, "out_dtype");
   GroupGemmParams params =
       read_arguments({x, weight, weight_scale, tokens, group_scale, x_scale, bias, weight_format,
                       group_size, token_padding, max_tokens, out_type, accumulation, activation});
   Tensor out = outputs.make(with_features(x, params.stored_features()), out_type, x.place());
   params.out = out.data();
-  params.starts_early = starts_early;
+  params.start = start;
   if (params.tokens.num_rows > 0) W4AFP8_RUN(group_gemm, params, x);
   return out;
 }

@@ -180,22 +180,38 @@ py::object moe_combine_py(py::handle y, py::handle topk_weights, py::handle row_
   return to_python(without_gil([&] { return moe_combine(y_, weights, rows, shared); }));
 }
 
-// A tuple (weight, weight_scale, group_scale, bias, group_size, accumulation).
+// A tuple (weight, weight_scale, group_scale, bias, weight_format, group_size, accumulation).
 ProjectionArguments projection_of(const py::tuple& parts) {
   return {tensor_of(parts[0], "weight"),
           tensor_of(parts[1], "weight_scale"),
           optional_tensor_of(parts[2], "group_scale"),
           optional_tensor_of(parts[3], "bias"),
-          int_of(parts[4], "group_size"),
-          str_of(parts[5], "accumulation")};
+          str_of(parts[4], "weight_format"),
+          int_of(parts[5], "group_size"),
+          str_of(parts[6], "accumulation")};
 }
 
-// Only the layer calls it, whose tuples have the right lengths.
+// A tuple (up_gate, down, activation, hadamard_block_size, max_tokens).
+ExpertsArguments experts_of(const py::tuple& parts) {
+  return {projection_of(parts[0]), projection_of(parts[1]), str_of(parts[2], "activation"),
+          int_of(parts[3], "hadamard_block_size"), int_of(parts[4], "max_tokens")};
+}
+
+// This and moe_ffn are called by layers only, whose tuples have the right lengths.
+py::object moe_experts_py(py::handle x, py::handle tokens, py::handle x_scale,
+                          const py::tuple& experts, py::handle out_dtype,
+                          py::handle token_padding) {
+  const Tensor &x_ = tensor_of(x, "x"), &tokens_ = tensor_of(tokens, "tokens");
+  const Tensor* x_scale_ = optional_tensor_of(x_scale, "x_scale");
+  const ExpertsArguments arguments = experts_of(experts);
+  const std::string_view dtype = str_of(out_dtype, "out_dtype");
+  const int64_t padding = int_of(token_padding, "token_padding");
+  return to_python(
+      without_gil([&] { return moe_experts(x_, tokens_, x_scale_, arguments, dtype, padding); }));
+}
+
 py::object moe_ffn_py(py::handle x, py::handle logits, py::handle shared_output,
-                      const py::tuple& routing, const py::tuple& up_gate, const py::tuple& down,
-                      py::handle weight_format, py::handle activation,
-                      py::handle hadamard_block_size, py::handle max_tokens,
-                      py::handle first_expert) {
+                      const py::tuple& routing, const py::tuple& experts, py::handle first_expert) {
   const MoeFfnArguments arguments{tensor_of(x, "x"),
                                   tensor_of(logits, "logits"),
                                   optional_tensor_of(shared_output, "shared_output"),
@@ -206,12 +222,7 @@ py::object moe_ffn_py(py::handle x, py::handle logits, py::handle shared_output,
                                   float_of(routing[4], "routed_scaling_factor"),
                                   int_of(routing[5], "n_group"),
                                   int_of(routing[6], "topk_group"),
-                                  projection_of(up_gate),
-                                  projection_of(down),
-                                  str_of(weight_format, "weight_format"),
-                                  str_of(activation, "activation"),
-                                  int_of(hadamard_block_size, "hadamard_block_size"),
-                                  int_of(max_tokens, "max_tokens"),
+                                  experts_of(experts),
                                   int_of(first_expert, "first_expert")};
   return to_python(without_gil([&] { return moe_ffn(arguments); }));
 }
@@ -279,9 +290,10 @@ PYBIND11_MODULE(_ops, m) {
         arg("token_padding"), arg("first_expert"));
   m.def("moe_combine", moe_combine_py, arg("y"), arg("topk_weights"), arg("row_index"),
         arg("shared_output"));
+  m.def("moe_experts", moe_experts_py, arg("x"), arg("tokens"), arg("x_scale"), arg("experts"),
+        arg("out_dtype"), arg("token_padding"));
   m.def("moe_ffn", moe_ffn_py, arg("x"), arg("logits"), arg("shared_output"), arg("routing"),
-        arg("up_gate"), arg("down"), arg("weight_format"), arg("activation"),
-        arg("hadamard_block_size"), arg("max_tokens"), arg("first_expert"));
+        arg("experts"), arg("first_expert"));
   m.def("fuses_activation", fuses_activation, arg("rows"), arg("outputs"));
   m.def("build_info", build_info, "What was built into this extension.");
 }

@@ -20,6 +20,7 @@
 #include <array>
 #include <string_view>
 
+#include "grouped_gemm/params.h"
 #include "outputs.h"
 #include "paddle_api.h"
 
@@ -27,13 +28,13 @@ namespace w4afp8 {
 
 using paddle::Tensor;
 
-// `starts_early`: see GroupGemmParams.
+// `start`: see GroupGemmParams.
 Tensor group_gemm(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
                   const Tensor& tokens, const Tensor* group_scale, const Tensor* x_scale,
                   const Tensor* bias, std::string_view weight_format, int64_t group_size,
                   int64_t token_padding, int64_t max_tokens, std::string_view out_dtype,
                   std::string_view accumulation, std::string_view activation, Outputs outputs = {},
-                  bool starts_early = false);
+                  Start start = Start::kBehind);
 
 Tensor pack_weight(const Tensor& codes, std::string_view weight_format);
 Tensor unpack_weight(const Tensor& packed, std::string_view weight_format, int64_t out_features,
@@ -72,9 +73,30 @@ struct ProjectionArguments {
   const Tensor& weight_scale;
   const Tensor* group_scale;
   const Tensor* bias;
+  std::string_view weight_format;
   int64_t group_size;
   std::string_view accumulation;
 };
+
+// What a layer's experts do, as group_gemm and activation_quant have it.
+struct ExpertsArguments {
+  ProjectionArguments up_gate;
+  ProjectionArguments down;
+  std::string_view activation;
+  int64_t hadamard_block_size;
+  int64_t max_tokens;
+};
+
+// Whether the first product applies a gated activation, on a GPU and in one call with the second one. It has so many
+// outputs in each of so many rows.
+bool fuses_activation(int64_t rows, int64_t outputs);
+
+// The experts on rows that are sorted, or padded: group_gemm, activation_quant and group_gemm. Nothing but the output
+// and one workspace is allocated, in which what the first two give lies until the call returns. For eager tensors only:
+// no operator is registered for it.
+Tensor moe_experts(const Tensor& x, const Tensor& tokens, const Tensor* x_scale,
+                   const ExpertsArguments& arguments, std::string_view out_dtype,
+                   int64_t token_padding);
 
 struct MoeFfnArguments {
   const Tensor& x;
@@ -88,23 +110,12 @@ struct MoeFfnArguments {
   double routed_scaling_factor;
   int64_t n_group;
   int64_t topk_group;
-  // as group_gemm and activation_quant have them
-  ProjectionArguments up_gate;
-  ProjectionArguments down;
-  std::string_view weight_format;
-  std::string_view activation;
-  int64_t hadamard_block_size;
-  int64_t max_tokens;
+  ExpertsArguments experts;
   // as moe_dispatch has it
   int64_t first_expert;
 };
 
-// Whether moe_ffn on a GPU has a gated activation applied by its first product, which has so many outputs
-// in each of so many rows.
-bool fuses_activation(int64_t rows, int64_t outputs);
-
-// The whole layer: the six operators in a row. Nothing but the output and one workspace is allocated. For
-// eager tensors only: no operator is registered for it.
+// The whole layer: moe_experts between router, dispatch and combine. One workspace again, and eager tensors only.
 Tensor moe_ffn(const MoeFfnArguments& arguments);
 
 Tensor mla_k_up(const Tensor& q_nope, const Tensor& w_k, const Tensor& w_k_scale,

@@ -114,10 +114,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       }
       __syncwarp();
     }
-    if (!params.starts_early) wait_for_previous_grids();
+    if (params.start == Start::kBehind) wait_for_previous_grids();
     TileScheduler<Tile> scheduler(reinterpret_cast<int32_t*>(shared_bytes + sizeof(Storage)),
                                   shared.tiles, shared.desk, shared.mail, counters);
-    scheduler.template build<Storage::kHeightStep>(params.tokens, params.starts_early, plan);
+    scheduler.template build<Storage::kHeightStep>(params.tokens, params.start, plan);
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_dealloc<Tile::kProducerRegisters>();
     }

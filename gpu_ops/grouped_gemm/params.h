@@ -28,6 +28,15 @@
 
 namespace w4afp8 {
 
+// Where a launch may begin while the kernel before it is still running, by the exception in common/grid_dependency.cuh.
+enum class Start : int32_t {
+  kBehind,  // not: nothing is read before that has ended
+  kEarly,   // all but x and x_scale may be read before
+  // Besides, that kernel writes `tokens`, int32 prefix sums with a leading 0. Entries are negative until it has: they are
+  // waited for, not clamped.
+  kAwaitingTokens,
+};
+
 struct GroupGemmParams {
   const uint8_t* x;           // float8_e4m3fn [tokens.num_rows, in_features], 16-byte aligned
   const uint8_t* weight;      // packed (weight_layout.h) [experts, padded_out, padded_in / 2]
@@ -50,10 +59,7 @@ struct GroupGemmParams {
   Accumulation accumulation;
   Activation activation =
       Activation::kNone;  // or a gated one; CUDA: out_features a multiple of 128
-  // The exception in common/grid_dependency.cuh holds: all but x and x_scale may be read while the kernel before is
-  // still running. `tokens` are int32 prefix sums with a leading 0. Where that kernel writes them, entries are negative
-  // until it has: they are waited for, not clamped.
-  bool starts_early = false;
+  Start start = Start::kBehind;
 
   W4AFP8_HOST_DEVICE int64_t stored_features() const {
     return is_gated(activation) ? out_features / 2 : out_features;

@@ -68,15 +68,15 @@ class TileScheduler {
         mail_(mail),
         counters_(counters) {}
 
-  // Makes the plan from the counts, and finds the first tiles, one in each lane of the first warp. `early`: see
-  // GroupGemmParams::starts_early. `plan`: without counts. For all threads of the producers' warpgroup.
+  // Makes the plan from the counts, and finds the first tiles, one in each lane of the first warp. `start`: see
+  // GroupGemmParams. `plan`: without counts. For all threads of the producers' warpgroup.
   template <int kHeightStep>
-  __device__ void build(const TokenLayout& layout, bool early, Plan plan) {
+  __device__ void build(const TokenLayout& layout, Start start, Plan plan) {
     const ExpertTables tables = ExpertTables::at(storage_, plan.experts);
     if (plan.experts <= kLanes) {
-      if (warp() == 0) count<Warp, kHeightStep>(layout, early, plan, tables);
+      if (warp() == 0) count<Warp, kHeightStep>(layout, start, plan, tables);
     } else {
-      count<Warpgroup, kHeightStep>(layout, early, plan, tables);
+      count<Warpgroup, kHeightStep>(layout, start, plan, tables);
     }
     if (warp() > 0) return;
     plan.finish(tables);
@@ -152,9 +152,9 @@ class TileScheduler {
 
   // Counts the tokens, and settles the heights.
   template <class Team, int kHeightStep>
-  __device__ void count(const TokenLayout& layout, bool early, Plan& plan,
+  __device__ void count(const TokenLayout& layout, Start start, Plan& plan,
                         const ExpertTables& tables) const {
-    count_tokens<Team>(fetch<Team>(layout, early, tables.room()), plan, tables);
+    count_tokens<Team>(fetch<Team>(layout, start, tables.room()), plan, tables);
     if (plan.may_lower_last()) {
       lower_last_tiles<Team>(plan, tables);
     } else {
@@ -164,15 +164,15 @@ class TileScheduler {
 
   // The same layout over a copy of the counts in shared memory, all of which is on its way at once.
   template <class Team>
-  __device__ static TokenLayout fetch(TokenLayout layout, bool early, void* room) {
+  __device__ static TokenLayout fetch(TokenLayout layout, Start start, void* room) {
     const int entries =
         static_cast<int>(layout.experts) + (layout.padding == 0 && layout.leading_zero ? 1 : 0);
-    if (early) {
-      await<Team>(static_cast<int32_t*>(room), static_cast<const int32_t*>(layout.tokens), entries);
-    } else if (layout.is_int64) {
-      copy<Team>(static_cast<int64_t*>(room), static_cast<const int64_t*>(layout.tokens), entries);
+    if (layout.is_int64) {
+      copy<Team>(static_cast<int64_t*>(room), static_cast<const int64_t*>(layout.tokens), entries,
+                 start);
     } else {
-      copy<Team>(static_cast<int32_t*>(room), static_cast<const int32_t*>(layout.tokens), entries);
+      copy<Team>(static_cast<int32_t*>(room), static_cast<const int32_t*>(layout.tokens), entries,
+                 start);
     }
     __pipeline_commit();
     __pipeline_wait_prior(0);
@@ -181,26 +181,28 @@ class TileScheduler {
     return layout;
   }
   template <class Team, class T>
-  __device__ static void copy(T* room, const T* entries, int count) {
+  __device__ static void copy(T* room, const T* entries, int count, Start start) {
+    if (start != Start::kBehind) return read_early<Team>(room, entries, count, start);
 #pragma unroll 1
     for (int i = thread(); i < count; i += Team::kThreads) {
       __pipeline_memcpy_async(room + i, entries + i, sizeof(T));
     }
   }
 
-  // Each entry as soon as it is not negative. Past L1, which may have what was there before.
-  template <class Team>
-  __device__ static void await(int32_t* room, const int32_t* entries, int count) {
+  // Past L1, which may have what was there before. Where tokens are awaited, each entry as soon as it is not negative.
+  template <class Team, class T>
+  __device__ static void read_early(T* room, const T* entries, int count, Start start) {
+    const bool waits = start == Start::kAwaitingTokens;
     constexpr int kAtOnce = 4;
     const auto place = [&](int i) { return min(thread() + i * Team::kThreads, count - 1); };
 #pragma unroll 1
     for (int first = 0; first * Team::kThreads < count; first += kAtOnce) {
-      int32_t found[kAtOnce];
+      T found[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) found[i] = load_relaxed(entries + place(first + i));
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        while (found[i] < 0) found[i] = load_relaxed(entries + place(first + i));
+        while (waits && found[i] < 0) found[i] = load_relaxed(entries + place(first + i));
         room[place(first + i)] = found[i];
       }
     }

@@ -43,7 +43,7 @@ struct MoeRouteParams {
   int64_t n_group = 1;  // divides experts, up to kMaxGroups
   int64_t topk_group = 1;
   // nullptr or [num_unknown]: prefix sums that become -1 until the dispatch behind it writes them
-  // (GroupGemmParams::starts_early).
+  // (Start::kAwaitingTokens).
   int32_t* unknown_sums = nullptr;
   int64_t num_unknown = 0;
 

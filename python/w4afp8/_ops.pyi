@@ -16,6 +16,7 @@
 from paddle import Tensor
 
 from w4afp8._extension import BuildInfo
+from w4afp8.layers.experts import Experts
 
 def build_info() -> BuildInfo: ...
 def group_gemm(
@@ -58,17 +59,20 @@ def moe_dispatch(
 def moe_combine(
     y: Tensor, topk_weights: Tensor, row_index: Tensor, shared_output: Tensor | None
 ) -> Tensor: ...
+def moe_experts(
+    x: Tensor,
+    tokens: Tensor,
+    x_scale: Tensor | None,
+    experts: Experts,
+    out_dtype: str,
+    token_padding: int,
+) -> Tensor: ...
 def moe_ffn(
     x: Tensor,
     logits: Tensor,
     shared_output: Tensor | None,
     routing: tuple[Tensor | None, int, str, bool, float, int, int],
-    up_gate: tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str],
-    down: tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str],
-    weight_format: str,
-    activation: str,
-    hadamard_block_size: int,
-    max_tokens: int,
+    experts: Experts,
     first_expert: int,
 ) -> Tensor: ...
 def fuses_activation(rows: int, outputs: int) -> bool: ...

@@ -467,22 +467,22 @@ void group_gemm_case(const Experts& experts, const WeightLayout& layout, const G
   run("group_gemm", params, launch_group_gemm);
   const std::vector<uint8_t> expected = result.read("group_gemm");
   check_rows("group_gemm", experts, expected);
-  if (experts.padding == 0) {
-    params.starts_early = true;
-    const Tensor late_x(activations), late_tokens(bytes_of(experts.entries()));
-    const Tensor late_scale(x_scale.read("x_scale"));
-    const LateWords of_tokens = {&late_tokens, tokens.as<void>(), num_experts + 1};
-    const LateWords of_x = {&late_x, const_cast<uint8_t*>(x), rows * in / 4};
-    const LateWords of_scale = {&late_scale, x_scale.as<void>(), rows};
-    // As behind a dispatch, and behind an activation.
-    const std::vector<LateWords> orders[] = {{of_tokens, of_x, of_scale}, {of_scale, of_x}};
-    for (const std::vector<LateWords>& late : orders) {
-      const Tensor again(poison(expected.size()));
-      params.out = again.as<void>();
-      run_early("group_gemm", params, launch_group_gemm, late);
-      require(again.read("group_gemm, early") == expected,
-              "group_gemm: another result of a launch that starts early");
-    }
+  const Tensor late_x(activations), late_tokens(bytes_of(experts.entries()));
+  const Tensor late_scale(x_scale.read("x_scale"));
+  const LateWords of_tokens = {&late_tokens, tokens.as<void>(), num_experts + 1};
+  const LateWords of_x = {&late_x, const_cast<uint8_t*>(x), rows * in / 4};
+  const LateWords of_scale = {&late_scale, x_scale.as<void>(), rows};
+  const auto run_again = [&](Start start, const std::vector<LateWords>& late) {
+    const Tensor again(poison(expected.size()));
+    params.out = again.as<void>();
+    params.start = start;
+    run_early("group_gemm", params, launch_group_gemm, late);
+    require(again.read("group_gemm, early") == expected,
+            "group_gemm: another result of a launch that starts early");
+  };
+  run_again(Start::kEarly, {of_scale, of_x});  // as behind an activation
+  if (experts.padding == 0) {                  // as behind a dispatch
+    run_again(Start::kAwaitingTokens, {of_tokens, of_x, of_scale});
   }
   LaunchCounters after[4] = {}, zeros[4] = {};
   require_success(cudaMemcpy(after, counters, sizeof(after), cudaMemcpyDeviceToHost), "counters");

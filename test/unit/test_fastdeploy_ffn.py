@@ -78,7 +78,7 @@ def test_padded_rows_are_the_flat_ones(
 
 
 def test_dynamic_experts_are_our_operators(place: Any) -> None:
-    """Bit for bit: the scales without permutation and 512, and 440 times the activations' scale."""
+    """Bit for bit: the scales without permutation and 512, down's times the 440 of dynamic ones."""
     case = Case()
     rng = np.random.default_rng(5)
     x = float8_tensor(float8.encode(rng.standard_normal((6, case.hidden)) * 16), place)
@@ -89,14 +89,14 @@ def test_dynamic_experts_are_our_operators(place: Any) -> None:
         *(x, sums, up_gate, down, row_scale, None, *scales), None, *NO_TENSORS, *SETTINGS
     )
 
-    def multiply(rows: Any, weight: QuantizedWeight, scale: Any) -> Any:
+    def multiply(rows: Any, weight: QuantizedWeight, scale: Any, factor: float = 1.0) -> Any:
         packed = pack(weight, place=place)
-        multiplier = float_tensor(weight.scale / np.float64(440), "float32", place)
+        multiplier = float_tensor(weight.scale / np.float64(440), "float32", place) * factor
         return ops.group_gemm(rows, packed.weight, multiplier, sums, x_scale=scale)
 
     weights = case.weights()
     rows, scale = ops.activation_quant(multiply(x, weights.up_gate, row_scale), sums)
-    expected = multiply(rows, weights.down, scale * 440.0)
+    expected = multiply(rows, weights.down, scale, 440.0)
     assert (tensor_bits(out) == tensor_bits(expected)).all()
 
 
@@ -126,6 +126,12 @@ def test_settings_of_every_version(place: Any, settings: Any, named: Any) -> Non
     assert out.dtype == paddle.bfloat16
     assert out.shape == [2, 64]
     assert (values_of(tensor_bits(out), "bfloat16") == 0).all()
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("dtype", ["float16", paddle.float16], ids=str)
+def test_float16_by_name_or_type(place: Any, dtype: Any) -> None:
+    assert call_ffn(place, *SETTINGS, out_dtype=dtype).dtype == paddle.float16
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import paddle
 import pytest
 from paddle.static import InputSpec
 
+from w4afp8._routes import force_route
 from w4afp8.incubate.nn.functional import fused_moe, moe_dispatch, moe_ffn, moe_reduce
 from w4afp8.layers import W4AFP8MoEFFN
 from w4afp8.testing.compare import FLOAT32_UNIT, OUTPUT_UNIT, assert_bits_equal, assert_within
@@ -140,6 +141,21 @@ def test_three_steps_are_the_layer_without_normalisation(place: Any, name: str) 
     out = in_three_steps(case, layer, x)
     assert out.place == x.place
     assert_bits_equal(tensor_bits(out), tensor_bits(layer(x)), name)
+
+
+@pytest.mark.parametrize(("first", "second"), [("per channel", "mxfp4"), ("mxfp4", "int4 groups")])
+def test_projections_of_two_formats(place: Any, first: str, second: str) -> None:
+    cases = CASES[first], CASES[second]
+    layers = [case.layer(place) for case in cases]
+    x = cases[0].x(place)
+    permuted, sums, *_ = moe_dispatch(x, layers[0].router.logits_of(x, None), 2)
+    operands = cases[0].operands(layers[0])
+    operands["ffn2_weight"] = layers[1].down_proj.weight
+    operands["ffn2_scale"] = cases[1].scale(layers[1].down_proj)
+    out = moe_ffn(permuted, sums, **operands)
+    with force_route("registered"):
+        expected = moe_ffn(permuted, sums, **operands)
+    assert_bits_equal(tensor_bits(out), tensor_bits(expected))
 
 
 @pytest.mark.cpu_only

@@ -117,11 +117,10 @@ def test_what_the_rotation_is(place: Any) -> None:
     assert_bits_equal(tensor_bits(out), tensor_bits(float_tensor(expected, "bfloat16", place)))
 
 
-def record_products(monkeypatch: pytest.MonkeyPatch, option: str, place_of: Any) -> list[Any]:
+def record_products(monkeypatch: pytest.MonkeyPatch, option: str, values_of: Any) -> list[Any]:
     """What each product of a layer is given as `option`, from now on.
 
-    `place_of`: where both products' values are among the arguments of the call that is the whole
-    layer.
+    `values_of`: both products' values, of what the call that is the whole layer is told of experts.
     """
     seen: list[Any] = []
     run, run_all = ops.group_gemm, extension().moe_ffn
@@ -131,7 +130,7 @@ def record_products(monkeypatch: pytest.MonkeyPatch, option: str, place_of: Any)
         return run(*operands, **options)
 
     def recording_all(*arguments: Any) -> Any:
-        seen.extend(place_of(arguments))
+        seen.extend(values_of(arguments[-2]))
         return run_all(*arguments)
 
     monkeypatch.setattr(ops, "group_gemm", recording)
@@ -145,7 +144,7 @@ def test_the_hint_is_the_mean_over_the_routers_experts(
     router_experts: int, hint: int, place: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """40 tokens, 2 experts each: the empty rows of a part must not pass for tokens."""
-    seen = record_products(monkeypatch, "max_tokens", lambda arguments: [arguments[-2]] * 2)
+    seen = record_products(monkeypatch, "max_tokens", lambda experts: [experts[-1]] * 2)
     layer = W4AFP8MoEFFN.from_float(**weights(), topk=2, router_experts=router_experts)
     layer.to(device=place)
     logits = np.random.default_rng(1).standard_normal((TOKENS, router_experts))
@@ -159,7 +158,7 @@ def test_both_products_sum_as_the_layer_says(
     accumulation: Any, place: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = record_products(
-        monkeypatch, "accumulation", lambda arguments: [part[-1] for part in arguments[4:6]]
+        monkeypatch, "accumulation", lambda experts: [part[-1] for part in experts[:2]]
     )
     layer = W4AFP8MoEFFN.from_float(**weights(), topk=2, accumulation=accumulation)
     layer.to(device=place)

@@ -222,6 +222,7 @@ class W4AFP8ExpertParallelMoEFFN(QuantizedLayer):
         return run_experts(
             *(self.up_gate_proj, self.down_proj, x, tokens, x_scale),
             activation=self.activation,
+            out_dtype=self.activation_dtype,
             hadamard_block_size=self.hadamard_block_size,
             token_padding=token_padding,
             max_tokens=max_tokens,

@@ -40,7 +40,7 @@ def dequant_scale(scale: Tensor) -> Tensor:
 
 def times(scale: Tensor, factor: float) -> Tensor:
     """Scales times a number, where the scales are."""
-    return scale if factor == 1.0 else on_place_of(scale, scale * factor)
+    return on_place_of(scale, scale * factor)
 
 
 def to_fp8(x: Tensor, in_scale: Tensor) -> Tensor:

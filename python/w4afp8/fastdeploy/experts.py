@@ -22,8 +22,9 @@ import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
-from w4afp8.fastdeploy.activations import activate, times, to_fp8
+from w4afp8.fastdeploy.activations import activate, to_fp8
 from w4afp8.incubate.nn.functional._projections import Projection
+from w4afp8.layers.experts import run_experts
 from w4afp8.layers.operands import on_place_of
 
 ACTIVATIONS = {"swiglu": "swiglu", "swigluoai": "swiglu_oai"}
@@ -38,14 +39,17 @@ class Between:
         hadamard_block_size: of the blocks that are rotated, or -1.
         token_padding: rows of each expert, or 0.
         in_scale: of static quantisation, float32 ``[experts]``; None: dynamic.
-        scale_factor: that down_proj's scales have divided out, of dynamic quantisation.
     """
 
     activation: str
     hadamard_block_size: int
     token_padding: int
     in_scale: Tensor | None
-    scale_factor: float = 1.0
+
+    @property
+    def is_one_operator(self) -> bool:
+        """Whether `w4afp8.ops.activation_quant` does it all."""
+        return self.in_scale is None and self.activation == "swiglu"
 
     def quantised(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """FP8 rows and their scales; static: none."""
@@ -58,14 +62,13 @@ class Between:
             gated = activate(hidden, name, self.hadamard_block_size)
             of_rows = self.in_scale, tokens, hidden.shape[0], self.token_padding
             return to_fp8(gated, _static_scale(*of_rows)), None
-        rows, scale = ops.activation_quant(
+        return ops.activation_quant(
             hidden,
             tokens,
             activation=name,  # type: ignore[arg-type]
             token_padding=self.token_padding,
             hadamard_block_size=self.hadamard_block_size,
         )
-        return rows, times(scale, self.scale_factor)
 
 
 def run_projections(
@@ -79,7 +82,7 @@ def run_projections(
     max_tokens: int = -1,
     out_dtype: str = "bfloat16",
 ) -> Tensor:
-    """Runs every expert on its rows.
+    """Runs every expert on its rows, in one call where that is what `run_experts` does.
 
     Args:
         up_gate: first projection.
@@ -96,6 +99,10 @@ def run_projections(
     """
     options: dict[str, Any] = {"out_dtype": out_dtype, "max_tokens": max_tokens}
     options["token_padding"] = between.token_padding
+    if between.is_one_operator:
+        options["hadamard_block_size"] = between.hadamard_block_size
+        operands = up_gate, down, x, tokens, in_scale
+        return run_experts(*operands, activation="swiglu", **options)
     rows, scale = between.quantised(up_gate(x, tokens, in_scale, **options), tokens)
     return down(rows, tokens, scale, **options)
 

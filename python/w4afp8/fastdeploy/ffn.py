@@ -139,10 +139,16 @@ def moe_expert_ffn(
         up_gate_proj_weight,
         up_gate_proj_scale,  # type: ignore[arg-type]
         permute_input.shape[-1],
-        None if up_gate_proj_bias is None else contiguous(up_gate_proj_bias.astype(out_dtype)),
+        bias=None if up_gate_proj_bias is None else contiguous(up_gate_proj_bias.astype(out_dtype)),
     )
     intermediate = up_gate.weight_scale.shape[1] // 2
-    down = stored_projection("down_proj", down_proj_weight, down_proj_scale, intermediate)  # type: ignore[arg-type]
+    down = stored_projection(
+        "down_proj",
+        down_proj_weight,
+        down_proj_scale,  # type: ignore[arg-type]
+        intermediate,
+        factor=DYNAMIC_RANGE if down_proj_in_scale is None else 1.0,
+    )
     experts, max_tokens = up_gate_proj_weight.shape[0], -1
     if settings.estimate_total_token_nums > 0:
         max_tokens = tokens_hint(settings.estimate_total_token_nums, experts)
@@ -151,7 +157,6 @@ def moe_expert_ffn(
         block_size_of(settings.hadamard_block_size, intermediate),
         padding,
         down_proj_in_scale,
-        DYNAMIC_RANGE,
     )
     in_scale = row_scale(up_proj_in_scale, permute_input)
     rows = permute_input, tokens_expert_prefix_sum, in_scale

@@ -91,10 +91,16 @@ def w4afp8_gemm(
 
 
 def stored_projection(
-    name: str, weight: Tensor, scale: Tensor, in_features: int, bias: Tensor | None = None
+    name: str,
+    weight: Tensor,
+    scale: Tensor,
+    in_features: int,
+    *,
+    bias: Tensor | None = None,
+    factor: float = 1.0,
 ) -> Projection:
-    """A converted weight and its scales as the operands of this package's GEMM."""
-    plain = plain_scales(f"{name}_scale", scale, in_features)
+    """A converted weight and its scales, times a factor, as the operands of this package's GEMM."""
+    plain = plain_scales(f"{name}_scale", scale, in_features, factor=factor)
     return Projection(
         packed_operand(name, weight, plain.out_features, in_features),
         plain.weight_scale,

@@ -78,13 +78,16 @@ def w4afp8_gemm_scale_permute(weight_scale: Tensor) -> Tensor:
     return weight_scale
 
 
-def plain_scales(name: str, weight_scale: Tensor, in_features: int) -> PlainScales:
+def plain_scales(
+    name: str, weight_scale: Tensor, in_features: int, *, factor: float = 1.0
+) -> PlainScales:
     """Undoes `w4afp8_gemm_scale_permute` and the factor 512 (which is exact).
 
     Args:
         name: of the argument, for errors.
         weight_scale: float32 ``[experts, out]`` or ``[experts, out / 128, in / 128, 128]``.
         in_features: of the weight.
+        factor: of the scales besides.
 
     Raises:
         ValueError: type or shape is another.
@@ -98,12 +101,13 @@ def plain_scales(name: str, weight_scale: Tensor, in_features: int) -> PlainScal
             f"{in_features} / 128, 128], got {dtype_name(weight_scale.dtype)} {shape}"
         )
     with paddle.no_grad():
-        plain = _regroup(weight_scale, [8, 2]) / CODE_UNIT
+        ordered = _regroup(weight_scale, [8, 2])
         if not is_grouped:
-            return PlainScales(plain)
+            return PlainScales(ordered * (factor / CODE_UNIT))
+        plain = ordered / CODE_UNIT
         experts, blocks, groups, block = shape
         plain = plain.transpose([0, 2, 1, 3]).reshape([experts, groups, blocks * block])
-        return PlainScales(paddle.ones_like(plain[:, 0]), plain)
+        return PlainScales(paddle.full_like(plain[:, 0], factor), plain)
 
 
 def _regroup(scale: Tensor, within: list[int]) -> Tensor:

@@ -25,7 +25,7 @@ from w4afp8 import ops
 from w4afp8._checks import check_multiple, check_range, check_tensor, dtype_name
 from w4afp8.layers.checks import check_same
 from w4afp8.layers.format_record import RecordedLayer, check_record, format_record
-from w4afp8.layers.operands import alias
+from w4afp8.layers.operands import Operands, alias, multiply
 from w4afp8.quant import PackedWeight, ScaleDtype, WeightFormat
 from w4afp8.quant.packing import k_blocks_of, packed_shape
 from w4afp8.quant.weights import check_choice, check_group_size, check_type
@@ -145,10 +145,10 @@ class ExpertLinear(RecordedLayer):
         )
 
     @property
-    def operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str]:
-        """What `w4afp8._ops.moe_ffn` wants to know of the projection."""
-        scales = (self.weight_scale, self.group_scale)
-        return self.weight, *scales, self.bias, self.group_size, self.accumulation
+    def operands(self) -> Operands:
+        """What `w4afp8.layers.experts.run_experts` wants to know of the projection."""
+        tensors = (self.weight, self.weight_scale, self.group_scale, self.bias)
+        return *tensors, self.weight_format, self.group_size, self.accumulation
 
     def set_weight(self, packed: PackedWeight, *, name: str = "weight") -> None:
         """Takes packed weights and their scales as they are, sharing their memory.
@@ -215,20 +215,11 @@ class ExpertLinear(RecordedLayer):
             ValueError: a tensor does not fit, or weights of another format or size were loaded.
         """
         self.check_loaded()
-        return ops.group_gemm(
-            x,
-            self.weight,
-            self.weight_scale,
-            tokens,
-            group_scale=self.group_scale,
-            x_scale=x_scale,
-            bias=self.bias,
-            weight_format=self.weight_format,
-            group_size=self.group_size,
+        return multiply(
+            *(self.operands, x, tokens, x_scale),
             token_padding=token_padding,
             max_tokens=max_tokens,
             out_dtype=self.activation_dtype,
-            accumulation=self.accumulation,
             activation=activation,
         )
 

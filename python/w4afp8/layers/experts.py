@@ -15,17 +15,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
+import paddle
 from paddle import Tensor
 
 from w4afp8 import ops
+from w4afp8._checks import dtype_name
+from w4afp8._extension import extension
+from w4afp8._routes import is_eager
 from w4afp8.layers.expert_linear import ExpertLinear
-from w4afp8.layers.operands import Array, as_float32
+from w4afp8.layers.operands import Array, Operands, as_float32, multiply
 from w4afp8.layers.router import MoERouter
 from w4afp8.quant import PackedWeight
 
 Activation = Literal["swiglu", "swiglu_oai", "gelu"]
+# Of up_gate and of down; activation, hadamard_block_size, max_tokens.
+Experts: TypeAlias = tuple[Operands, Operands, str, int, int]
+
+
+class Weights(Protocol):
+    """A projection's."""
+
+    @property
+    def operands(self) -> Operands: ...
 
 
 def make_projections(
@@ -52,37 +65,47 @@ def make_projections(
 
 
 def run_experts(
-    up_gate_proj: ExpertLinear,
-    down_proj: ExpertLinear,
+    up_gate: Weights,
+    down: Weights,
     x: Tensor,
     tokens: Tensor,
-    x_scale: Tensor,
+    x_scale: Tensor | None,
     *,
     activation: Activation,
+    out_dtype: str | paddle.dtype,
     hadamard_block_size: int = -1,
     token_padding: int = 0,
     max_tokens: int = -1,
 ) -> Tensor:
-    """``down(activation(up_gate(x)))`` of every expert, in three launches.
+    """``down(activation(up_gate(x)))`` of every expert: three launches, in one call if eager.
+
+    The same bits either way. In one call the launches overlap on a GPU, and the first one applies
+    the activation where `w4afp8.layers.moe_launches.fuses_activation` says so.
 
     Args:
-        up_gate_proj: first projection.
-        down_proj: second projection.
+        up_gate: first projection.
+        down: second projection.
         x: float8_e4m3fn ``[rows, hidden]`` sorted by expert, or ``[experts, token_padding,
             hidden]``.
-        tokens: int32 ``[experts + 1]``, prefix sums with a leading 0, or the counts ``[experts]``
-            where there is a token_padding.
-        x_scale: float32, the shape of x without features.
+        tokens: prefix sums, or counts where there is a token_padding, as `w4afp8.ops.group_gemm`
+            has them.
+        x_scale: float32, the shape of x without features, or what else `group_gemm` takes.
         activation: between the projections.
+        out_dtype: "bfloat16" or "float16", also of the biases.
         hadamard_block_size: of the blocks that the second projection's input is rotated in, or -1.
         token_padding: rows of x for each expert; 0: sorted rows.
         max_tokens: that one expert probably has, -1 unknown; a hint for speed only.
 
     Returns:
-        The projections' type, the shape of x.
+        The shape of x, of out_dtype.
     """
+    dtype = dtype_name(out_dtype)
+    if is_eager():
+        experts = experts_of(up_gate, down, activation, hadamard_block_size, max_tokens)
+        out: Tensor = extension().moe_experts(x, tokens, x_scale, experts, dtype, token_padding)
+        return out
     shape = {"token_padding": token_padding, "max_tokens": max_tokens}
-    hidden = up_gate_proj(x, tokens, x_scale, **shape)
+    hidden = multiply(up_gate.operands, x, tokens, x_scale, out_dtype=dtype, **shape)
     hidden, hidden_scale = ops.activation_quant(
         hidden,
         tokens,
@@ -90,7 +113,14 @@ def run_experts(
         token_padding=token_padding,
         hadamard_block_size=hadamard_block_size,
     )
-    return down_proj(hidden, tokens, hidden_scale, **shape)
+    return multiply(down.operands, hidden, tokens, hidden_scale, out_dtype=dtype, **shape)
+
+
+def experts_of(
+    up_gate: Weights, down: Weights, activation: str, hadamard_block_size: int, max_tokens: int
+) -> Experts:
+    """What `w4afp8._ops.moe_experts` and `moe_ffn` want to know of a layer's experts."""
+    return up_gate.operands, down.operands, activation, hadamard_block_size, max_tokens
 
 
 def tokens_hint(copies: int, experts: int) -> int:

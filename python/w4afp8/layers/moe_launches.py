@@ -15,14 +15,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from paddle import Tensor
 
 from w4afp8 import ops
 from w4afp8._extension import extension
 from w4afp8._routes import is_eager
-from w4afp8.layers.experts import Activation, run_experts, tokens_hint
+from w4afp8.layers.experts import Activation, Weights, experts_of, run_experts, tokens_hint
 from w4afp8.layers.router import Routing
 
 if TYPE_CHECKING:
@@ -60,16 +60,6 @@ def run_in_one_call(
     )
 
 
-class Weights(Protocol):
-    """A projection's."""
-
-    @property
-    def weight_format(self) -> str: ...
-    @property
-    def operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str]:
-        """Weight, weight_scale, group_scale, bias, group_size, accumulation."""
-
-
 def call_layer(
     rows: Tensor,
     logits: Tensor,
@@ -91,7 +81,7 @@ def call_layer(
         shared_output: likewise.
         routing: how tokens choose.
         up_gate: the first projection's weights.
-        down: the second one's, of the same format.
+        down: the second one's.
         activation: between the projections.
         hadamard_block_size: of the blocks that the second projection's input is rotated in, or -1.
         max_tokens: that one expert probably has, -1 unknown; a hint for speed only.
@@ -100,15 +90,13 @@ def call_layer(
     Returns:
         As `rows`.
     """
-    out: Tensor = extension().moe_ffn(
-        *(rows, logits, shared_output, routing, up_gate.operands, down.operands),
-        *(down.weight_format, activation, hadamard_block_size, max_tokens, first_expert),
-    )
+    experts = experts_of(up_gate, down, activation, hadamard_block_size, max_tokens)
+    out: Tensor = extension().moe_ffn(rows, logits, shared_output, routing, experts, first_expert)
     return out
 
 
 def fuses_activation(rows: int, outputs: int) -> bool:
-    """Whether the layer's first product applies a gated activation, on a GPU and in one call.
+    """Whether the first product of experts applies a gated activation, on a GPU and in one call.
 
     Args:
         rows: that the product probably has.
@@ -132,6 +120,7 @@ def run_by_operators(
     y = run_experts(
         *(layer.up_gate_proj, layer.down_proj, permuted, tokens, scale),
         activation=layer.activation,
+        out_dtype=layer.activation_dtype,
         hadamard_block_size=layer.hadamard_block_size,
         max_tokens=hint_of(layer, rows),
     )

@@ -21,11 +21,32 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from w4afp8 import ops
 from w4afp8._checks import dtype_name
 from w4afp8.layers.checks import check_same
 from w4afp8.quant import PackedWeight, QuantizedWeight, ScaleDtype, pack, quantize
 
 Array: TypeAlias = np.ndarray | Tensor
+# Of `w4afp8.ops.group_gemm`, and of what runs several of them: weight, weight_scale, group_scale,
+# bias, weight_format, group_size, accumulation.
+Operands: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Any, int, Any]
+
+
+def multiply(
+    operands: Operands, x: Tensor, tokens: Tensor, x_scale: Tensor | None, **options: Any
+) -> Tensor:
+    """`w4afp8.ops.group_gemm` with a projection's operands; `options` are its others."""
+    weight, weight_scale, group_scale, bias, weight_format, group_size, accumulation = operands
+    return ops.group_gemm(
+        *(x, weight, weight_scale, tokens),
+        group_scale=group_scale,
+        x_scale=x_scale,
+        bias=bias,
+        weight_format=weight_format,
+        group_size=group_size,
+        accumulation=accumulation,
+        **options,
+    )
 
 
 def named_quantize(name: str, weight: Array, **options: Any) -> QuantizedWeight:

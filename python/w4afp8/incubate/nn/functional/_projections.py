@@ -22,9 +22,8 @@ from typing import Any, TypeAlias
 import paddle
 from paddle import Tensor
 
-from w4afp8 import ops
 from w4afp8._checks import dtype_name
-from w4afp8.layers.operands import contiguous, on_place_of
+from w4afp8.layers.operands import Operands, contiguous, multiply, on_place_of
 from w4afp8.ops import WeightFormat
 
 Scales: TypeAlias = Tensor | Sequence[Tensor] | None
@@ -56,10 +55,10 @@ class Projection:
     group_size: int = -1
 
     @property
-    def operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, str]:
-        """What `w4afp8._ops.moe_ffn` wants to know of the projection."""
-        scales = (self.weight_scale, self.group_scale)
-        return self.weight, *scales, self.bias, self.group_size, "default"
+    def operands(self) -> Operands:
+        """What `w4afp8.layers.experts.run_experts` wants to know of the projection."""
+        tensors = (self.weight, self.weight_scale, self.group_scale, self.bias)
+        return *tensors, self.weight_format, self.group_size, "default"
 
     def __call__(
         self,
@@ -72,16 +71,8 @@ class Projection:
         max_tokens: int = -1,
     ) -> Tensor:
         """Multiplies the tokens of every expert, see `w4afp8.ops.group_gemm`."""
-        return ops.group_gemm(
-            x,
-            self.weight,
-            self.weight_scale,
-            tokens,
-            group_scale=self.group_scale,
-            x_scale=x_scale,
-            bias=self.bias,
-            weight_format=self.weight_format,
-            group_size=self.group_size,
+        return multiply(
+            *(self.operands, x, tokens, x_scale),
             token_padding=token_padding,
             max_tokens=max_tokens,
             out_dtype=out_dtype,

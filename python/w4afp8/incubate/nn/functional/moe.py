@@ -29,6 +29,7 @@ from w4afp8.incubate.nn.functional._routing import (
     reduce_rows,
     transposed,
 )
+from w4afp8.layers.experts import run_experts
 from w4afp8.layers.operands import contiguous, on_place_of, shape_of
 from w4afp8.layers.precision import check_activation_dtype
 
@@ -280,6 +281,4 @@ def _experts(
     up_gate = projection("ffn1", *ffn1[:2], x.shape[-1], bias=ffn1[2], dtype=dtype)
     intermediate = up_gate.weight_scale.shape[-1] // 2
     down = projection("ffn2", *ffn2[:2], intermediate, bias=ffn2[2], dtype=dtype)
-    hidden = up_gate(x, tokens, x_scale, out_dtype=dtype)
-    activated, scale = ops.activation_quant(hidden, tokens)
-    return down(activated, tokens, scale, out_dtype=dtype)
+    return run_experts(up_gate, down, x, tokens, x_scale, activation="swiglu", out_dtype=dtype)
