@@ -294,6 +294,6 @@ PYBIND11_MODULE(_ops, m) {
         arg("out_dtype"), arg("token_padding"));
   m.def("moe_ffn", moe_ffn_py, arg("x"), arg("logits"), arg("shared_output"), arg("routing"),
         arg("experts"), arg("first_expert"));
-  m.def("fuses_activation", fuses_activation, arg("rows"), arg("outputs"));
+  m.def("fuses_activation", fuses_activation, arg("rows"), arg("outputs"), arg("in_features"));
   m.def("build_info", build_info, "What was built into this extension.");
 }

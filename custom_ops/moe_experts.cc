@@ -42,11 +42,12 @@ Tensor product(const Tensor& x, const Tensor& tokens, const Tensor* x_scale,
 
 }  // namespace
 
-// Fewer outputs stay in L2 until the launch behind the product reads them, which costs less than tiles of
-// pairs of sub-blocks do (performance.md).
-bool fuses_activation(int64_t rows, int64_t outputs) {
-  constexpr int64_t kLeastBytes = 20 << 20;
-  return outputs % kActivatedOutUnit == 0 && rows * outputs * kHalfBytes >= kLeastBytes;
+// Fewer outputs stay in L2 until the launch behind the product reads them, which costs less than tiles of pairs of
+// sub-blocks do. The more so the fewer in_features there are, as a tile's activation takes as long with few
+// (kernel-log.md, run 190).
+bool fuses_activation(int64_t rows, int64_t outputs, int64_t in_features) {
+  const int64_t least_bytes = int64_t{in_features < 4096 ? 96 : 20} << 20;
+  return outputs % kActivatedOutUnit == 0 && rows * outputs * kHalfBytes >= least_bytes;
 }
 
 int64_t num_experts(const ExpertsArguments& a) {
@@ -63,7 +64,8 @@ ExpertsLayout make_layout(const ExpertsArguments& a, const ExpertRows& rows,
   const bool has_gate = is_gated(activation_of(a.activation, "activation"));
   const int64_t taken = has_gate ? outputs / 2 : outputs;  // by the second product
   // On the CPU it would need room for all outputs of the product beside the workspace.
-  const bool fuses = rows.are_on_gpu && has_gate && fuses_activation(rows.expected, outputs);
+  const bool fuses =
+      rows.are_on_gpu && has_gate && fuses_activation(rows.expected, outputs, rows.in_features);
   ExpertsLayout layout{fuses};
   layout.activated_scale = workspace.add(rows.count * kWordBytes);
   layout.inner = workspace.add(rows.count * (fuses ? taken : outputs) * kHalfBytes);
@@ -97,9 +99,10 @@ Tensor moe_experts(const Tensor& x, const Tensor& tokens, const Tensor* x_scale,
   check_activation_rank(x, "x", token_padding);
   const TokenLayout rows{nullptr, false, false, token_padding, rows_of(x), num_experts(arguments)};
   const int64_t expected = rows.expected_rows(arguments.max_tokens);
+  const int64_t in_features = x.dims()[x.dims().size() - 1];
   WorkspaceLayout regions;
   const ExpertsLayout layout =
-      make_layout(arguments, {rows.num_rows, expected, on_gpu(x)}, regions);
+      make_layout(arguments, {rows.num_rows, expected, in_features, on_gpu(x)}, regions);
   // What runs before the first product is not known.
   return run_experts(x, tokens, x_scale, arguments, out_dtype, token_padding, layout,
                      Workspace(regions, x.place()), {}, Start::kBehind);

@@ -24,6 +24,7 @@ namespace w4afp8 {
 struct ExpertRows {
   int64_t count;
   int64_t expected;  // that probably hold tokens
+  int64_t in_features;
   bool are_on_gpu;
 };
 

@@ -65,7 +65,7 @@ MoeFfnLayout layout_of(const MoeFfnArguments& a) {
   layout.row_index = workspace.add(slots * kWordBytes);
   layout.tokens = workspace.add((experts + 1) * kWordBytes);
   layout.scale = workspace.add(slots * kWordBytes);
-  layout.experts = make_layout(a.experts, {slots, expected, on_gpu(a.x)}, workspace);
+  layout.experts = make_layout(a.experts, {slots, expected, hidden, on_gpu(a.x)}, workspace);
   const int64_t widest = std::max(hidden, a.experts.down.weight_scale.dims()[1]);
   layout.permuted = layout.y = workspace.add(slots * widest * kHalfBytes);
   return layout;

@@ -89,7 +89,7 @@ struct ExpertsArguments {
 
 // Whether the first product applies a gated activation, on a GPU and in one call with the second one. It has so many
 // outputs in each of so many rows.
-bool fuses_activation(int64_t rows, int64_t outputs);
+bool fuses_activation(int64_t rows, int64_t outputs, int64_t in_features);
 
 // The experts on rows that are sorted, or padded: group_gemm, activation_quant and group_gemm. Nothing but the output
 // and one workspace is allocated, in which what the first two give lies until the call returns. For eager tensors only:

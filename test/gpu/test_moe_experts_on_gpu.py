@@ -45,7 +45,7 @@ def test_the_first_product_applies_the_activation(
     case = replace(case, hidden=hidden)
     if is_padded:
         case = replace(case, max_tokens=841)
-    assert fuses_activation(sum(case.counts), 2 * case.intermediate)
+    assert fuses_activation(sum(case.counts), 2 * case.intermediate, case.hidden)
     test_moe_experts.assert_one_call_has_the_bits_of_the_operators(case, place)
 
 

@@ -40,6 +40,7 @@ from w4afp8.bench.performance_tables import performance_block
 from w4afp8.bench.report import BEGIN, END, block_of, write_documents
 from w4afp8.bench.routing import even_split
 from w4afp8.bench.rows import MOE_KEYS, Machine, write_rows
+from w4afp8.layers.moe_launches import fuses_activation
 
 pytestmark = pytest.mark.cpu_only
 
@@ -97,8 +98,8 @@ def test_bytes_around_the_products() -> None:
 
 
 def test_products_with_many_outputs_apply_the_activation() -> None:
-    least = -(-(20 << 20) // (2 * 2 * 768 * 8))  # tokens of 8 copies, each of 1536 outputs
-    assert (least - 1, least) == (853, 854)
+    least = (96 << 20) // (2 * 2 * 768 * 8)  # tokens of 8 copies, each of 1536 outputs
+    assert (least - 1, least) == (4095, 4096)
     few, many = (even_case(QWEN, tokens, "int4") for tokens in (least - 1, least))
     assert (few.fuses, many.fuses) == (False, True)
     assert [gemm.is_gated for gemm in few.gemms()] == [False, False]
@@ -107,8 +108,16 @@ def test_products_with_many_outputs_apply_the_activation() -> None:
     assert widths == [2 * 768 * 2 + 768, 768 * 2 + 768]
 
 
+@pytest.mark.parametrize(("in_features", "least"), [(4064, 96 << 20), (4096, 20 << 20)])
+def test_fewer_outputs_suffice_with_many_in_features(in_features: int, least: int) -> None:
+    rows = least // (2 * 1024)
+    fuses = [fuses_activation(n, 1024, in_features) for n in (rows - 1, rows)]
+    assert fuses == [False, True]
+    assert not fuses_activation(2 * rows, 1024 + 64, in_features)
+
+
 def test_floors_are_those_of_the_launches() -> None:
-    case = even_case(QWEN, 1024, "mxfp4")
+    case = even_case(QWEN, 4096, "mxfp4")
     floors = case.floors_us()
     assert tuple(floors) == KERNELS
     assert [floors[name] for name in GEMMS] == [gemm.floor_us() for gemm in case.gemms()]

@@ -13,8 +13,8 @@
 # limitations under the License.
 """The layer is its public operators, one after the other, bit for bit.
 
-On a GPU the layer's first product applies a gated activation where its outputs are a multiple of
-128, and 20 MiB or more; the operators here do it behind the product.
+On a GPU the layer's first product applies a gated activation where its outputs are many; the
+operators here do it behind the product.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from w4afp8.layers.experts import tokens_hint
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.tensors import float_tensor, tensor_bits
 
-HIDDEN, TOPK = 128, 3
+TOPK = 3
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,16 @@ class Case:
     router_experts: int = 8
     first_expert: int = 0
     has_biases: bool = True
+    hidden: int = 128
 
     def layer(self, place: Any) -> W4AFP8MoEFFN:
         rng = np.random.default_rng(0)
         outputs = self.intermediate * (1 if self.activation == "gelu" else 2)
-        sizes = (outputs, HIDDEN), (HIDDEN, self.intermediate)
+        sizes = (outputs, self.hidden), (self.hidden, self.intermediate)
         weights = [rng.standard_normal((self.experts, *size), np.float32) * 0.2 for size in sizes]
         biases: dict[str, Any] = {}
         if self.has_biases:
-            for name, size in (("up_gate_bias", outputs), ("down_bias", HIDDEN)):
+            for name, size in (("up_gate_bias", outputs), ("down_bias", self.hidden)):
                 biases[name] = rng.standard_normal((self.experts, size), np.float32)
         layer = W4AFP8MoEFFN.from_float(
             *weights,
@@ -115,12 +116,12 @@ def composed(case: Case, layer: W4AFP8MoEFFN, x: Any, logits: Any, shared: Any) 
     return ops.moe_combine(y, weights, row_index, shared_output=shared)
 
 
-def check(name: str, tokens: int, place: Any) -> None:
-    case = CASES[name]
+def check(case: Case, tokens: int, place: Any) -> None:
     layer = case.layer(place)
     rng = np.random.default_rng(tokens)
     x, shared = (
-        float_tensor(rng.standard_normal((tokens, HIDDEN)), case.dtype, place) for _ in range(2)
+        float_tensor(rng.standard_normal((tokens, case.hidden)), case.dtype, place)
+        for _ in range(2)
     )
     # Some experts are popular, one gets nothing.
     skew = np.linspace(0, 2, case.router_experts)
@@ -130,29 +131,11 @@ def check(name: str, tokens: int, place: Any) -> None:
     for shared_output in (None, shared):
         found = tensor_bits(layer(x, logits, shared_output=shared_output))
         expected = tensor_bits(composed(case, layer, x, logits, shared_output))
-        assert_bits_equal(found, expected, name)
+        assert_bits_equal(found, expected)
 
 
-# Of 8 experts: a few tokens each, and so many that the GPU takes each of its tiles.
+# Of 8 experts: a few tokens each, and many.
 @pytest.mark.parametrize("tokens", [0, 1, 5, 40, 170, 400, 1000])
 @pytest.mark.parametrize("name", CASES)
 def test_the_layer_is_its_operators(name: str, tokens: int, place: Any) -> None:
-    check(name, tokens, place)
-
-
-# Tokens that make 20 MiB of outputs of the first product, or not.
-@pytest.mark.parametrize(
-    ("name", "tokens"),
-    [
-        *((name, 2276) for name in CASES if name.startswith("1536")),
-        ("1536", 2275),
-        ("1536, a part", 2276 * 3),
-        ("384", 9103),
-        ("384, gpt-oss", 9200),
-        ("float16", 9200),
-        ("rotated", 9200),
-        ("192", 19000),
-    ],
-)
-def test_with_many_tokens_too(name: str, tokens: int, place: Any) -> None:
-    check(name, tokens, place)
+    check(CASES[name], tokens, place)

@@ -136,7 +136,7 @@ class MoECase:
     def fuses(self) -> bool:
         """Whether the first product applies the activation."""
         rows = self.model.expected_slots(self.tokens)
-        return fuses_activation(rows, 2 * self.model.intermediate)
+        return fuses_activation(rows, 2 * self.model.intermediate, self.model.hidden)
 
     def gemms(self) -> tuple[GemmCase, GemmCase]:
         """Gate and up in one matrix, then down."""
