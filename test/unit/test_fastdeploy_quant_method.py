@@ -28,7 +28,8 @@ from moe_reference import Routing, reference, route_tokens
 
 from w4afp8 import ops
 from w4afp8._routes import force_route
-from w4afp8.fastdeploy import W4AFP8MoEMethod, moe_expert_ffn
+from w4afp8.fastdeploy import W4AFP8MoEMethod, moe_expert_ffn, quant_method
+from w4afp8.fastdeploy.experts import run_projections
 from w4afp8.quant.codes import join_nibbles
 from w4afp8.testing.compare import Accumulator
 from w4afp8.testing.tensors import (
@@ -223,15 +224,15 @@ class PrefillRunner:
 
     ep_engine = SimpleNamespace(async_finish=False)
 
-    def __init__(self, ids: Any, weights: Any) -> None:
-        self.ids, self.weights = ids, weights
+    def __init__(self, ids: Any, weights: Any, counts: list[int] | None = None) -> None:
+        self.ids, self.weights, self.counts = ids, weights, counts
 
     def moe_select(self, layer: Any, logits: Any) -> Any:
         return self.ids, self.weights
 
     def dispatch(self, x: Any, ids: Any, weights: Any) -> Any:
         here = paddle.where(ids < 2, ids, paddle.full_like(ids, -1))
-        return x, here, weights, None, "handle", None
+        return x, here, weights, self.counts, "handle", None
 
     def combine(self, out: Any, handle: str, weights: Any) -> Any:
         assert handle == "handle"
@@ -251,6 +252,26 @@ def test_apply_ep_prefill_leaves_out_what_is_elsewhere(place: Any, name: str) ->
     expected = method._local_experts(layer, x, ids.astype("int32"), local)
     assert (routed[1] >= 2).any()
     np.testing.assert_array_equal(tensor_bits(out), tensor_bits(expected))
+
+
+@pytest.mark.parametrize(("counts", "hint"), [([5, 4, 0, 0], 3), (None, -1)])
+def test_the_hint_of_ep_prefill_is_the_mean_of_what_came(
+    counts: list[int] | None, hint: int, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def recording(*operands: Any, **options: Any) -> Any:
+        seen.append(options["max_tokens"])
+        return run_projections(*operands, **options)
+
+    monkeypatch.setattr(quant_method, "run_projections", recording)
+    method, layer = loaded(CASES["dynamic"], place)
+    x, logits = tokens_of(CASES["dynamic"], place)
+    ids, weights = route_tokens(logits.astype(np.float64), Routing(TOPK))[::-1]
+    routed = int_tensor(ids, "int64", place), float_tensor(weights, "float32", place)
+    method.ep_prefill_runner = PrefillRunner(*routed, counts)
+    method.apply_ep_prefill(layer, x, gate_of(logits, place))
+    assert seen == [hint]
 
 
 class DecodeRunner(PrefillRunner):

@@ -169,17 +169,20 @@ class W4AFP8MoEMethod:
     def apply_ep_prefill(self, layer: nn.Layer, x: Tensor, gate: nn.Layer, **_: Any) -> Tensor:
         """The block with experts on several devices, for many tokens.
 
-        `ep_prefill_runner` moves tokens: its moe_select, dispatch and combine are FastDeploy's.
+        `ep_prefill_runner` moves tokens: its moe_select, dispatch and combine are FastDeploy's. The
+        tokens that dispatch lists for each local expert tell the GEMM how many to expect.
 
         Returns:
             bfloat16 ``[tokens, hidden]``, as `combine` gives it.
         """
         runner = self.ep_prefill_runner
         topk_idx, topk_weights = runner.moe_select(layer, _logits(gate, x))
-        received, ids, weights, _, handle, event = runner.dispatch(x, topk_idx, topk_weights)
+        received, ids, weights, counts, handle, event = runner.dispatch(x, topk_idx, topk_weights)
         if runner.ep_engine.async_finish:
             event.current_stream_wait()
-        out = self._local_experts(layer, received, ids, weights)
+        # Most copies of received tokens are for others' experts, so the rows would tell of more.
+        hint = tokens_hint(sum(counts), layer.num_local_experts) if isinstance(counts, list) else -1
+        out = self._local_experts(layer, received, ids, weights, max_tokens=hint)
         out, event = runner.combine(out, handle, weights)
         if runner.ep_engine.async_finish:
             event.current_stream_wait()
@@ -223,7 +226,9 @@ class W4AFP8MoEMethod:
     def _block_size(self, layer: nn.Layer) -> int:
         return block_size_of(self.hadamard_block_size, layer.moe_intermediate_size)
 
-    def _local_experts(self, layer: nn.Layer, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    def _local_experts(
+        self, layer: nn.Layer, x: Tensor, ids: Tensor, weights: Tensor, *, max_tokens: int = -1
+    ) -> Tensor:
         """Received tokens through those of their experts that are here; others' ids are -1."""
         experts, in_scale = layer.num_local_experts, _in_scale(layer)
         ids = on_place_of(x, ids.astype("int32"))
@@ -235,7 +240,7 @@ class W4AFP8MoEMethod:
             row_scale = paddle.gather(in_scale, paddle.gather(slots, order).clip(0, experts - 1))
             rows = to_fp8(gather_rows(x, order // ids.shape[1]), row_scale.unsqueeze(-1))
             scale = None
-        y = self._experts(layer, rows, prefix_sums, scale)
+        y = self._experts(layer, rows, prefix_sums, scale, max_tokens=max_tokens)
         return ops.moe_combine(y, weights, row_index)
 
     def _experts(
