@@ -23,7 +23,7 @@ import test_moe_experts
 from test_layer_graph import captured
 from test_moe_experts import *  # noqa: F403
 
-from w4afp8.layers.moe_launches import fuses_activation
+from w4afp8.layers.experts import fuses_activation
 from w4afp8.testing.gpu import as_torch, torch_on_paddle_stream
 
 CASES = {

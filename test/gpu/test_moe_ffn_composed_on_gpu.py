@@ -22,7 +22,7 @@ import pytest
 from test_moe_ffn_composed import *  # noqa: F403
 from test_moe_ffn_composed import CASES, TOPK, check
 
-from w4afp8.layers.moe_launches import fuses_activation
+from w4afp8.layers.experts import fuses_activation
 
 MANY = {  # tokens whose copies have 96 MiB of outputs, or more
     **{name: 10923 for name in CASES if name.startswith("1536") and name != "1536, a part"},

@@ -40,7 +40,7 @@ from w4afp8.bench.performance_tables import performance_block
 from w4afp8.bench.report import BEGIN, END, block_of, write_documents
 from w4afp8.bench.routing import even_split
 from w4afp8.bench.rows import MOE_KEYS, Machine, write_rows
-from w4afp8.layers.moe_launches import fuses_activation
+from w4afp8.layers.experts import fuses_activation
 
 pytestmark = pytest.mark.cpu_only
 

@@ -25,7 +25,7 @@ import pytest
 from w4afp8._extension import extension
 from w4afp8._routes import force_route
 from w4afp8.layers import W4AFP8MoEFFN
-from w4afp8.layers.experts import run_experts
+from w4afp8.layers.experts import run_experts, run_experts_by_operators
 from w4afp8.testing import float8
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor, tensor_bits
@@ -147,7 +147,7 @@ def assert_one_call_has_the_bits_of_the_operators(case: Case, place: Any) -> Non
     rows = experts.rows(1)
     expected = experts.run_by_operators(*rows)
     assert expected.shape == [*rows[0].shape[:-1], case.hidden]
-    assert not case.counts[0] or tensor_bits(expected)[experts.holds].any()
+    assert tensor_bits(expected)[experts.holds].any() == (sum(case.counts) > 0)
     experts.assert_equal(experts.run(*rows), expected)
 
 
@@ -156,7 +156,13 @@ def test_one_call_has_the_bits_of_the_operators(name: str, place: Any) -> None:
     assert_one_call_has_the_bits_of_the_operators(CASES[name], place)
 
 
-def test_eager_experts_are_one_call(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("by_operators", "expected"),
+    [(False, ["moe_experts"]), (True, ["group_gemm", "activation_quant", "group_gemm"])],
+)
+def test_eager_experts_are_one_call_unless_by_operators(
+    by_operators: bool, expected: list[str], place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     module = extension()
 
@@ -172,8 +178,13 @@ def test_eager_experts_are_one_call(place: Any, monkeypatch: pytest.MonkeyPatch)
     for name in ("group_gemm", "activation_quant", "moe_experts"):
         monkeypatch.setattr(module, name, recorded(name))
     experts = Experts(Case(), place)
-    experts.run(*experts.rows(0))
-    assert calls == ["moe_experts"]
+    if by_operators:
+        options: dict[str, Any] = {"activation": "swiglu", "out_dtype": "bfloat16"}
+        options |= {"hadamard_block_size": -1, "max_tokens": -1}
+        run_experts_by_operators(*experts.projections, *experts.rows(0), **options)
+    else:
+        experts.run(*experts.rows(0))
+    assert calls == expected
 
 
 @pytest.mark.parametrize(
@@ -181,17 +192,14 @@ def test_eager_experts_are_one_call(place: Any, monkeypatch: pytest.MonkeyPatch)
     [
         (Case((0, 8, 3), is_padded=True), [-5, 2**40, 3]),
         (Case((0, 0, 7, 4)), [-1, -7, 0, 7, 11]),
-        (Case((0, 5, 0), starts_at_0=False), [-3, 5, 5]),
+        (Case((0, 0, 7, 4)), [-1, -7, 0, 7, 2**40]),
+        (Case((0, 5, 0), starts_at_0=False, spare_rows=4), [-3, 5, 5]),
     ],
-    ids=["padded", "sums", "sums without 0"],
+    ids=["padded", "sums", "sums beyond the rows", "sums without 0"],
 )
-@pytest.mark.parametrize("spare_rows", [0, 4])
-def test_counts_without_sense_are_clamped(
-    case: Case, written: list[int], spare_rows: int, place: Any
-) -> None:
+def test_counts_without_sense_are_clamped(case: Case, written: list[int], place: Any) -> None:
     """In one call too, whose second product reads them ahead of its turn."""
-    case = replace(case, tokens_dtype="int64", spare_rows=0 if case.is_padded else spare_rows)
-    experts = Experts(case, place)
+    experts = Experts(replace(case, tokens_dtype="int64"), place)
     x, tokens, scale = experts.rows(0)
     out = experts.run(x, int_tensor(written, "int64", place), scale)
     experts.assert_equal(out, experts.run(x, tokens, scale))

@@ -59,8 +59,8 @@ TILES = [*(size.split()[0] for size in SIZES.split(", ")), *LARGE[1:], "parts", 
 HINTS = (0, 4, 5, 64, 65, 128, 129, 192, 193, 448, 449, 768, 769)
 FEW = "decode decode small small"
 # Up to so many tokens tiles are medium.
-TO_128, TO_192, TO_448, TO_768, TO_ANY = (
-    FEW + medium * " medium" + (9 - medium) * " large" for medium in (2, 4, 6, 8, 9)
+TO_192, TO_448, TO_768, TO_ANY = (
+    FEW + medium * " medium" + (9 - medium) * " large" for medium in (4, 6, 8, 9)
 )
 PROMOTED = FEW + 9 * " promoted"
 CHOICES = f"""

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from w4afp8.bench.cases import GemmCase, error_bound
-from w4afp8.layers.experts import Activation
-from w4afp8.layers.moe_launches import fuses_activation
+from w4afp8.layers.experts import Activation, fuses_activation
 from w4afp8.layers.router import Scoring
 from w4afp8.quant.weights import WeightFormat
 

@@ -80,7 +80,7 @@ def run_experts(
     """``down(activation(up_gate(x)))`` of every expert: three launches, in one call if eager.
 
     The same bits either way. In one call the launches overlap on a GPU, and the first one applies
-    the activation where `w4afp8.layers.moe_launches.fuses_activation` says so.
+    the activation where `fuses_activation` says so.
 
     Args:
         up_gate: first projection.
@@ -100,12 +100,36 @@ def run_experts(
         The shape of x, of out_dtype.
     """
     dtype = dtype_name(out_dtype)
-    if is_eager():
-        experts = experts_of(up_gate, down, activation, hadamard_block_size, max_tokens)
-        out: Tensor = extension().moe_experts(x, tokens, x_scale, experts, dtype, token_padding)
-        return out
+    if not is_eager():
+        return run_experts_by_operators(
+            *(up_gate, down, x, tokens, x_scale),
+            activation=activation,
+            out_dtype=dtype,
+            hadamard_block_size=hadamard_block_size,
+            token_padding=token_padding,
+            max_tokens=max_tokens,
+        )
+    experts = experts_of(up_gate, down, activation, hadamard_block_size, max_tokens)
+    out: Tensor = extension().moe_experts(x, tokens, x_scale, experts, dtype, token_padding)
+    return out
+
+
+def run_experts_by_operators(
+    up_gate: Weights,
+    down: Weights,
+    x: Tensor,
+    tokens: Tensor,
+    x_scale: Tensor | None,
+    *,
+    activation: Activation,
+    out_dtype: str,
+    hadamard_block_size: int,
+    max_tokens: int,
+    token_padding: int = 0,
+) -> Tensor:
+    """As `run_experts`, one operator after the other also where tensors are eager."""
     shape = {"token_padding": token_padding, "max_tokens": max_tokens}
-    hidden = multiply(up_gate.operands, x, tokens, x_scale, out_dtype=dtype, **shape)
+    hidden = multiply(up_gate.operands, x, tokens, x_scale, out_dtype=out_dtype, **shape)
     hidden, hidden_scale = ops.activation_quant(
         hidden,
         tokens,
@@ -113,7 +137,23 @@ def run_experts(
         token_padding=token_padding,
         hadamard_block_size=hadamard_block_size,
     )
-    return multiply(down.operands, hidden, tokens, hidden_scale, out_dtype=dtype, **shape)
+    return multiply(down.operands, hidden, tokens, hidden_scale, out_dtype=out_dtype, **shape)
+
+
+def fuses_activation(rows: int, outputs: int, in_features: int) -> bool:
+    """Whether the first product of experts applies a gated activation, on a GPU and in one call.
+
+    Args:
+        rows: that the product probably has.
+        outputs: of each row, gates and what they let through.
+        in_features: of the product.
+
+    Returns:
+        True where the outputs are a multiple of 128, and in 16 bits 96 MiB or more, from 4096
+        in_features on 20 MiB.
+    """
+    fuses: bool = extension().fuses_activation(rows, outputs, in_features)
+    return fuses
 
 
 def experts_of(

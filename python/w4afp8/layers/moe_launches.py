@@ -22,7 +22,13 @@ from paddle import Tensor
 from w4afp8 import ops
 from w4afp8._extension import extension
 from w4afp8._routes import is_eager
-from w4afp8.layers.experts import Activation, Weights, experts_of, run_experts, tokens_hint
+from w4afp8.layers.experts import (
+    Activation,
+    Weights,
+    experts_of,
+    run_experts_by_operators,
+    tokens_hint,
+)
 from w4afp8.layers.router import Routing
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ def run_layer(
 def run_in_one_call(
     layer: W4AFP8MoEFFN, rows: Tensor, logits: Tensor, shared_output: Tensor | None
 ) -> Tensor:
-    """The six operators with one workspace between them, on a GPU with :func:`fuses_activation`."""
+    """The six operators with one workspace between them, on a GPU with `fuses_activation`."""
     return call_layer(
         *(rows, logits, shared_output, layer.router.routing),
         *(layer.up_gate_proj, layer.down_proj, layer.activation),
@@ -95,22 +101,6 @@ def call_layer(
     return out
 
 
-def fuses_activation(rows: int, outputs: int, in_features: int) -> bool:
-    """Whether the first product of experts applies a gated activation, on a GPU and in one call.
-
-    Args:
-        rows: that the product probably has.
-        outputs: of each row, gates and what they let through.
-        in_features: of the product.
-
-    Returns:
-        True where the outputs are a multiple of 128, and in 16 bits 96 MiB or more, from 4096
-        in_features on 20 MiB.
-    """
-    fuses: bool = extension().fuses_activation(rows, outputs, in_features)
-    return fuses
-
-
 def run_by_operators(
     layer: W4AFP8MoEFFN, rows: Tensor, logits: Tensor, shared_output: Tensor | None
 ) -> Tensor:
@@ -119,7 +109,7 @@ def run_by_operators(
     permuted, scale, tokens, row_index = ops.moe_dispatch(
         rows, topk_ids, experts=layer.num_experts, first_expert=layer.first_expert
     )
-    y = run_experts(
+    y = run_experts_by_operators(
         *(layer.up_gate_proj, layer.down_proj, permuted, tokens, scale),
         activation=layer.activation,
         out_dtype=layer.activation_dtype,
