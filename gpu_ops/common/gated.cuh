@@ -16,6 +16,7 @@
 #pragma once
 
 #include "common/types.h"
+#include "ptx/special.cuh"
 
 namespace w4afp8 {
 
@@ -24,9 +25,10 @@ __device__ __forceinline__ float at_most(float x, float bound) { return x > boun
 __device__ __forceinline__ float at_least(float x, float bound) { return x < bound ? bound : x; }
 
 // x * sigmoid(alpha * x) by the special function unit: exp2 and the reciprocal are within 2 units
-// each, and the argument, at most 2^7 where the result matters, adds 2^-18.
+// each, and the argument, at most 2^7 where the result matters, adds 2^-18. Below 2^-126 sigmoid is zero.
 __device__ __forceinline__ float silu(float x, float alpha) {
-  return __fdividef(x, 1.0f + __expf(-alpha * x));
+  constexpr float kLog2E = 1.44269504f;
+  return x * ptx::reciprocal_approximate(1.0f + ptx::exp2_approximate(x * (-kLog2E * alpha)));
 }
 
 template <Activation kActivation>

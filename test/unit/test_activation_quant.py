@@ -109,6 +109,16 @@ def test_random_rows(place: Any, activation: str, dtype: str, features: int) -> 
     check(place, h, [0, 4, 9], activation, dtype)
 
 
+@pytest.mark.parametrize("activation", GATED)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("most", [4, 30, 60, 86, 90, 200, 700])
+def test_closed_gates(place: Any, activation: str, dtype: str, most: int) -> None:
+    """Down to where exp overflows, and the reciprocal of a little less is subnormal."""
+    alpha = 1.702 if activation == "swiglu_oai" else 1.0
+    gates = -np.linspace(most / 2, most, 2 * 64).reshape(2, 64) / alpha
+    check(place, np.concatenate([gates, np.ones_like(gates)], axis=1), [2], activation, dtype)
+
+
 @pytest.mark.parametrize("features", [40, 1536, 18000])
 def test_many_rows(place: Any, features: int) -> None:
     """For which a thread on a GPU has more features, and a row fewer threads."""
