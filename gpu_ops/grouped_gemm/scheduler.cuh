@@ -42,10 +42,10 @@ class TileScheduler {
   static_assert(Tile::kThreads == Tile::kConsumerThreads + kWarps * kLanes);
   // What a warp tells the others.
   struct Found {
-    int heavy, light;          // token tiles
-    uint32_t widths;           // of the heavy ones, a bit for each
-    uint32_t most_sub_blocks;  // that a cluster multiplies
-    uint32_t tall_experts;     // if so many experts have tall tiles
+    int heavy, light;       // token tiles
+    uint32_t widths;        // of the heavy ones, a bit for each
+    uint32_t most_work;     // of a cluster
+    uint32_t tall_experts;  // if so many experts have tall tiles
   };
   struct alignas(8) Shared {
     Found found[kWarps];
@@ -283,23 +283,22 @@ class TileScheduler {
 #pragma unroll 1
     for (int experts = thread(); experts <= plan.experts; experts += Team::kThreads) {
       const int tall_token_tiles = experts > 0 ? tables.heavy_end[experts - 1] : 0;
-      const unsigned height = plan.most_sub_blocks(tall_token_tiles);
-      if (height <= least) least = height, tall_experts = experts;
+      const unsigned work = plan.most_work(tall_token_tiles);
+      if (work <= least) least = work, tall_experts = experts;
     }
     const unsigned least_of_all = __reduce_min_sync(~0u, least);
     tall_experts = __reduce_max_sync(~0u, least == least_of_all ? tall_experts : 0);
     plan.tall_experts = tall_experts;
     if (kIsOneWarp<Team>) return;
     if (lane() == 0) {
-      shared_.found[warp()].most_sub_blocks = least_of_all;
+      shared_.found[warp()].most_work = least_of_all;
       shared_.found[warp()].tall_experts = tall_experts;
     }
     Team::sync();
     if (warp() > 0) return;
     const Found found = shared_.found[lane() % kWarps];
-    least = __reduce_min_sync(~0u, found.most_sub_blocks);
-    plan.tall_experts =
-        __reduce_max_sync(~0u, found.most_sub_blocks == least ? found.tall_experts : 0);
+    least = __reduce_min_sync(~0u, found.most_work);
+    plan.tall_experts = __reduce_max_sync(~0u, found.most_work == least ? found.tall_experts : 0);
   }
 
   // As the i-th of this block.

@@ -198,17 +198,19 @@ void divide(std::istream& words) {
   std::puts("");
 }
 
-// Whether later experts may have low tiles, and how high the most work is for each number that have not.
+// Whether later experts may have low tiles, and how long the most work takes for each number that have not.
 void lower(std::istream& words) {
   GroupGemmParams params = {};
   std::string name;
-  int clusters = 0;
-  words >> name >> params.in_features >> params.out_features >> clusters;
+  int step = 0, clusters = 0;
+  words >> name >> step >> params.in_features >> params.out_features >> clusters;
   std::vector<int32_t> ends;  // token tiles up to each expert
   const std::vector<int32_t> counts{std::istream_iterator<int32_t>(words), {}};
   params.tokens.experts = static_cast<int64_t>(counts.size());
   with_named_tile(name, [&](auto tile) {
-    auto plan = TilePlan<decltype(tile)>::template without_counts<1>(params, clusters);
+    using Plan = TilePlan<decltype(tile)>;
+    Plan plan = step == 1 ? Plan::template without_counts<1>(params, clusters)
+                          : Plan::template without_counts<2>(params, clusters);
     ends.push_back(0);
     const auto has_several = [&](int32_t count) { return plan.token_tiles(count) > 1; };
     plan.choose_light(std::any_of(counts.begin(), counts.end(), has_several));
@@ -217,7 +219,7 @@ void lower(std::istream& words) {
       ends.push_back(plan.heavy.token_tiles);
     }
     std::printf("%d", plan.may_lower_last());
-    for (const int32_t end : ends) std::printf(" %d", plan.most_sub_blocks(end));
+    for (const int32_t end : ends) std::printf(" %d", plan.most_work(end));
     std::puts("");
   });
 }
