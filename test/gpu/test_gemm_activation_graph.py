@@ -42,7 +42,7 @@ SEVEN = 0x40E0  # in bfloat16
 def test_replays_write_the_rows_of_tokens(
     place: Any, form: str, options: dict[str, int], activation: str
 ) -> None:
-    inputs = inputs_of(form, counts=(70, 0, 300, 1), **options)
+    inputs = inputs_of(form, 1408, 4096, counts=(70, 0, 300, 1), **options)
     p = inputs.problem
     live = holds_token(p)
     for hint in hints(place):

@@ -69,7 +69,9 @@ CHOICES = f"""
 288 7168 int4 none -1 bfloat16 default none: {TO_448}
 256 7168 int4 none -1 bfloat16 default none: {TO_ANY}
 4096 7168 int4 none -1 bfloat16 default swiglu: {TO_768}
-288 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_768}
+4096 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_768}
+4064 7168 int4 none -1 bfloat16 default swiglu: {TO_ANY}
+4064 7168 mxfp4 e8m0 32 float16 default swiglu: {TO_ANY}
 256 7168 mxfp4 e8m0 32 bfloat16 default swiglu: {TO_ANY}
 4096 7168 int4 none -1 float16 default swiglu: {TO_768}
 4096 7168 int4 float32 128 bfloat16 default none: {TO_448}
@@ -114,7 +116,7 @@ SHAPES = {  # max_tokens, padding, rows, experts, in_features, out_features; wha
     "769 0 30000 8 256 7168": "medium medium medium",
 }
 OTHER_SHAPES = {  # the same with another output, accumulation or activation, with int4
-    "bfloat16 default swiglu": "decode decode small medium medium rounded rounded rounded medium",
+    "bfloat16 default swiglu": "decode decode small medium medium rounded medium rounded medium",
     "float16 half none": "helped decode small parts medium large_parts large large medium",
     "float16 default none": "decode decode small medium medium"
     + 3 * " grouped_rounded"
