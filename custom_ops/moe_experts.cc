@@ -46,7 +46,7 @@ Tensor product(const Tensor& x, const Tensor& tokens, const Tensor* x_scale,
 // sub-blocks do. The more so the fewer in_features there are, as a tile's activation takes as long with few
 // (kernel-log.md, run 190).
 bool fuses_activation(int64_t rows, int64_t outputs, int64_t in_features) {
-  const int64_t least_bytes = int64_t{in_features < 4096 ? 96 : 20} << 20;
+  const int64_t least_bytes = int64_t{in_features < 4096 ? 40 : 20} << 20;
   return outputs % kActivatedOutUnit == 0 && rows * outputs * kHalfBytes >= least_bytes;
 }
 

@@ -20,32 +20,42 @@ from typing import Any
 
 import pytest
 from test_moe_ffn_composed import *  # noqa: F403
-from test_moe_ffn_composed import CASES, TOPK, check
+from test_moe_ffn_composed import CASES, TOPK, Case, check
 
 from w4afp8.layers.experts import fuses_activation
 
-MANY = {  # tokens whose copies have 96 MiB of outputs, or more
-    **{name: 10923 for name in CASES if name.startswith("1536") and name != "1536, a part"},
-    "1536, a part": 10923 * 3,
-    "384": 43691,
-    "384, gpt-oss": 43700,
-    "float16": 43700,
-    "rotated": 43700,
+MANY = {  # tokens whose copies have 40 MiB of outputs, or more
+    **{name: 4552 for name in CASES if name.startswith("1536") and name != "1536, a part"},
+    "1536, a part": 4552 * 3,
+    "384": 18205,
+    "384, gpt-oss": 18210,
+    "float16": 18210,
+    "rotated": 18210,
 }
 
 
-# Both products have large tiles with 512, of which a gated one needs more than 256, or medium ones.
-@pytest.mark.parametrize("hidden", [128, 512])
-@pytest.mark.parametrize("name", MANY)
-def test_the_first_product_applies_the_activation(name: str, hidden: int, place: Any) -> None:
-    case, tokens = replace(CASES[name], hidden=hidden), MANY[name]
-    outputs = 2 * case.intermediate
+def check_fused(case: Case, tokens: int, place: Any) -> None:
     copies = tokens * TOPK * case.experts // case.router_experts
-    assert fuses_activation(copies, outputs, hidden)
+    assert fuses_activation(copies, 2 * case.intermediate, case.hidden)
     check(case, tokens, place)
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("1536", 10922), ("192", 90000)])
+# Medium tiles, and with 512 large ones behind them.
+@pytest.mark.parametrize("hidden", [128, 512])
+@pytest.mark.parametrize("name", MANY)
+def test_the_first_product_applies_the_activation(name: str, hidden: int, place: Any) -> None:
+    check_fused(replace(CASES[name], hidden=hidden), MANY[name], place)
+
+
+# Gated ones are large from 4096 in_features on.
+@pytest.mark.parametrize(
+    "name", ["1536", "1536 in groups of 128", "1536, gpt-oss", "1536 in float16"]
+)
+def test_large_tiles_apply_the_activation(name: str, place: Any) -> None:
+    check_fused(replace(CASES[name], hidden=4096, intermediate=384), 4552, place)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("1536", 4551), ("192", 90000)])
 def test_or_does_not(name: str, tokens: int, place: Any) -> None:
     case = CASES[name]
     assert not fuses_activation(tokens * TOPK, 2 * case.intermediate, case.hidden)

@@ -149,7 +149,7 @@ def fuses_activation(rows: int, outputs: int, in_features: int) -> bool:
         in_features: of the product.
 
     Returns:
-        True where the outputs are a multiple of 128, and in 16 bits 96 MiB or more, from 4096
+        True where the outputs are a multiple of 128, and in 16 bits 40 MiB or more, from 4096
         in_features on 20 MiB.
     """
     fuses: bool = extension().fuses_activation(rows, outputs, in_features)
