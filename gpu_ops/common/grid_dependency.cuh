@@ -25,11 +25,11 @@
 // Asking for data to be brought into L2 is no access: L2 sees every write, so what is read later is
 // right.
 //
-// The exception: a kernel whose caller knows what runs before it may touch memory earlier (moe_ffn.cc, moe_experts.cc). That its blocks
-// run says that all blocks of the kernel before have triggered or left. Where all of these wait before either, all that
-// came before it has ended; where they trigger at once, they run, which says the same of the one before it. What
-// has ended wrote may then be read, and what only that used be written. A kernel must still end after the one before it:
-// one of its blocks at least waits. L1 may have what was there earlier: such reads go past it.
+// The exception: a kernel whose caller knows what runs before it may touch memory earlier (moe_ffn.cc, moe_experts.cc).
+// That its blocks run says that all blocks of the kernel before have triggered or left. Where all of these wait before
+// either, all that came before it has ended; where they trigger at once, they run, which says the same of the one before
+// it. What has ended wrote may then be read, and what only that used be written. A kernel must still end after the one
+// before it: one of its blocks at least waits. L1 may have what was there earlier: such reads go past it.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -204,8 +204,8 @@ class Producer {
   __device__ __forceinline__ void load_tokens(uint8_t* destination, const CUtensorMap* map,
                                               const ptx::TensorPlace& place) const {
     // Every output block reads the tokens, so L2 keeps them longer; but not where outputs pass in bulk. Those of large
-    // tiles do not (tile_choice.h). They choose all the same: if not, ptxas orders the products of carried sums otherwise,
-    // and 2048 tokens take 2% longer (kernel-log.md, run 191).
+    // tiles do not (tile_choice.h). They choose all the same: if not, ptxas orders the products of int4's carried sums
+    // otherwise, and 2048 tokens take 2% longer (kernel-log.md, run 191).
     const auto policy = streams_ ? ptx::CachePolicy::EVICT_NORMAL : ptx::CachePolicy::EVICT_LAST;
     if constexpr (Tile::kCluster == 1) {
       ptx::tensor_copy(ptx::shared_address(destination), map, place, full(), policy);
