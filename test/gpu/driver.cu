@@ -610,6 +610,8 @@ void group_gemm() {
       large_group_gemm_case(experts, {256, 4096}, formats[format], Activation::kSwiglu);
     }
   }
+  large_group_gemm_case({{300, 280, 20}, 0}, {512, 4096}, formats[0], Activation::kSwiglu);
+  large_group_gemm_case({{300, 280, 20}, 0}, {640, 4096}, formats[3], Activation::kSwiglu);
   group_gemm_case(kExperts[0], {8, 32}, formats[0]);
   group_gemm_case(kExperts[0], {72, 96}, formats[1]);
 }

@@ -34,15 +34,16 @@ from w4afp8.testing.gpu import as_torch, torch_on_paddle_stream
 from w4afp8.testing.tensors import tensor_bits
 
 SEVEN = 0x40E0  # in bfloat16
+LARGE = {"spare_rows": 40, "out_features": 1408, "in_features": 4096}  # tiles, by a hint
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("options", [{"spare_rows": 40}, {"token_padding": 330}], ids=str)
+@pytest.mark.parametrize("options", [LARGE, {"token_padding": 330}], ids=["large", "padded"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_replays_write_the_rows_of_tokens(
     place: Any, form: str, options: dict[str, int], activation: str
 ) -> None:
-    inputs = inputs_of(form, 1408, 4096, counts=(70, 0, 300, 1), **options)
+    inputs = inputs_of(form, counts=(70, 0, 300, 1), **options)
     p = inputs.problem
     live = holds_token(p)
     for hint in hints(place):

@@ -40,19 +40,26 @@ def check_fused(case: Case, tokens: int, place: Any) -> None:
     check(case, tokens, place)
 
 
-# Medium tiles, and with 512 large ones behind them.
+# In medium tiles. Behind them some have large ones with 512.
 @pytest.mark.parametrize("hidden", [128, 512])
 @pytest.mark.parametrize("name", MANY)
 def test_the_first_product_applies_the_activation(name: str, hidden: int, place: Any) -> None:
     check_fused(replace(CASES[name], hidden=hidden), MANY[name], place)
 
 
-# Gated ones are large from 4096 in_features on.
 @pytest.mark.parametrize(
-    "name", ["1536", "1536 in groups of 128", "1536, gpt-oss", "1536 in float16"]
+    "case",
+    [
+        Case(384),
+        Case(384, group_size=128),
+        Case(384, "swiglu_oai", "mxfp4"),
+        Case(384, weight_format="mxfp4", dtype="float16"),
+    ],
+    ids=["int4", "groups of 128", "mxfp4, gpt-oss", "mxfp4 in float16"],
 )
-def test_large_tiles_apply_the_activation(name: str, place: Any) -> None:
-    check_fused(replace(CASES[name], hidden=4096, intermediate=384), 4552, place)
+def test_large_tiles_apply_the_activation(case: Case, place: Any) -> None:
+    """From 4096 in_features on."""
+    check_fused(replace(case, hidden=4096), 4552, place)
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("1536", 4551), ("192", 90000)])

@@ -58,7 +58,7 @@ Launch = Callable[[str, int], paddle.Tensor]
 
 
 def hints(place: Any) -> tuple[int, ...]:
-    """On a GPU: what suits the counts, then decode, small, medium, large tiles (tile_choice.h)."""
+    """On a GPU: what suits the counts, then decode, small, medium and, if they fit, large tiles."""
     return (-1,) if place.is_cpu_place() else (-1, 1, 64, 128, 4096)
 
 

@@ -81,7 +81,7 @@ class Experts:
         shapes = (experts, outputs, case.hidden), (experts, case.hidden, case.intermediate)
         biases = [rng.standard_normal(shape[:2]) * 0.1 for shape in shapes]
         layer = W4AFP8MoEFFN.from_float(
-            *(rng.standard_normal(shape).astype(np.float32) * 0.1 for shape in shapes),
+            *(rng.standard_normal(shape, np.float32) * 0.1 for shape in shapes),
             topk=1,
             weight_format=case.weight_format,
             group_size=case.group_size,
