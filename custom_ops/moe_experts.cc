@@ -43,8 +43,8 @@ Tensor product(const Tensor& x, const Tensor& tokens, const Tensor* x_scale,
 }  // namespace
 
 // Fewer outputs stay in L2 until the launch behind the product reads them, which costs less than tiles of pairs of
-// sub-blocks do. The more so the fewer in_features there are, as a tile's activation takes as long with few
-// (kernel-log.md, run 190).
+// sub-blocks do. The more so the fewer in_features there are, probably as a tile's activation takes as long with few
+// (kernel-log.md, runs 190 to 192).
 bool fuses_activation(int64_t rows, int64_t outputs, int64_t in_features) {
   const int64_t least_bytes = int64_t{in_features < 4096 ? 40 : 20} << 20;
   return outputs % kActivatedOutUnit == 0 && rows * outputs * kHalfBytes >= least_bytes;
