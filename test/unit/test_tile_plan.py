@@ -394,7 +394,8 @@ def test_lower_tiles_shorten_the_most_work(program: str, tile: str, tokens: int)
     lines, expected = [], []
     for _ in range(200):
         step = source.choice([1, 2])  # with a gated activation
-        out = source.choice([128, 256, 384, 512, 1536, 5760, 7168])
+        out = source.choice([64, 192] if step == 1 else [128, 256])
+        out = source.choice([out, 384, 512, 1536, 5760, 7168])
         clusters = source.randint(1, 132)
         counts = [source.randint(0, 900) for _ in range(source.randint(1, 9))]
         sub_blocks = -(-out // 64)
