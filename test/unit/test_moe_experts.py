@@ -25,7 +25,7 @@ import pytest
 from w4afp8._extension import extension
 from w4afp8._routes import force_route
 from w4afp8.layers import W4AFP8MoEFFN
-from w4afp8.layers.experts import run_experts, run_experts_by_operators
+from w4afp8.layers.experts import run_experts
 from w4afp8.testing import float8
 from w4afp8.testing.compare import assert_bits_equal
 from w4afp8.testing.tensors import float8_tensor, float_tensor, int_tensor, tensor_bits
@@ -118,7 +118,7 @@ class Experts:
             return np.arange(counts.max() + spare) < counts[:, None]
         return np.arange(counts.sum() + spare) < counts.sum()
 
-    def run(self, x: Any, tokens: Any, x_scale: Any) -> paddle.Tensor:
+    def run(self, x: Any, tokens: Any, x_scale: Any, **options: Any) -> paddle.Tensor:
         padding = x.shape[1] if self.case.is_padded else 0
         return run_experts(
             *(*self.projections, x, tokens, x_scale),
@@ -127,6 +127,7 @@ class Experts:
             hadamard_block_size=self.case.hadamard_block_size,
             token_padding=padding,
             max_tokens=self.case.max_tokens,
+            **options,
         )
 
     def run_by_operators(self, *rows: Any) -> paddle.Tensor:
@@ -157,11 +158,11 @@ def test_one_call_has_the_bits_of_the_operators(name: str, place: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("by_operators", "expected"),
-    [(False, ["moe_experts"]), (True, ["group_gemm", "activation_quant", "group_gemm"])],
+    ("in_one_call", "expected"),
+    [(True, ["moe_experts"]), (False, ["group_gemm", "activation_quant", "group_gemm"])],
 )
-def test_eager_experts_are_one_call_unless_by_operators(
-    by_operators: bool, expected: list[str], place: Any, monkeypatch: pytest.MonkeyPatch
+def test_eager_experts_are_one_call_unless_told_otherwise(
+    in_one_call: bool, expected: list[str], place: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
     module = extension()
@@ -178,12 +179,7 @@ def test_eager_experts_are_one_call_unless_by_operators(
     for name in ("group_gemm", "activation_quant", "moe_experts"):
         monkeypatch.setattr(module, name, recorded(name))
     experts = Experts(Case(), place)
-    if by_operators:
-        options: dict[str, Any] = {"activation": "swiglu", "out_dtype": "bfloat16"}
-        options |= {"hadamard_block_size": -1, "max_tokens": -1}
-        run_experts_by_operators(*experts.projections, *experts.rows(0), **options)
-    else:
-        experts.run(*experts.rows(0))
+    experts.run(*experts.rows(0), in_one_call=in_one_call)
     assert calls == expected
 
 

@@ -76,6 +76,7 @@ def run_experts(
     hadamard_block_size: int = -1,
     token_padding: int = 0,
     max_tokens: int = -1,
+    in_one_call: bool = True,
 ) -> Tensor:
     """``down(activation(up_gate(x)))`` of every expert: three launches, in one call if eager.
 
@@ -95,41 +96,18 @@ def run_experts(
         hadamard_block_size: of the blocks that the second projection's input is rotated in, or -1.
         token_padding: rows of x for each expert; 0: sorted rows.
         max_tokens: that one expert probably has, -1 unknown; a hint for speed only.
+        in_one_call: where tensors are eager; False: one operator after the other.
 
     Returns:
         The shape of x, of out_dtype.
     """
     dtype = dtype_name(out_dtype)
-    if not is_eager():
-        return run_experts_by_operators(
-            *(up_gate, down, x, tokens, x_scale),
-            activation=activation,
-            out_dtype=dtype,
-            hadamard_block_size=hadamard_block_size,
-            token_padding=token_padding,
-            max_tokens=max_tokens,
-        )
-    experts = experts_of(up_gate, down, activation, hadamard_block_size, max_tokens)
-    out: Tensor = extension().moe_experts(x, tokens, x_scale, experts, dtype, token_padding)
-    return out
-
-
-def run_experts_by_operators(
-    up_gate: Weights,
-    down: Weights,
-    x: Tensor,
-    tokens: Tensor,
-    x_scale: Tensor | None,
-    *,
-    activation: Activation,
-    out_dtype: str,
-    hadamard_block_size: int,
-    max_tokens: int,
-    token_padding: int = 0,
-) -> Tensor:
-    """As `run_experts`, one operator after the other also where tensors are eager."""
-    shape = {"token_padding": token_padding, "max_tokens": max_tokens}
-    hidden = multiply(up_gate.operands, x, tokens, x_scale, out_dtype=out_dtype, **shape)
+    if in_one_call and is_eager():
+        experts = experts_of(up_gate, down, activation, hadamard_block_size, max_tokens)
+        out: Tensor = extension().moe_experts(x, tokens, x_scale, experts, dtype, token_padding)
+        return out
+    options = {"out_dtype": dtype, "token_padding": token_padding, "max_tokens": max_tokens}
+    hidden = multiply(up_gate.operands, x, tokens, x_scale, **options)
     hidden, hidden_scale = ops.activation_quant(
         hidden,
         tokens,
@@ -137,7 +115,7 @@ def run_experts_by_operators(
         token_padding=token_padding,
         hadamard_block_size=hadamard_block_size,
     )
-    return multiply(down.operands, hidden, tokens, hidden_scale, out_dtype=out_dtype, **shape)
+    return multiply(down.operands, hidden, tokens, hidden_scale, **options)
 
 
 def fuses_activation(rows: int, outputs: int, in_features: int) -> bool:

@@ -26,7 +26,7 @@ from w4afp8.layers.experts import (
     Activation,
     Weights,
     experts_of,
-    run_experts_by_operators,
+    run_experts,
     tokens_hint,
 )
 from w4afp8.layers.router import Routing
@@ -109,12 +109,13 @@ def run_by_operators(
     permuted, scale, tokens, row_index = ops.moe_dispatch(
         rows, topk_ids, experts=layer.num_experts, first_expert=layer.first_expert
     )
-    y = run_experts_by_operators(
+    y = run_experts(
         *(layer.up_gate_proj, layer.down_proj, permuted, tokens, scale),
         activation=layer.activation,
         out_dtype=layer.activation_dtype,
         hadamard_block_size=layer.hadamard_block_size,
         max_tokens=hint_of(layer, rows),
+        in_one_call=False,
     )
     return ops.moe_combine(y, topk_weights, row_index, shared_output=shared_output)
 

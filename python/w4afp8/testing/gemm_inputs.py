@@ -46,7 +46,7 @@ LARGE_IN_PARTS = (
     ((700, 700) + (20,) * 10, 1408, 4096),
     ((768,) * 6, 1408, 4096),
 )
-LARGE_HINT = 4096  # tokens: tiles are large wherever they fit (tile_choice.h)
+LARGE_HINT = 4096  # tokens: without a gate tiles are large wherever they fit (tile_choice.h)
 # The same of which decode tiles are helped, of one sub-block: the last ones of three waves and a
 # third, and all of less than one.
 HELPED = (
