@@ -51,7 +51,7 @@ inline double large_tile_use(const GroupGemmParams& params) {
 // its last tile loses less where that is narrow: below 256 tokens on average medium tiles take up to 20% less. With even
 // counts of 144 to 224 they take up to 11% more, groups of int4 up to 7% more with counts proportional to 1 / rank^0.5
 // too. From there on it depends on what large tiles gain where they are full: most with many in_features, least with sums
-// to carry or outputs to gate, with few of both half a percent (kernel-log.md, runs 183 to 195).
+// to carry; outputs to gate and few in_features gain half a percent at best (kernel-log.md, runs 183 to 195).
 inline int64_t most_medium_tokens(const GroupGemmParams& params) {
   const bool is_short = params.in_features < 4096;
   if (is_gated(params.activation)) return is_short ? INT64_MAX : 768;

@@ -100,6 +100,8 @@ struct TilePlan {
   int32_t tall_experts;   // the first so many experts have tall tiles
   int32_t tall_height;    // sub-blocks of these
   int32_t low_height;     // and of the tiles of the others, kStep fewer or less
+  int32_t tall_work;      // mean_work_of these
+  int32_t low_work;       // and of those kStep lower; 0 where no tile is lower
   int32_t enough_helped;  // token tiles whose helped tiles even out the others
   int32_t light_most;     // tokens that a light expert may have
   TileCount heavy, light;
@@ -117,6 +119,7 @@ struct TilePlan {
   static constexpr int kPausedWaves = Tile::kSplits ? 24 : 8, kPausedShortWaves = 4;
   static constexpr int kShortBlocks = 32;
   static constexpr int kMostPaused = 120;
+  static constexpr int kWorkUnit = 256;
   // Activations that stay in L2 while all outputs are multiplied with them.
   static constexpr int64_t kTokenGroupBytes = 12 << 20;
 
@@ -160,8 +163,8 @@ struct TilePlan {
   }
 
   // What does not depend on the token counts. Heights are multiples of kStep: 1, or 2 with a gated
-  // activation. Six sub-blocks are two tiles of three, not one of four and one of two: with few warpgroups at
-  // work nothing hides what they do between their products.
+  // activation. Six sub-blocks are two tiles of three, not one of four and one of two, which take longer: probably as few
+  // warpgroups hide little of what the others do between their products.
   template <int kStep>
   W4AFP8_HOST_DEVICE static TilePlan without_counts(const GroupGemmParams& params, int clusters) {
     TilePlan plan = {};
@@ -177,6 +180,10 @@ struct TilePlan {
       plan.tall_height = (even + kStep - 1) / kStep * kStep;
     }
     plan.low_height = plan.tall_height - kStep;
+    if (Tile::kAnyHeight) {
+      plan.tall_work = plan.mean_work_of(plan.tall_height);
+      plan.low_work = plan.mean_work_of(plan.low_height);
+    }
     if (Tile::kMayHelp) {  // as many as make a wave and a half of tall tiles
       const int wanted = clusters * Tile::kSubBlocks / 2 * 3;
       plan.enough_helped = (wanted + plan.sub_blocks - 1) / plan.sub_blocks;
@@ -202,17 +209,25 @@ struct TilePlan {
     return Tile::kAnyHeight && light.token_tiles == 0 &&
            heavy.token_tiles * out_blocks(true) > clusters.value;
   }
-  // How long a tile takes, in sub-blocks: as long as one more than it has, as few warpgroups hide little of what the others
-  // do between their products (kernel-log.md, runs 193 to 195).
-  W4AFP8_HOST_DEVICE static int work_of(int height) { return height + 1; }
+  // How long an expert's tiles of a height take on average, in 2^-8 sub-blocks: each as long as one more than it has, where
+  // the last one may be lower (kernel-log.md, runs 193 to 195 and 198).
+  W4AFP8_HOST_DEVICE int32_t mean_work_of(int height) const {
+    return static_cast<int32_t>(kWorkUnit +
+                                int64_t{sub_blocks} * kWorkUnit / out_blocks_of(height));
+  }
+  // Of so many waves of such tiles, the last of which is as long as the tallest.
+  W4AFP8_HOST_DEVICE static uint32_t work_of(int waves, int height, int32_t mean_work) {
+    if (waves == 0) return 0;
+    return static_cast<uint32_t>(waves - 1) * mean_work + (height + 1) * kWorkUnit;
+  }
   // Of the cluster with the most of it, where the first experts, which have so many token tiles, have tall tiles: waves of
   // tall ones, then waves of low ones.
-  W4AFP8_HOST_DEVICE int most_work(int tall_token_tiles) const {
+  W4AFP8_HOST_DEVICE uint32_t most_work(int tall_token_tiles) const {
     const int tall = tall_token_tiles * out_blocks(true);
     const int low = (heavy.token_tiles - tall_token_tiles) * out_blocks(false);
     const int tall_waves = clusters.quotient_rounded_up(tall);
-    return tall_waves * work_of(tall_height) +
-           (clusters.quotient_rounded_up(tall + low) - tall_waves) * work_of(low_height);
+    const int low_waves = clusters.quotient_rounded_up(tall + low) - tall_waves;
+    return work_of(tall_waves, tall_height, tall_work) + work_of(low_waves, low_height, low_work);
   }
 
   // Makes tiles lower that would not be done at the same time.

@@ -412,7 +412,9 @@ def test_lower_tiles_shorten_the_most_work(program: str, tile: str, tokens: int)
             all_tiles = high + sum(token_tiles[experts:]) * tiles[low]
             waves = -(-high // clusters)
             low_waves = -(-all_tiles // clusters) - waves
-            works.append(waves * (tall + 1) + low_waves * (low + 1))
+            works.append(
+                waves_work(sub_blocks, waves, tall) + waves_work(sub_blocks, low_waves, low)
+            )
         may = not any(light) and sum(token_tiles) * tiles[tall] > clusters
         lines.append(f"lower {tile} {step} 2048 {out} {clusters} {' '.join(map(str, counts))}")
         expected.append([int(may), *works])
@@ -430,6 +432,32 @@ def test_pairs_left_over_lower_no_other_tiles(program: str, tokens: int) -> None
     line = f"lower medium 2 2880 5760 132 {' '.join(map(str, counts))}"
     _, *works = map(int, ask(program, [line])[0].split())
     assert min(works) == min(works[31:]) < works[0]
+
+
+@pytest.mark.parametrize("tokens", [144, 384, 1024])
+def test_tiles_that_are_short_anyway_lower_no_others(program: str, tokens: int) -> None:
+    """GLM-4.5's first projection of one of 8 ranks: three pairs, which are tiles of two and of one.
+
+    As long as two tiles of two pairs these would take more than three of one.
+    """
+    line = f"lower medium 2 5120 384 132 {' '.join(160 * [str(tokens)])}"
+    _, *works = map(int, ask(program, [line])[0].split())
+    assert min(works) == min(works[132:]) < works[0]
+
+
+@pytest.mark.parametrize("experts", [100, 128])
+def test_few_waves_take_as_long_as_their_tallest_tiles(program: str, experts: int) -> None:
+    """Tiles of four and of two sub-blocks in two waves take longer than two of three."""
+    line = f"lower small 1 2048 384 132 {' '.join(experts * ['16'])}"
+    _, *works = map(int, ask(program, [line])[0].split())
+    assert works[0] == min(works) < works[-1]
+
+
+def waves_work(sub_blocks: int, waves: int, height: int) -> int:
+    """In 2^-8 sub-blocks: as an expert's tiles take on average, but the last as long as any."""
+    tiles = -(-sub_blocks // height)
+    mean = 256 * (sub_blocks + tiles) // tiles
+    return (waves - 1) * mean + 256 * (height + 1) if waves else 0
 
 
 def round_up(number: int, step: int) -> int:

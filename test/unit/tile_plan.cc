@@ -219,7 +219,7 @@ void lower(std::istream& words) {
       ends.push_back(plan.heavy.token_tiles);
     }
     std::printf("%d", plan.may_lower_last());
-    for (const int32_t end : ends) std::printf(" %d", plan.most_work(end));
+    for (const int32_t end : ends) std::printf(" %u", plan.most_work(end));
     std::puts("");
   });
 }
