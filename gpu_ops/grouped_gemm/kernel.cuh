@@ -50,12 +50,6 @@ __device__ __forceinline__ void initialise(SharedStorage<Tile, Format>& shared,
   }
 }
 
-// In this order, as a layer's next launch relies on it.
-__device__ __forceinline__ void wait_for_tokens() {
-  wait_for_previous_grids();
-  launch_dependents();
-}
-
 // One tile of this warpgroup, from its first stage to its outputs.
 template <class Tile, class Format>
 __device__ __forceinline__ void multiply(TileCoordinates tile, MainLoop<Tile, Format>& main_loop,
@@ -126,11 +120,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       if (warp == 0) {
         scheduler.serve();
       } else if (warp == 1) {
-        if (kAlone) wait_for_tokens();
         using First = Producer<Tile, Format, kAlone ? Fetches::kAll : Fetches::kWeights>;
         First(params, token_maps, shared, rank).run(scheduler);
       } else if (!kAlone && warp == 2) {
-        wait_for_tokens();
         Producer<Tile, Format, Fetches::kOthers>(params, token_maps, shared, rank).run(scheduler);
       }
     }
@@ -138,10 +130,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     if constexpr (Tile::kMovesRegisters) {
       cutlass::arch::warpgroup_reg_alloc<Tile::kConsumerRegisters>();
     }
-    wait_for_previous_grids();
     MainLoop<Tile, Format> main_loop(params, shared);
     EpilogueOf<Tile, Format> epilogue(params, shared, rank);
     TileCoordinates tile;
+    wait_for_previous_grids();  // nothing above touches global memory
     while (main_loop.next(tile)) {
       multiply(tile, main_loop, epilogue, counters);
       // Together again. Else the compiler takes lanes to be apart in all loops, and has stages and descriptors in

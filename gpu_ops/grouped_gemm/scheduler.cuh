@@ -321,7 +321,8 @@ class TileScheduler {
     return ticket;
   }
 
-  // The place of the next of the tiles that are taken, or -1.
+  // The place of the next of the tiles that are taken, or -1. The kernel before may still run: the counters are of this
+  // launch alone.
   __device__ __forceinline__ int take() {
     const Plan& plan = shared_.plan;
     const uint32_t tiles = plan.taken();
