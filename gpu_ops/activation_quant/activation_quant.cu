@@ -42,25 +42,32 @@ cudaError_t launch_quant(const QuantPerTokenParams& params, cudaStream_t stream)
                                  stream, params);
 }
 
-template <int kWidth, typename T, bool kHadamard>
-cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t stream) {
-  auto kernel = activation_quant_kernel<kWidth, T, Activation::kNone, kHadamard>;
-  if (params.activation == Activation::kSwiglu) {
-    kernel = activation_quant_kernel<kWidth, T, Activation::kSwiglu, kHadamard>;
-  }
-  if (params.activation == Activation::kSwigluOai) {
-    kernel = activation_quant_kernel<kWidth, T, Activation::kSwigluOai, kHadamard>;
-  }
-  if (params.activation == Activation::kGelu) {
-    kernel = activation_quant_kernel<kWidth, T, Activation::kGelu, kHadamard>;
-  }
+template <int kWidth, typename T, bool kHadamard, Activation kActivation>
+cudaError_t launch_one(const ActivationQuantParams& params, cudaStream_t stream) {
+  constexpr auto kKernel = activation_quant_kernel<kWidth, T, kActivation, kHadamard>;
   const int64_t size = params.hadamard_block_size;
   const int threads =
       kHadamard ? hadamard_threads(params.features, size, chunks_each(params, kHeldChunks))
                 : row_threads(params.features, kWidth, chunks_each(params, kHeldActivated));
   const int64_t blocks = std::min(params.tokens.num_rows, kThreadsEach / threads * sm_count());
+  if (blocks > 0) prefer_shared_memory<kKernel>();
   return launch_dependent_kernel_with_memory(
-      kernel, blocks, threads, kHadamard ? hadamard_bytes(size, threads) : 0, stream, params);
+      kKernel, blocks, threads, kHadamard ? hadamard_bytes(size, threads) : 0, stream, params);
+}
+
+template <int kWidth, typename T, bool kHadamard>
+cudaError_t launch_activation(const ActivationQuantParams& params, cudaStream_t stream) {
+  switch (params.activation) {
+    case Activation::kNone:
+      return launch_one<kWidth, T, kHadamard, Activation::kNone>(params, stream);
+    case Activation::kSwiglu:
+      return launch_one<kWidth, T, kHadamard, Activation::kSwiglu>(params, stream);
+    case Activation::kSwigluOai:
+      return launch_one<kWidth, T, kHadamard, Activation::kSwigluOai>(params, stream);
+    case Activation::kGelu:
+      return launch_one<kWidth, T, kHadamard, Activation::kGelu>(params, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 template <int kWidth, bool kHadamard>
