@@ -28,8 +28,6 @@
 namespace w4afp8 {
 namespace {
 
-constexpr int64_t kWordBytes = 4, kHalfBytes = 2;
-
 Tensor product(const Tensor& x, const Tensor& tokens, const Tensor* x_scale,
                const ProjectionArguments& projection, const ExpertsArguments& a,
                std::string_view out_dtype, int64_t token_padding, std::string_view activation,

@@ -35,8 +35,6 @@
 namespace w4afp8 {
 namespace {
 
-constexpr int64_t kWordBytes = 4, kHalfBytes = 2;
-
 // What the operators hand on, and where in the workspace it is.
 struct MoeFfnLayout {
   WorkspaceLayout workspace;

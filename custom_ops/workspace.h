@@ -23,6 +23,8 @@
 
 namespace w4afp8 {
 
+constexpr int64_t kWordBytes = 4, kHalfBytes = 2;  // of an element
+
 // Where regions begin. They are made first, then the memory.
 class WorkspaceLayout {
  public:
